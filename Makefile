@@ -1,0 +1,47 @@
+# Needs make and Python 3.11 or newer; everything else is installed into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, into demo/out
+	$(BIN)/python -m bids_lacuna.demo demo
+	$(BIN)/python run.py demo/bids demo/out participant --connectome demo/connectome --t-threshold 7
+	@echo "The maps are in demo/out/sub-*, and what became of each lesion in demo/out/logs/*/lesions.tsv."
+	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
+
+test: .venv/installed-test  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-lint  ## check style, types, the direction of imports, and spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+clean:  ## remove all that these targets made
+	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/installed-package: pyproject.toml | $(BIN)/pip
+	@echo "Installing bids_lacuna into .venv; this takes a minute or two."
+	$(INSTALL) .
+	@touch $@
+
+.venv/installed-%: pyproject.toml | $(BIN)/pip
+	@echo "Installing bids_lacuna and what $* needs into .venv; this takes a minute or two."
+	$(INSTALL) '.[$*]'
+	@touch $@
+
+# pip, not python: where venv lacks ensurepip it fails and leaves a python behind.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "bids_lacuna needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1):" \
+	    "name another one, as in 'make demo PYTHON=python3.13'." >&2; exit 1; }
+	$(PYTHON) -m venv .venv

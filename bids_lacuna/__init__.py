@@ -1,0 +1,51 @@
+"""Lesion network mapping: many lesions, one pass over a normative connectome, constant memory."""
+
+import os
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_lacuna._version import __version__
+
+if TYPE_CHECKING:
+    from bids_lacuna.batch import batch_process
+    from bids_lacuna.connectome import Connectome
+    from bids_lacuna.lesion import LesionData
+    from bids_lacuna.mapping import FunctionalNetworkMapping
+
+__all__ = ["Connectome", "FunctionalNetworkMapping", "LesionData", "__version__", "batch_process"]
+
+_HOMES = {
+    "Connectome": "connectome",
+    "FunctionalNetworkMapping": "mapping",
+    "LesionData": "lesion",
+    "batch_process": "batch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # `--help` and `--version` answer in a tenth of the time when numba and scipy wait until they are needed.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def _numba_cache() -> str:
+    """Choose a folder of this user for compiled kernels; the package's own folder may be read-only."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
+    folders = (home / "bids-lacuna", Path(tempfile.gettempdir()) / f"bids-lacuna-{os.getuid()}")
+    # Of a user without a home, ~ stays as it is, and the path is not absolute.
+    for folder in filter(Path.is_absolute, folders):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        # numba unpickles what it finds there: a folder that another user made first is none of ours.
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return str(folder)
+    return tempfile.mkdtemp(prefix="bids-lacuna-")
+
+
+# numba reads it once, when it is imported, and refuses to import cached kernels where it finds no place for them.
+os.environ.setdefault("NUMBA_CACHE_DIR", _numba_cache())
