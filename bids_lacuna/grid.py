@@ -1,0 +1,71 @@
+"""The connectome's voxel grid: where its voxels lie, and how volumes and voxel vectors turn into each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import nibabel as nib
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A brain mask in world coordinates; its voxels are counted in C order."""
+
+    mask: Array
+    """Shape (x, y, z), boolean: the voxels that have a series."""
+    affine: Array
+    """Shape (4, 4): voxel indices to millimetres."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a whole volume."""
+        return self.mask.shape
+
+    @cached_property
+    def n_voxels(self) -> int:
+        """Number of voxels inside the mask: the length of a voxel vector."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        """Volume of one voxel in mm³."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def voxel_sizes_mm(self) -> Array:
+        """Shape (3,): the edges of one voxel in mm."""
+        return nib.affines.voxel_sizes(self.affine)
+
+    def volume(self, values: Array, outside: float = np.nan) -> Array:
+        """Put a voxel vector into a volume.
+
+        Parameters
+        ----------
+        values : shape (n_voxels,)
+            One value for each voxel of the mask.
+        outside
+            What the voxels outside the mask get.
+
+        Returns
+        -------
+        shape (x, y, z), of the values' dtype
+        """
+        volume = np.full(self.shape, outside, dtype=values.dtype)
+        volume[self.mask] = values
+        return volume
+
+    def vector(self, volume: Array) -> Array:
+        """Take the mask's voxels out of a volume: the inverse of `volume`."""
+        return volume[self.mask]
+
+    def is_same_as(self, other: Grid) -> bool:
+        """Tell whether another grid has the same voxels at the same places."""
+        return (
+            self.shape == other.shape
+            and np.allclose(self.affine, other.affine, rtol=0, atol=1e-4)
+            and np.array_equal(self.mask, other.mask)
+        )

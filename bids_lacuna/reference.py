@@ -1,0 +1,157 @@
+"""Functional lesion network mapping, defined in NumPy and float64: written to be read, not to be fast.
+
+`kernels` has the fast twins of `standardize`, `seeds` and `add_fisher_z`; tests hold each pair together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+Array = np.ndarray
+
+R_LIMIT = 1 - 1e-6
+"""Correlations are clipped to ±R_LIMIT before arctanh, so that a voxel's correlation with itself is finite."""
+
+CONSTANT_SEED = 1e-6
+"""A seed is constant when its norm is below this share of what its voxels' norms add up to: the float32
+rounding of series that cancel stays below it, an average over any real lesion far above it."""
+
+
+def standardize(timeseries: Array) -> tuple[Array, Array, Array]:
+    """Demean each voxel's series and divide it by its norm.
+
+    Parameters
+    ----------
+    timeseries : shape (n_timepoints, n_voxels)
+        BOLD signal of one connectome subject, as stored.
+
+    Returns
+    -------
+    series : shape (n_voxels, n_timepoints)
+        The series, one voxel after another.
+    scale : shape (n_voxels,)
+        What makes the norm of `series` 1: here it is 1 already.
+    sd : shape (n_voxels,)
+        Standard deviation of each series as stored, in its own units.
+
+    All three are 0 where a series is constant or not finite.
+    """
+    n_timepoints = len(timeseries)
+    timeseries = timeseries.T
+    defined = np.isfinite(timeseries).all(axis=1)
+    defined[defined] = np.ptp(timeseries[defined], axis=1) > 0
+    series = np.zeros(timeseries.shape)
+    series[defined] = timeseries[defined] - timeseries[defined].mean(axis=1, keepdims=True, dtype=float)
+    norm = np.linalg.norm(series, axis=1)
+    series[defined] /= norm[defined, np.newaxis]
+    return series, defined.astype(float), norm / np.sqrt(n_timepoints)
+
+
+def seeds(weights: Array, series: Array, scale: Array, sd: Array) -> Array:
+    """Average the connectome subject's signal over each lesion.
+
+    Parameters
+    ----------
+    weights : shape (n_lesions, n_voxels)
+        Share of each voxel that the lesion covers.
+    series, scale, sd
+        As from `standardize`; the average is taken over the series as stored, so each is brought back to
+        its own standard deviation first.
+
+    Returns
+    -------
+    shape (n_lesions, n_timepoints)
+        Each lesion's seed, demeaned, with norm 1; 0 where the seed is constant.
+    """
+    n_timepoints = series.shape[1]
+    to_stored_units = scale * sd * np.sqrt(n_timepoints)
+    means = weights @ (series * to_stored_units[:, np.newaxis])
+    means -= means.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(means, axis=1)
+    defined = norm > CONSTANT_SEED * (weights @ (sd * np.sqrt(n_timepoints)))
+    return np.divide(means, norm[:, np.newaxis], out=np.zeros_like(means), where=defined[:, np.newaxis])
+
+
+def correlate(seeds: Array, timeseries: Array) -> Array:
+    """Correlate each lesion's seed with every voxel of one connectome subject.
+
+    Parameters
+    ----------
+    seeds : shape (n_lesions, n_timepoints)
+        Mean BOLD signal inside each lesion, arbitrary units.
+    timeseries : shape (n_timepoints, n_voxels)
+        BOLD signal.
+
+    Returns
+    -------
+    shape (n_lesions, n_voxels)
+        Pearson r in [-1, 1]; NaN where a voxel or a seed is constant or not finite.
+
+    References
+    ----------
+    Boes et al. (2015), Brain 138:3061, doi:10.1093/brain/awv228.
+    """
+    voxel_series, voxel_scale, _ = standardize(timeseries)
+    seed_series, seed_scale, _ = standardize(seeds.T)
+    r = seed_series @ voxel_series.T
+    r[seed_scale == 0, :] = np.nan
+    r[:, voxel_scale == 0] = np.nan
+    return np.clip(r, -1, 1)
+
+
+def fisher_z(r: Array) -> Array:
+    """Fisher's z of correlations clipped to ±R_LIMIT: |z| is at most 7.2543."""
+    return np.arctanh(np.clip(r, -R_LIMIT, R_LIMIT))
+
+
+def add_fisher_z(seeds: Array, series: Array, scale: Array, total: Array, total_of_squares: Array) -> None:
+    """Add one connectome subject's Fisher z, and its square, to the running sums, in place.
+
+    Parameters
+    ----------
+    seeds : shape (n_lesions, n_timepoints)
+        Of norm 1, or 0 where constant: as from `seeds`.
+    series, scale
+        As from `standardize`. A constant seed or voxel has r = 0, and adds nothing.
+    total, total_of_squares : shape (n_lesions, n_voxels)
+        Sums of z and of z² over connectome subjects.
+    """
+    z = fisher_z(seeds @ (series * scale[:, np.newaxis]).T)
+    total += z
+    total_of_squares += z**2
+
+
+def map_lesions(weights: Array, connectome: Iterable[Array]) -> dict[str, Array]:
+    """Map lesions onto a connectome, holding every subject's z at once.
+
+    Parameters
+    ----------
+    weights : shape (n_lesions, n_voxels)
+        Share of each voxel that the lesion covers.
+    connectome
+        Each subject's BOLD signal, shape (n_timepoints, n_voxels); n_timepoints may differ.
+
+    Returns
+    -------
+    r, z, t, n : shape (n_lesions, n_voxels)
+        tanh of the mean Fisher z; the mean z; the one-sample t of z over subjects with n - 1 degrees of
+        freedom; the number of subjects with a defined correlation there. NaN where undefined.
+    """
+    each_z = []
+    for timeseries in connectome:
+        series, scale, sd = standardize(timeseries)
+        seed = seeds(weights, series, scale, sd)
+        z = fisher_z(seed @ series.T)
+        z[~seed.any(axis=1), :] = np.nan
+        z[:, scale == 0] = np.nan
+        each_z.append(z)
+    z = np.array(each_z)
+    n = np.isfinite(z).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(z, axis=0) / n
+        variance = np.nansum((z - mean) ** 2, axis=0) / (n - 1)
+        t = mean / np.sqrt(variance / n)
+    t[np.nanmax(z, axis=0, initial=-np.inf) == np.nanmin(z, axis=0, initial=np.inf)] = np.nan
+    return {"r": np.tanh(mean), "z": mean, "t": t, "n": n}

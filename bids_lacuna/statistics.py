@@ -1,0 +1,157 @@
+"""Running moments of Fisher z over connectome subjects, and what they say: z, r, t, p."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import special, stats
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LesionStatistics:
+    """One lesion's voxel vectors; NaN where undefined."""
+
+    z: Array
+    """Shape (n_voxels,), float32: mean Fisher z over connectome subjects."""
+    t: Array
+    """Shape (n_voxels,), float32: one-sample t of z over connectome subjects."""
+    n: Array
+    """Shape (n_voxels,), int32: connectome subjects with a defined correlation there."""
+
+    @property
+    def r(self) -> Array:
+        """Shape (n_voxels,), float32: tanh of the mean Fisher z, the r-map."""
+        return np.tanh(self.z)
+
+    @property
+    def n_subjects(self) -> int:
+        """Connectome subjects that any voxel has: the n of the degrees of freedom."""
+        return int(self.n.max(initial=0))
+
+
+@dataclass(eq=False)
+class RunningMoments:
+    """Sums over connectome subjects of z and z², for every lesion and voxel, and the number of subjects.
+
+    A constant seed or voxel adds 0 to both sums (`kernels.add_fisher_z`), so only the counting here has to know
+    of it, and the common case costs nothing.
+    """
+
+    n_lesions: int
+    n_voxels: int
+    total: Array = field(init=False)
+    """Shape (n_lesions, n_voxels), float64: Σ z."""
+    total_of_squares: Array = field(init=False)
+    """Shape (n_lesions, n_voxels), float64: Σ z²."""
+    n_by_voxel: Array = field(init=False)
+    """Shape (n_voxels,), int32: subjects whose voxel has a defined series."""
+    left_out: list[tuple[Array, Array]] = field(init=False, default_factory=list)
+    """For each subject with a constant seed: lesions (boolean) and defined voxels (packed bits)."""
+
+    def __post_init__(self) -> None:
+        """Start at zero."""
+        self.total = np.zeros((self.n_lesions, self.n_voxels))
+        self.total_of_squares = np.zeros((self.n_lesions, self.n_voxels))
+        self.n_by_voxel = np.zeros(self.n_voxels, dtype=np.int32)
+
+    def count_subject(self, seed_is_defined: Array, voxel_is_defined: Array) -> None:
+        """Count one connectome subject, after its z was added to the sums.
+
+        Parameters
+        ----------
+        seed_is_defined : shape (n_lesions,), boolean
+        voxel_is_defined : shape (n_voxels,), boolean
+        """
+        self.n_by_voxel += voxel_is_defined
+        if not seed_is_defined.all():
+            self.left_out.append((~seed_is_defined, np.packbits(voxel_is_defined)))
+
+    def merge(self, other: RunningMoments) -> None:
+        """Add the moments of other connectome subjects for the same lesions."""
+        self.total += other.total
+        self.total_of_squares += other.total_of_squares
+        self.n_by_voxel += other.n_by_voxel
+        self.left_out += other.left_out
+
+    def n(self, lesion: int) -> Array:
+        """Count the subjects with a defined correlation between one lesion and each voxel.
+
+        Returns
+        -------
+        shape (n_voxels,), int32
+        """
+        n = self.n_by_voxel.copy()
+        for lesions, voxels in self.left_out:
+            if lesions[lesion]:
+                n -= np.unpackbits(voxels, count=self.n_voxels)
+        return n
+
+    def n_varies(self, lesion: int) -> bool:
+        """Tell whether some voxels have fewer connectome subjects than others for this lesion."""
+        return bool(np.ptp(self.n(lesion)) > 0)
+
+    def lesion(self, lesion: int) -> LesionStatistics:
+        """Turn one lesion's sums into its statistics.
+
+        t is NaN where n < 2 or where z is the same in all subjects: where its spread is below the rounding error of
+        the sums, n subjects times float64's epsilon (at n = 1000, an sd of half a millionth of the mean).
+        """
+        n = self.n(lesion)
+        total, squares = self.total[lesion], self.total_of_squares[lesion]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = total / n
+            spread = squares - total * mean
+            spread[spread <= n * np.finfo(float).eps * squares] = np.nan
+            t = mean / np.sqrt(spread / (n - 1) / n)
+        return LesionStatistics(mean.astype(np.float32), t.astype(np.float32), n)
+
+
+def minus_log10_p(t: Array, n: Array) -> Array:
+    """Two-sided p of a one-sample t with n - 1 degrees of freedom, as -log10 p, which does not underflow.
+
+    Parameters
+    ----------
+    t, n : shape (n_voxels,)
+
+    Returns
+    -------
+    shape (n_voxels,), float32
+        NaN where t is.
+    """
+    log_p = np.full(t.shape, np.nan)
+    defined = np.isfinite(t)
+    size, df = np.abs(t[defined]).astype(float), n[defined] - 1.0
+    tail = stats.t.logsf(size, df)
+    # Where the tail is below the smallest float, scipy's logarithm of it is that of 0.
+    lost = np.isinf(tail)
+    tail[lost] = _log_tail_of_t(size[lost], df[lost])
+    log_p[defined] = tail + np.log(2)
+    # Adding 0 turns the -0 of t = 0 into 0.
+    return (-log_p / np.log(10) + 0).astype(np.float32)
+
+
+def _log_tail_of_t(t: Array, df: Array) -> Array:
+    """Compute log P(T > t) for large t: half the incomplete beta function, as its series (DLMF 8.17.8)."""
+    x = df / (df + t**2)
+    series = special.hyp2f1(df / 2 + 0.5, 1, df / 2 + 1, x)
+    log_beta = np.log(df / 2) + special.betaln(df / 2, 0.5)
+    return df / 2 * np.log(x) + 0.5 * np.log1p(-x) - log_beta + np.log(series / 2)
+
+
+def fdr_threshold(t: Array, n: Array, q: float = 0.05) -> float:
+    """Find the smallest |t| that Benjamini and Hochberg's procedure keeps at rate q over the defined voxels.
+
+    Returns
+    -------
+    float
+        NaN where no voxel is kept.
+    """
+    defined = np.isfinite(t)
+    if not defined.any():
+        return float("nan")
+    p = 10.0 ** -minus_log10_p(t[defined], n[defined]).astype(float)
+    kept = stats.false_discovery_control(p) <= q
+    return float(np.abs(t[defined][kept]).min()) if kept.any() else float("nan")

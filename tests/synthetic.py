@@ -1,0 +1,118 @@
+"""Small made-up connectomes and lesions on disk, with what makes mistakes show: odd shapes, unequal counts, flips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+
+Array = np.ndarray
+
+SHAPE = (5, 7, 11)
+"""No two axes alike, so that swapped ones fail."""
+
+SPACE = "MNI152NLin6Asym"
+
+RADIOLOGICAL = np.array([[-4.0, 0, 0, 8], [0, 4, 0, -12], [0, 0, 4, -20], [0, 0, 0, 1]])
+"""4 mm, stored from right to left, centred on the origin: the grid's left is not the array's."""
+
+OBLIQUE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([4.0, 4, 4]), [-11, -13, -17])
+
+
+def make_mask(seed: int = 1, shape: tuple[int, int, int] = SHAPE) -> Array:
+    """Make a brain mask with holes; about four fifths of the volume."""
+    return np.random.default_rng(seed).random(shape) < 0.8
+
+
+def make_series(n_voxels: int, n_timepoints: Sequence[int] = (23, 23, 29, 31, 37), seed: int = 2) -> list[Array]:
+    """Make each subject's BOLD signal, (n_timepoints, n_voxels) float32: three shared signals, and noise on 1000."""
+    rng = np.random.default_rng(seed)
+    pattern = rng.standard_normal((3, n_voxels))
+    return [
+        (1000 + rng.standard_normal((n, 3)) @ pattern + 2 * rng.standard_normal((n, n_voxels))).astype(np.float32)
+        for n in n_timepoints
+    ]
+
+
+def write_connectome(
+    path: Path, series: Sequence[Array], mask: Array, affine: Array = RADIOLOGICAL, order: Array | None = None
+) -> Path:
+    """Write one HDF5 file in Lacuna's layout.
+
+    Parameters
+    ----------
+    series
+        Each subject's BOLD signal in C order over the mask, (n_timepoints, n_voxels), of equal lengths.
+    order
+        The order that the file has the voxels in; C order by default.
+    """
+    indices = np.array(np.nonzero(mask))
+    order = np.arange(indices.shape[1]) if order is None else order
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        data = np.array(series)[:, :, order]
+        file.create_dataset("timeseries", data=data, chunks=(1, *data.shape[1:]), compression="gzip")
+        file["mask_indices"] = indices[:, order]
+        file["mask_affine"] = affine
+        file.attrs["mask_shape"] = mask.shape
+    return path
+
+
+def write_connectome_folder(folder: Path, series: Sequence[Array], mask: Array, affine: Array = RADIOLOGICAL) -> Path:
+    """Write one file for each run of subjects with the same number of timepoints."""
+    runs: list[list[Array]] = []
+    for timeseries in series:
+        if runs and len(runs[-1][0]) == len(timeseries):
+            runs[-1].append(timeseries)
+        else:
+            runs.append([timeseries])
+    for number, run in enumerate(runs):
+        write_connectome(folder / f"part{number}.h5", run, mask, affine)
+    return folder
+
+
+def write_mask(
+    path: Path, voxels: Array, affine: Array = RADIOLOGICAL, sidecar: dict[str, object] | None = None
+) -> Path:
+    """Write a NIfTI mask, and a JSON sidecar if one is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.asarray(voxels).astype(np.uint8), affine), path)
+    if sidecar is not None:
+        path.with_name(path.name.removesuffix(".nii.gz") + ".json").write_text(json.dumps(sidecar))
+    return path
+
+
+def box(
+    corner: tuple[int, int, int], size: tuple[int, int, int] = (2, 2, 2), shape: tuple[int, int, int] = SHAPE
+) -> Array:
+    """Make a lesion: a box of voxels."""
+    volume = np.zeros(shape, np.uint8)
+    volume[tuple(slice(start, start + length) for start, length in zip(corner, size, strict=True))] = 1
+    return volume
+
+
+def write_dataset(root: Path, masks: dict[str, Array], affine: Array = RADIOLOGICAL) -> Path:
+    """Write a BIDS derivative dataset with lesion masks.
+
+    Parameters
+    ----------
+    masks
+        Path below the root without its extension ("sub-01/anat/sub-01_space-…_label-lesion_mask") to voxels.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    description = {
+        "Name": "made up",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "manual"}],
+    }
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    for name, voxels in masks.items():
+        write_mask(
+            root / f"{name}.nii.gz", voxels, affine, {"Type": "Lesion", "Sources": [], "SpatialReference": SPACE}
+        )
+    return root

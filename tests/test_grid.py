@@ -1,0 +1,75 @@
+"""Voxel vectors and volumes, and when two grids are one."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+
+from bids_lacuna.grid import Grid
+
+MASK = synthetic.make_mask()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
+def test_volume_and_vector_are_inverses(dtype: type) -> None:
+    """A voxel vector comes back from its volume unchanged, of its own dtype."""
+    grid = Grid(MASK, synthetic.RADIOLOGICAL)
+    values = np.random.default_rng(3).integers(1, 200, grid.n_voxels).astype(dtype)
+    volume = grid.volume(values, outside=0)
+    assert (volume.shape, volume.dtype) == (synthetic.SHAPE, dtype)
+    np.testing.assert_array_equal(grid.vector(volume), values)
+    np.testing.assert_array_equal(volume[~MASK], 0)
+
+
+def test_voxels_are_counted_in_c_order() -> None:
+    """The last axis runs fastest, as in np.nonzero and Lacuna's mask_indices."""
+    grid = Grid(MASK, synthetic.OBLIQUE)
+    volume = grid.volume(np.arange(grid.n_voxels, dtype=np.float32))
+    for number, voxel in enumerate(zip(*np.nonzero(MASK), strict=True)):
+        assert volume[voxel] == number
+    assert grid.n_voxels == number + 1
+
+
+def test_outside_the_mask_is_undefined() -> None:
+    """What was not measured is NaN, unless something else is asked for."""
+    grid = Grid(MASK, synthetic.RADIOLOGICAL)
+    values = np.ones(grid.n_voxels, np.float32)
+    np.testing.assert_array_equal(np.isnan(grid.volume(values)), ~MASK)
+    np.testing.assert_array_equal(grid.volume(values, outside=-7)[~MASK], -7)
+
+
+def test_voxel_sizes_of_an_oblique_grid() -> None:
+    """Edges and volume are those of the voxel, however it is turned."""
+    rotation = nib.eulerangles.euler2mat(0.3, 0.2, 0.1)
+    grid = Grid(MASK, nib.affines.from_matvec(rotation @ np.diag([-2.0, 3, 5]), [7, 11, 13]))
+    np.testing.assert_allclose(grid.voxel_sizes_mm, [2, 3, 5])
+    assert grid.voxel_volume_mm3 == pytest.approx(30)
+
+
+@pytest.mark.parametrize(("shift_mm", "same"), [(0, True), (1e-6, True), (0.01, False), (-4, False)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_grids_are_the_same_but_for_rounding(shift_mm: float, same: bool, axis: int) -> None:
+    """A shift that an affine's rounding explains makes no other grid; a hundredth of a millimetre does."""
+    affine = synthetic.OBLIQUE.copy()
+    affine[axis, 3] += shift_mm
+    grid, other = Grid(MASK, synthetic.OBLIQUE), Grid(MASK.copy(), affine)
+    assert grid.is_same_as(other) == other.is_same_as(grid) == same
+
+
+def test_grids_differ_by_direction_mask_and_shape() -> None:
+    """A flipped affine, one voxel more, other axes or a longer volume make another grid."""
+    grid = Grid(MASK, synthetic.RADIOLOGICAL)
+    one_more = MASK.copy()
+    one_more.flat[np.argmin(MASK)] = True
+    flipped = synthetic.RADIOLOGICAL @ np.diag([-1.0, 1, 1, 1])
+    longer = np.pad(MASK, ((0, 0), (0, 0), (0, 1)))
+    for other in (
+        Grid(MASK, flipped),
+        Grid(one_more, grid.affine),
+        Grid(MASK.transpose(2, 1, 0), grid.affine),
+        Grid(longer, grid.affine),
+    ):
+        assert not grid.is_same_as(other)
+        assert not other.is_same_as(grid)

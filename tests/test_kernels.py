@@ -1,0 +1,234 @@
+"""Each kernel held together with the function of the same name in `reference`, which others' answers hold."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from bids_lacuna import kernels, reference
+
+Array = np.ndarray
+
+R_TOLERANCE = 1e-6
+
+
+def signal(n_timepoints: int, n_voxels: int, seed: int = 3) -> Array:
+    """Make correlated series whose standard deviations differ by up to 100."""
+    rng = np.random.default_rng(seed)
+    shared = rng.standard_normal((n_timepoints, 2)) @ rng.standard_normal((2, n_voxels))
+    return np.geomspace(1, 100, n_voxels) * (shared + rng.standard_normal((n_timepoints, n_voxels)))
+
+
+def with_constant_voxels() -> Array:
+    """Make voxels 0, 6 and 130 constant, at a number that no float has exactly."""
+    timeseries = signal(19, 131)
+    timeseries[:, [0, 6, 130]] = 0.1, 0, -1e5 / 3
+    return timeseries
+
+
+def with_broken_voxels() -> Array:
+    """Put NaN and infinities at the beginning, in the middle and at the end of series."""
+    timeseries = signal(19, 131)
+    timeseries[0, 0] = timeseries[7, 1] = timeseries[18, 2] = timeseries[:, 3] = np.nan
+    timeseries[0, 4] = timeseries[18, 129] = np.inf
+    timeseries[7, 5] = timeseries[18, 130] = -np.inf
+    timeseries[2:4, 6] = np.inf, -np.inf
+    return timeseries
+
+
+def with_cancelling_voxels() -> Array:
+    """Let voxels 3, 6 and 9 add up to 64 at every timepoint, exactly, in numbers that float32 has."""
+    timeseries = signal(31, 13).round()
+    timeseries[:, 9] = 64 - timeseries[:, 3] - timeseries[:, 6]
+    return timeseries
+
+
+SUBJECTS = {
+    "one voxel": signal(23, 1),
+    "127 voxels": signal(23, 127),
+    "128 voxels": signal(23, 128),
+    "129 voxels": signal(23, 129),
+    "many tiles": signal(120, 777),
+    "2 timepoints": signal(2, 131),
+    "mean 1e4, sd 1": 1e4 + signal(61, 131) / np.geomspace(1, 100, 131),
+    "amplitude 1e-20": 1e-20 * signal(29, 131),
+    "amplitude 1e15": 1e15 * signal(29, 131),
+    "constant voxels": with_constant_voxels(),
+    "broken voxels": with_broken_voxels(),
+    "cancelling voxels": with_cancelling_voxels(),
+    "all constant": np.tile(np.linspace(0.1, 9, 131), (17, 1)),
+    "one voxel, constant": np.full((11, 1), 0.1),
+}
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> type:
+    """Read the connectome as float32 and as float64."""
+    return request.param
+
+
+@pytest.fixture(params=SUBJECTS)
+def timeseries(request: pytest.FixtureRequest, dtype: type) -> Array:
+    """One connectome subject's BOLD signal, (n_timepoints, n_voxels)."""
+    return SUBJECTS[request.param].astype(dtype)
+
+
+def make_weights(n_voxels: int) -> Array:
+    """Make lesions: the first voxel, voxels 3, 6 and 9, all voxels, none, and 37 that overlap."""
+    rng = np.random.default_rng(5)
+    weights = np.zeros((41, n_voxels), np.float32)
+    weights[0, 0] = 1
+    weights[1, [voxel for voxel in (3, 6, 9) if voxel < n_voxels]] = 0.7
+    weights[2] = 0.3
+    weights[4:] = rng.random((37, n_voxels)) * (rng.random((37, n_voxels)) < 0.1)
+    return weights
+
+
+def compressed_rows(weights: Array) -> tuple[Array, Array, Array]:
+    """Bring (n_lesions, n_voxels) weights into the kernel's form."""
+    starts = np.cumsum([0, *np.count_nonzero(weights, axis=1)])
+    return starts, np.nonzero(weights)[1].astype(np.int32), weights[weights > 0]
+
+
+def add_subjects(weights: Array, subjects: list[Array], n_threads: int) -> tuple[Array, Array]:
+    """Run the three kernels over some connectome subjects."""
+    total, squares = np.zeros((2, *weights.shape))
+    with kernels.threads(n_threads), threadpool_limits(1, user_api="blas"):
+        for timeseries in subjects:
+            series, scale, sd = kernels.standardize(timeseries)
+            seeds = kernels.seeds(*compressed_rows(weights), series, scale, sd)
+            kernels.add_fisher_z(seeds, series, scale, total, squares)
+    return total, squares
+
+
+def test_constants_are_those_of_the_reference() -> None:
+    """Both modules clip and leave out at the same numbers."""
+    assert kernels.R_LIMIT == reference.R_LIMIT
+    assert kernels.CONSTANT_SEED == reference.CONSTANT_SEED
+    assert float(kernels.Z_LIMIT) == pytest.approx(math.log((2 - 1e-6) / 1e-6) / 2, rel=1e-7)
+
+
+def test_standardize(timeseries: Array) -> None:
+    """Series, scale and standard deviation are the reference's, and exactly 0 where the reference's are."""
+    series, scale, sd = kernels.standardize(timeseries)
+    expected_series, expected_scale, expected_sd = reference.standardize(timeseries)
+    assert {array.dtype for array in (series, scale, sd)} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(scale, expected_scale)
+    np.testing.assert_allclose(series, expected_series, atol=2e-7)
+    np.testing.assert_array_equal(series.any(axis=1), expected_scale > 0)
+    np.testing.assert_allclose(sd, expected_sd, rtol=1e-6)
+
+
+def test_standardize_takes_any_memory_layout() -> None:
+    """Voxels that were put into another order, and lie in memory the other way, give the same series."""
+    timeseries = signal(23, 150).astype(np.float32)
+    order = np.random.default_rng(7).permutation(150)
+    for ours, expected in zip(
+        kernels.standardize(timeseries[:, order]), kernels.standardize(timeseries), strict=True
+    ):
+        np.testing.assert_array_equal(ours, expected[order])
+
+
+@pytest.mark.parametrize("n_lesions", [1, 41])
+def test_seeds(timeseries: Array, n_lesions: int) -> None:
+    """Every seed is the reference's, and exactly 0 where the reference's is."""
+    weights = make_weights(timeseries.shape[1])[:n_lesions]
+    seeds = kernels.seeds(*compressed_rows(weights), *kernels.standardize(timeseries))
+    expected = reference.seeds(weights.astype(float), *reference.standardize(timeseries))
+    np.testing.assert_array_equal(seeds.any(axis=1), expected.any(axis=1))
+    np.testing.assert_allclose(seeds, expected, atol=R_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("subject", "has_seed"),
+    [
+        ("constant voxels", [False, True, True, False]),
+        ("cancelling voxels", [True, False, True, False]),
+        ("broken voxels", [False, True, True, False]),
+        ("all constant", [False, False, False, False]),
+    ],
+)
+def test_constant_seeds(subject: str, has_seed: list[bool], dtype: type) -> None:
+    """A lesion in constant voxels, one whose voxels cancel and one without voxels have no seed."""
+    timeseries = SUBJECTS[subject].astype(dtype)
+    weights = make_weights(timeseries.shape[1])[:4]
+    seeds = kernels.seeds(*compressed_rows(weights), *kernels.standardize(timeseries))
+    np.testing.assert_array_equal(seeds.any(axis=1), has_seed)
+
+
+@pytest.mark.parametrize("n_lesions", [1, 41])
+def test_add_fisher_z(timeseries: Array, n_lesions: int) -> None:
+    """The sums are the reference's to 1e-6 in r, and nothing is added for a constant seed or voxel."""
+    weights = make_weights(timeseries.shape[1])[:n_lesions]
+    total, squares = add_subjects(weights, [timeseries], n_threads=2)
+    series, scale, sd = reference.standardize(timeseries)
+    seeds = reference.seeds(weights.astype(float), series, scale, sd)
+    expected, expected_squares = np.zeros((2, *weights.shape))
+    reference.add_fisher_z(seeds, series, scale, expected, expected_squares)
+    np.testing.assert_allclose(np.tanh(total), np.tanh(expected), atol=R_TOLERANCE)
+    np.testing.assert_allclose(squares, total**2, rtol=1e-12)
+    np.testing.assert_array_equal(total[~seeds.any(axis=1)], 0)
+    np.testing.assert_array_equal(total[:, scale == 0], 0)
+
+
+def test_add_fisher_z_adds_to_what_is_there() -> None:
+    """Subjects of unequal length add up to the reference's sums."""
+    subjects = [signal(n, 131, seed=n).astype(np.float32) for n in (11, 29, 17)]
+    weights = make_weights(131)
+    expected = np.zeros((2, *weights.shape))
+    for timeseries in subjects:
+        standardized = reference.standardize(timeseries)
+        seeds = reference.seeds(weights.astype(float), *standardized)
+        reference.add_fisher_z(seeds, *standardized[:2], *expected)
+    away = np.abs(expected[1]) < 10
+    ours = np.array(add_subjects(weights, subjects, n_threads=1))
+    np.testing.assert_allclose(ours[:, away], expected[:, away], atol=1e-4)
+    assert away.mean() > 0.9
+
+
+def test_fisher_z() -> None:
+    """Fisher's z is the reference's to 1e-6 up to |r| = 0.99, and to float32's rounding of r up to the clip."""
+    r = np.linspace(0, 0.99, 1013, dtype=np.float32)
+    r = np.concatenate([-r, r])
+    ours = np.array([kernels.fisher_z(value) for value in r])
+    np.testing.assert_allclose(ours, reference.fisher_z(r.astype(float)), atol=1e-6)
+    for value in 1 - np.geomspace(1.1e-6, 0.01, 101, dtype=np.float32):
+        rounding = np.spacing(value) / 2
+        low, high = reference.fisher_z(np.array([value - rounding, value + rounding], float))
+        assert low - 1e-6 <= kernels.fisher_z(value) <= high + 1e-6
+        assert kernels.fisher_z(-value) == -kernels.fisher_z(value)
+
+
+@pytest.mark.parametrize("r", [1 - 5e-7, 1, 1 + 1e-7, 1.01])
+def test_fisher_z_clips(r: float) -> None:
+    """At and past ±1, z is that of the clip."""
+    assert kernels.fisher_z(np.float32(r)) == pytest.approx(7.2543286, abs=5e-7)
+    assert kernels.fisher_z(np.float32(-r)) == pytest.approx(-7.2543286, abs=5e-7)
+
+
+def test_sums_repeat_bit_by_bit() -> None:
+    """One thread, two threads and a second run give the same bits."""
+    subjects = [signal(n, 1031, seed=n).astype(np.float32) for n in (29, 17, 23)]
+    weights = make_weights(1031)
+    first = add_subjects(weights, subjects, n_threads=1)
+    for n_threads in (1, 2, 2):
+        for ours, expected in zip(add_subjects(weights, subjects, n_threads), first, strict=True):
+            np.testing.assert_array_equal(ours, expected)
+
+
+def test_threads_are_given_back() -> None:
+    """The number of threads is what was asked for, at most what there is, and is restored after an error."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    before = numba.get_num_threads()
+    with kernels.threads(10_000), kernels.threads(1):
+        assert numba.get_num_threads() == 1
+    with pytest.raises(ZeroDivisionError), kernels.threads(1):
+        fail()
+    assert numba.get_num_threads() == before

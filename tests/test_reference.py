@@ -1,0 +1,192 @@
+"""The definition, held against NumPy, SciPy and nilearn: nothing here was computed by us."""
+
+from __future__ import annotations
+
+import math
+
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+from nilearn.maskers import NiftiMapsMasker, NiftiMasker
+from scipy import stats
+
+from bids_lacuna import reference
+
+Array = np.ndarray
+
+N_VOXELS = 41
+
+
+def unequal_series(n_voxels: int = N_VOXELS) -> list[Array]:
+    """Make series whose voxels differ in standard deviation by up to 1000, so that z-scored means are wrong."""
+    gain = np.geomspace(0.1, 100, n_voxels)[np.random.default_rng(5).permutation(n_voxels)]
+    return [gain * timeseries.astype(float) for timeseries in synthetic.make_series(n_voxels)]
+
+
+@pytest.fixture
+def weights() -> Array:
+    """Three lesions: whole voxels, shares of voxels, and a single voxel."""
+    weights = np.zeros((3, N_VOXELS))
+    weights[0, 3:11] = 1
+    weights[1, [2, 19, 23, 40]] = 0.2, 1, 0.7, 0.05
+    weights[2, 17] = 0.3
+    return weights
+
+
+def fisher_z_by_numpy(weights: Array, timeseries: Array) -> Array:
+    """Average, correlate, clip and transform with NumPy's own functions."""
+    seeds = [np.average(timeseries, axis=1, weights=w) for w in weights]
+    r = np.corrcoef(np.vstack([seeds, timeseries.T]))[: len(weights), len(weights) :]
+    return np.arctanh(np.clip(r, -(1 - 1e-6), 1 - 1e-6))
+
+
+@pytest.mark.parametrize(("n_timepoints", "n_voxels", "n_seeds"), [(2, 5, 1), (7, 1, 3), (53, 31, 4)])
+def test_correlate_is_pearson(n_timepoints: int, n_voxels: int, n_seeds: int) -> None:
+    """Correlations are NumPy's, for any shape, and for a signal that is small beside its mean."""
+    rng = np.random.default_rng(7)
+    timeseries = 1e4 + rng.standard_normal((n_timepoints, n_voxels))
+    seeds = rng.standard_normal((n_seeds, n_timepoints)) - 300
+    expected = np.corrcoef(np.vstack([seeds, timeseries.T]))[:n_seeds, n_seeds:]
+    np.testing.assert_allclose(reference.correlate(seeds, timeseries), expected, atol=1e-11)
+
+
+def test_correlate_leaves_undefined_correlations_nan() -> None:
+    """Constant and non-finite voxels and seeds give NaN in their own column and row, and nowhere else."""
+    rng = np.random.default_rng(11)
+    timeseries, seeds = rng.standard_normal((13, 7)), rng.standard_normal((4, 13))
+    timeseries[:, 1] = 5.3
+    timeseries[4, 2] = np.nan
+    timeseries[6, 5] = -np.inf
+    seeds[3] = 0.1
+    undefined = np.zeros((4, 7), bool)
+    undefined[:, [1, 2, 5]] = undefined[3] = True
+    r = reference.correlate(seeds, timeseries)
+    np.testing.assert_array_equal(np.isnan(r), undefined)
+    expected = np.corrcoef(np.vstack([seeds[:3], timeseries.T[[0, 3, 4, 6]]]))[:3, 3:]
+    np.testing.assert_allclose(r[:3][:, [0, 3, 4, 6]], expected, atol=1e-14)
+
+
+def test_correlate_never_leaves_minus_one_to_one() -> None:
+    """Rounding takes no correlation past ±1."""
+    timeseries = np.random.default_rng(13).standard_normal((37, 200))
+    r = reference.correlate(np.vstack([timeseries.T, -timeseries.T]), timeseries)
+    assert np.abs(r).max() <= 1
+
+
+def test_standardize_keeps_the_standard_deviation() -> None:
+    """The series come demeaned with norm 1; their own standard deviation is NumPy's."""
+    timeseries = unequal_series()[0]
+    series, scale, sd = reference.standardize(timeseries)
+    np.testing.assert_allclose(
+        series * timeseries.std(axis=0)[:, np.newaxis] * np.sqrt(23), (timeseries - timeseries.mean(0)).T, atol=1e-9
+    )
+    np.testing.assert_array_equal(scale, 1)
+    np.testing.assert_allclose(sd, timeseries.std(axis=0), rtol=1e-11)
+
+
+def test_seeds_average_the_series_as_stored(weights: Array) -> None:
+    """A seed is the weighted mean of the stored signals: loud voxels count for more than quiet ones."""
+    timeseries = unequal_series()[1]
+    by_hand = np.array([sum(w[v] * timeseries[:, v] for v in range(N_VOXELS)) / w.sum() for w in weights])
+    by_hand -= by_hand.mean(axis=1, keepdims=True)
+    by_hand /= np.sqrt((by_hand**2).sum(axis=1, keepdims=True))
+    seeds = reference.seeds(weights, *reference.standardize(timeseries))
+    np.testing.assert_allclose(seeds, by_hand, atol=1e-11)
+    z_scored = weights[0] @ stats.zscore(timeseries).T
+    assert np.corrcoef(z_scored, seeds[0])[0, 1] < 0.99
+
+
+def test_seeds_use_the_defined_voxels_of_a_lesion(weights: Array) -> None:
+    """A lesion's constant or broken voxel leaves the seed to the lesion's other voxels."""
+    timeseries = unequal_series()[1]
+    timeseries[5, 19], timeseries[:, 23] = np.inf, 7
+    expected = 0.2 * timeseries[:, 2] + 0.05 * timeseries[:, 40]
+    seed = reference.seeds(weights, *reference.standardize(timeseries))[1]
+    np.testing.assert_allclose(seed, (expected - expected.mean()) / (expected.std() * np.sqrt(23)), atol=1e-11)
+
+
+def test_constant_seeds_are_zero() -> None:
+    """A lesion in constant voxels, one whose voxels cancel, and one without voxels have no seed."""
+    timeseries = np.random.default_rng(17).standard_normal((29, 5)).astype(np.float32)
+    timeseries[:, 0] = 3
+    timeseries[:, 2] = 8 - timeseries[:, 1].round(3)
+    timeseries[:, 1] = 8 - timeseries[:, 2]
+    weights = np.array([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0.5, 0, 0]])
+    seeds = reference.seeds(weights, *reference.standardize(timeseries))
+    np.testing.assert_array_equal(seeds.any(axis=1), [False, False, False, True])
+
+
+def test_maps_are_scipys_statistics_of_numpys_correlations(weights: Array) -> None:
+    """r, z and t are tanh of the mean, the mean, and the one-sample t of Fisher's z over unequally long subjects."""
+    connectome = unequal_series()
+    assert len({len(timeseries) for timeseries in connectome}) > 2
+    z = np.array([fisher_z_by_numpy(weights, timeseries) for timeseries in connectome])
+    maps = reference.map_lesions(weights, connectome)
+    np.testing.assert_allclose(maps["z"], z.mean(axis=0), atol=1e-10)
+    np.testing.assert_allclose(maps["r"], np.tanh(z.mean(axis=0)), atol=1e-10)
+    np.testing.assert_array_equal(maps["n"], 5)
+    itself = np.zeros(maps["t"].shape, bool)
+    itself[2, 17] = True
+    np.testing.assert_allclose(maps["t"][~itself], stats.ttest_1samp(z[:, ~itself], 0).statistic, rtol=1e-7)
+
+
+def test_one_voxel_lesion_at_itself(weights: Array) -> None:
+    """A voxel's correlation with itself has the clip's z, arctanh(1 - 1e-6) = 7.2543, and no t."""
+    maps = reference.map_lesions(weights, unequal_series())
+    assert maps["z"][2, 17] == pytest.approx(7.2543, abs=5e-5)
+    assert maps["r"][2, 17] == pytest.approx(1 - 1e-6, abs=1e-12)
+    assert math.isnan(maps["t"][2, 17])
+
+
+@pytest.mark.parametrize(
+    ("lesion", "voxel", "subjects"),
+    [(1, 5, [0, 1, 2, 3, 4]), (1, 6, [1, 2, 4]), (2, 5, [0, 1, 2, 3]), (2, 6, [1, 2])],
+)
+def test_undefined_series_leave_their_subject_out(
+    weights: Array, lesion: int, voxel: int, subjects: list[int]
+) -> None:
+    """A voxel that two subjects lack, and a seed that one lacks, have the statistics of the other subjects."""
+    whole = unequal_series()
+    connectome = [timeseries.copy() for timeseries in whole]
+    connectome[0][:, 6], connectome[3][2, 6], connectome[4][:, 17] = 1, np.nan, -2.5
+    maps = reference.map_lesions(weights, connectome)
+    z = np.array([fisher_z_by_numpy(weights, whole[subject])[lesion, voxel] for subject in subjects])
+    assert maps["n"][lesion, voxel] == len(subjects)
+    assert maps["z"][lesion, voxel] == pytest.approx(z.mean(), abs=1e-10)
+    assert maps["t"][lesion, voxel] == pytest.approx(stats.ttest_1samp(z, 0).statistic, rel=1e-7)
+
+
+def test_what_no_subject_defines_is_nan(weights: Array) -> None:
+    """With one subject there is r and no t; with none there is nothing."""
+    timeseries = unequal_series()[2]
+    timeseries[:, 3] = 0
+    maps = reference.map_lesions(weights, [timeseries])
+    defined = np.arange(N_VOXELS) != 3
+    for name in ("r", "z"):
+        np.testing.assert_array_equal(np.isfinite(maps[name]), np.tile(defined, (3, 1)))
+    np.testing.assert_array_equal(maps["n"], np.tile(defined, (3, 1)))
+    assert np.isnan(maps["t"]).all()
+
+
+@pytest.mark.parametrize("affine", [synthetic.RADIOLOGICAL, synthetic.OBLIQUE], ids=["radiological", "oblique"])
+def test_nilearn_finds_the_same_correlations(affine: Array) -> None:
+    """Nilearn's seed-to-voxel correlation, maskers and all, has our r for lesions of whole voxels and of shares."""
+    mask = synthetic.make_mask()
+    n_voxels = np.count_nonzero(mask)
+    timeseries = unequal_series(n_voxels)[3]
+    volume = np.zeros((*mask.shape, len(timeseries)))
+    volume[mask] = timeseries.T
+    bold, brain = nib.Nifti1Image(volume, affine), nib.Nifti1Image(mask.astype(np.uint8), affine)
+    shares = np.zeros((2, *mask.shape))
+    shares[0][synthetic.box((1, 2, 3), (3, 2, 4)) > 0] = 1
+    shares[1, 2:4, 1:5, 6:9] = np.random.default_rng(19).random((2, 4, 3))
+    shares *= mask
+    voxels = NiftiMasker(mask_img=brain, standardize="zscore_sample").fit_transform(bold)
+    r = reference.map_lesions(shares[:, mask], [timeseries])["r"]
+    for lesion, our_r in zip(shares, r, strict=True):
+        # One map's least-squares fit is its weighted mean, but for a constant factor.
+        seed = NiftiMapsMasker(
+            nib.Nifti1Image(lesion[..., np.newaxis], affine), mask_img=brain, standardize="zscore_sample"
+        ).fit_transform(bold)
+        np.testing.assert_allclose(our_r, seed[:, 0] @ voxels / (len(timeseries) - 1), atol=1e-6)
