@@ -1,0 +1,281 @@
+"""A normative functional connectome on disk, streamed one connectome subject at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from bids_lacuna.grid import Grid
+from bids_lacuna.kernels import standardize
+
+Array = np.ndarray
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SPACE = "MNI152NLin6Asym"
+"""The space of GSP1000, which is what people have in HDF5; that layout has no place for the space's name."""
+
+HDF5_SUFFIXES = (".h5", ".hdf5")
+
+HASH_BLOCKS = 64
+"""Blocks of each file that the content hash reads."""
+
+HASH_BLOCK_BYTES = 65536
+
+
+@dataclass(frozen=True, eq=False)
+class ConnectomeSubject:
+    """One person of the connectome. A series times its `scale` has norm 1."""
+
+    name: str
+    """The file, and the subject's place in it counted from 0."""
+    series: Array
+    """Shape (n_voxels, n_timepoints), float32: each voxel's demeaned series."""
+    scale: Array
+    """Shape (n_voxels,), float32: what makes a series' norm 1; 0 where the series is constant or not finite."""
+    sd: Array
+    """Shape (n_voxels,), float32: standard deviation of each series as stored, in its own units."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hdf5Part:
+    """One HDF5 file in Lacuna's layout."""
+
+    path: Path
+    grid: Grid
+    """Of all files of one connectome alike."""
+    n_subjects: int
+    n_timepoints: int
+    dtype: np.dtype
+    """What the file's numbers are read as: float32 or float64."""
+    order: Array | None
+    """Shape (n_voxels,): the file's voxel for each voxel of the grid; None where the two orders agree."""
+
+    @classmethod
+    def open(cls, path: Path) -> Hdf5Part:
+        """Read everything but the series.
+
+        Raises
+        ------
+        ValueError
+            The file is not HDF5 or has another layout.
+        """
+        try:
+            with h5py.File(path) as file:
+                return cls._from(file, path)
+        except PermissionError as error:
+            raise PermissionError(f"the connectome file {path} may not be read: check its permissions") from error
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be read as HDF5 ({error}): it may be truncated or something else; copy it again"
+            ) from error
+
+    @classmethod
+    def _from(cls, file: h5py.File, path: Path) -> Hdf5Part:
+        needed = ("timeseries", "mask_indices", "mask_affine")
+        missing = [name for name in needed if not isinstance(file.get(name), h5py.Dataset)]
+        missing += [] if "mask_shape" in file.attrs else ["the attribute mask_shape"]
+        if missing:
+            raise ValueError(
+                f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(file)) or 'nothing'}. A connectome "
+                "needs the datasets timeseries (n_subjects, n_timepoints, n_voxels), mask_indices (3, n_voxels) "
+                "and mask_affine (4, 4), and the attribute mask_shape"
+            )
+        timeseries = file["timeseries"]
+        indices = np.asarray(file["mask_indices"])
+        # With three voxels both readings fit; (3, n_voxels) is what Lacuna's own converter writes.
+        indices = indices if indices.shape[:1] == (3,) else indices.T
+        if timeseries.ndim != 3 or 0 in timeseries.shape or indices.shape != (3, timeseries.shape[2]):
+            raise ValueError(
+                f"{path}: timeseries has shape {timeseries.shape} and mask_indices {file['mask_indices'].shape}; "
+                "needed are (n_subjects, n_timepoints, n_voxels) and (3, n_voxels), none of them 0"
+            )
+        if timeseries.dtype.kind not in "fiu" or indices.dtype.kind not in "iu":
+            raise ValueError(
+                f"{path}: timeseries holds {timeseries.dtype} and mask_indices {indices.dtype}; "
+                "needed are real numbers and whole numbers"
+            )
+        grid, order = _grid_of(
+            indices, np.asarray(file.attrs["mask_shape"]).astype(int), np.asarray(file["mask_affine"]), path
+        )
+        dtype = np.result_type(timeseries.dtype.newbyteorder("="), np.float32)
+        return cls(path, grid, timeseries.shape[0], timeseries.shape[1], dtype, order)
+
+    def subjects(self) -> Iterator[ConnectomeSubject]:
+        """Read and standardize one subject after another."""
+        number = 0
+        try:
+            with h5py.File(self.path) as file:
+                for number in range(self.n_subjects):
+                    raw = np.empty(file["timeseries"].shape[1:], self.dtype)
+                    file["timeseries"].read_direct(raw, np.s_[number])
+                    if self.order is not None:
+                        raw = np.take(raw, self.order, axis=1)
+                    yield ConnectomeSubject(f"{self.path.name}[{number}]", *standardize(raw))
+        except OSError as error:
+            raise OSError(
+                f"subject {number} of the connectome file {self.path} cannot be read ({error}): "
+                "the file may be damaged; copy it again"
+            ) from error
+
+
+def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[Grid, Array | None]:
+    """Make the grid of a file's voxels, and where its voxel order is not C order, what brings it there."""
+    if shape.shape != (3,) or (indices < 0).any() or (indices >= shape[:, np.newaxis]).any():
+        raise ValueError(f"{path}: mask_indices reach outside mask_shape {tuple(shape)}; write the file again")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise ValueError(f"{path}: mask_affine must be a (4, 4) matrix that can be inverted, it is {affine.tolist()}")
+    numbers = np.ravel_multi_index(tuple(indices.astype(np.int64)), tuple(shape))
+    order = np.argsort(numbers, kind="stable")
+    if (np.diff(numbers[order]) == 0).any():
+        raise ValueError(f"{path}: mask_indices name a voxel twice; write the file again")
+    mask = np.zeros(tuple(shape), dtype=bool)
+    mask[tuple(indices)] = True
+    in_c_order = np.array_equal(order, np.arange(len(order)))
+    return Grid(mask, affine.astype(float)), None if in_c_order else order
+
+
+@dataclass(frozen=True, eq=False)
+class Connectome:
+    """Resting-state series of many healthy people on one grid, in HDF5 files of Lacuna's layout."""
+
+    path: Path
+    name: str
+    """Letters and digits; part of the names of the maps."""
+    space: str
+    """The template of the grid."""
+    grid: Grid
+    parts: tuple[Hdf5Part, ...]
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], *, name: str | None = None, space: str | None = None) -> Connectome:
+        """Open a connectome; no series is read yet.
+
+        Parameters
+        ----------
+        path
+            An HDF5 file or a folder of them. Its files may differ in their number of timepoints and in the order
+            of their voxels, not in their grid.
+        name
+            Letters and digits; by default those of the file's or folder's name.
+        space
+            Name of the template that the grid is in; by default the file's attribute `space`, else
+            MNI152NLin6Asym, the space of GSP1000.
+
+        Raises
+        ------
+        FileNotFoundError
+            No such file or folder, or no HDF5 file in it.
+        ValueError
+            A file has another layout, or another grid than the first, or the name has other characters.
+        """
+        path = Path(path)
+        parts = tuple(Hdf5Part.open(file) for file in _hdf5_files(path))
+        first = parts[0]
+        for part in parts[1:]:
+            if not part.grid.is_same_as(first.grid):
+                raise ValueError(
+                    f"the connectome's files have different grids: {first.path.name} has {_describe(first.grid)}, "
+                    f"{part.path.name} has {_describe(part.grid)}; keep files of one grid in one folder"
+                )
+        # Not resolved: a link has the name that its owner gave it.
+        own_name = Path(os.path.abspath(path)).name.removesuffix(path.suffix if path.is_file() else "")  # noqa: PTH100
+        name = name or re.sub(r"[^A-Za-z0-9]", "", own_name) or "connectome"
+        if not re.fullmatch(r"[A-Za-z0-9]+", name):
+            raise ValueError(
+                f"the connectome's name {name!r} becomes part of file names: use letters and digits only"
+            )
+        return cls(path, name, space or _recorded_space(first.path) or DEFAULT_SPACE, first.grid, parts)
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of connectome subjects."""
+        return sum(part.n_subjects for part in self.parts)
+
+    @property
+    def n_timepoints(self) -> int:
+        """Number of timepoints of the longest series."""
+        return max(part.n_timepoints for part in self.parts)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number as it is read."""
+        return max(part.dtype.itemsize for part in self.parts)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Tell this connectome from others of the same name, without reading all of it.
+
+        SHA-256 over each file's size and 64 blocks of 64 KiB spread evenly over it, in the order of the files.
+        Files of up to 4 MiB are read whole.
+        """
+        digest = hashlib.sha256()
+        for part in self.parts:
+            size = part.path.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            step = max(HASH_BLOCK_BYTES, size // HASH_BLOCKS)
+            with part.path.open("rb") as file:
+                for start in range(0, size, step):
+                    file.seek(start)
+                    digest.update(file.read(HASH_BLOCK_BYTES))
+        return digest.hexdigest()
+
+    def subjects(self) -> Iterator[ConnectomeSubject]:
+        """Iterate over the connectome subjects in order; one thread reads the next one ahead.
+
+        Raises
+        ------
+        OSError
+            A file cannot be read; the message names it.
+        """
+        with (
+            closing(self._read()) as subjects,
+            ThreadPoolExecutor(1, thread_name_prefix="connectome") as reader,
+        ):
+            ahead = reader.submit(next, subjects, None)
+            while (subject := ahead.result()) is not None:
+                ahead = reader.submit(next, subjects, None)
+                yield subject
+                del subject
+
+    def _read(self) -> Generator[ConnectomeSubject, None, None]:
+        for part in self.parts:
+            logger.debug("reading %s: %d subjects of %d timepoints", part.path, part.n_subjects, part.n_timepoints)
+            yield from part.subjects()
+
+
+def _hdf5_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"there is no connectome at {path}: name an HDF5 file, or a folder of them, and see that it is mounted"
+        )
+    files = sorted(file for file in path.iterdir() if file.suffix in HDF5_SUFFIXES and not file.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"the connectome folder {path} holds no HDF5 file (*.h5, *.hdf5)")
+    return files
+
+
+def _recorded_space(path: Path) -> str | None:
+    with h5py.File(path) as file:
+        space = file.attrs.get("space")
+    return space.decode() if isinstance(space, bytes) else space
+
+
+def _describe(grid: Grid) -> str:
+    sizes = " x ".join(f"{size:g}" for size in grid.voxel_sizes_mm)
+    origin = ", ".join(f"{x:g}" for x in grid.affine[:3, 3])
+    return f"{grid.n_voxels} voxels of {sizes} mm in a volume {grid.shape} from ({origin})"

@@ -1,0 +1,340 @@
+"""A mask as weights on the connectome's grid, against block means and brute force; masks that cannot be used."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine, from_matvec
+from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, SPACE, box, make_mask, write_mask
+
+from bids_lacuna import LesionData
+from bids_lacuna.grid import Grid
+from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, weigh
+
+Array = np.ndarray
+
+GRID = Grid(np.ones(SHAPE, bool), RADIOLOGICAL)
+"""Every voxel has a series; the volume spans (-10, -14, -22) to (10, 14, 22) mm."""
+
+ROTATION = nib.eulerangles.euler2mat(0.5, -0.4, 0.7)
+
+
+def make_blob(shape: tuple[int, ...], seed: int = 3, share: float = 0.4) -> Array:
+    """Make a lesion with holes and no symmetry."""
+    return np.random.default_rng(seed).random(shape) < share
+
+
+def centred_on(point: Array | list[float], axes: Array, shape: tuple[int, ...]) -> Array:
+    """Make an affine with these axes that puts the middle of a volume at a point in mm."""
+    axes = np.asarray(axes, float)
+    return from_matvec(axes, np.asarray(point) - axes @ ((np.array(shape) - 1) / 2))
+
+
+def share_by_pieces(lesion: Array, affine: Array, grid: Grid, n_pieces: tuple[int, int, int]) -> Array:
+    """Cut every lesion voxel into pieces, and count those whose centre is nearest to each grid voxel's."""
+    cuts = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in n_pieces]), -1).reshape(-1, 3)
+    centres = apply_affine(affine, (np.argwhere(lesion)[:, np.newaxis] + cuts).reshape(-1, 3))
+    edges = [np.arange(n + 1) - 0.5 for n in grid.shape]
+    counts = np.histogramdd(apply_affine(np.linalg.inv(grid.affine), centres), edges)[0]
+    return counts * abs(np.linalg.det(affine[:3, :3])) / len(cuts) / abs(np.linalg.det(grid.affine[:3, :3]))
+
+
+def load(voxels: Array, affine: Array = RADIOLOGICAL, grid: Grid = GRID, **options: str) -> LesionData:
+    """Load a lesion in memory."""
+    return load_lesion(
+        LesionData.from_nifti(nib.Nifti1Image(voxels.astype(np.uint8), affine)), grid, SPACE, **options
+    )
+
+
+@pytest.mark.parametrize("grid_affine", [RADIOLOGICAL, OBLIQUE], ids=["radiological", "oblique"])
+@pytest.mark.parametrize("noise", ["none", "float32", "added", "qform"])
+def test_same_grid(grid_affine: Array, noise: str) -> None:
+    """A mask on the connectome's own grid weighs exactly 0 and 1, also where its affine was rounded on the way."""
+    lesion = make_blob(SHAPE)
+    affine = grid_affine
+    if noise == "float32":
+        affine = grid_affine.astype(np.float32).astype(float)
+    elif noise == "added":
+        affine = grid_affine + np.random.default_rng(5).uniform(-2e-6, 2e-6, (4, 4)) * [[1], [1], [1], [0]]
+    elif noise == "qform":
+        header = nib.Nifti1Header()
+        header.set_data_shape(SHAPE)
+        header.set_qform(grid_affine)
+        affine = header.get_qform()
+    np.testing.assert_array_equal(weigh(lesion, affine, Grid(GRID.mask, grid_affine)), lesion)
+
+
+def test_block_means() -> None:
+    """A 1 mm lesion on a 2 mm grid weighs the mean of its 2 x 2 x 2 blocks."""
+    fine = (10, 14, 22)
+    lesion = make_blob(fine)
+    grid = Grid(np.ones(SHAPE, bool), centred_on([3, -5, 7], np.diag([2, 2, 2]), SHAPE))
+    blocks = lesion.reshape(5, 2, 7, 2, 11, 2).mean(axis=(1, 3, 5))
+    np.testing.assert_array_equal(weigh(lesion, centred_on([3, -5, 7], np.eye(3), fine), grid), blocks)
+
+
+@pytest.mark.parametrize("order", [*permutations(range(3))], ids=str)
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, -1), (-1, -1, -1)], ids=str)
+def test_axis_aligned(order: tuple[int, int, int], signs: tuple[int, int, int]) -> None:
+    """Voxels of 1.5 x 2.5 x 3 mm in any order and direction of axes weigh what brute force says, exactly."""
+    lesion = make_blob((6, 5, 7))
+    axes = (np.diag([1.5, 2.5, 3]) * signs)[list(order)]
+    affine = centred_on([0.5, -1.5, 3], axes, lesion.shape)
+    # With a corner at whole half millimetres, no piece of half a millimetre straddles two grid voxels.
+    corner = apply_affine(affine, [-0.5] * 3)
+    affine[:3, 3] += np.round(2 * corner) / 2 - corner
+    expected = share_by_pieces(lesion, affine, GRID, (3, 5, 6))
+    assert np.unique(expected).size > 20
+    np.testing.assert_allclose(weigh(lesion, affine, GRID), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (0.7, 1.3, 2.1), (3.3, 5.1, 4.7)], ids=str)
+def test_sizes_that_do_not_divide(sizes: tuple[float, float, float]) -> None:
+    """Edges at thirds of a grid voxel and beside are shared out to one part in ten thousand."""
+    lesion = make_blob((3, 4, 5))
+    grid = Grid(np.ones(SHAPE, bool), centred_on([1, 2, 3], np.diag([3, 3, 3]), SHAPE))
+    affine = centred_on([1.2, 1.9, 3.1], np.diag(sizes), lesion.shape)
+    weights = weigh(lesion, affine, grid)
+    # The same three matrices, by the definition of an overlap, one pair of voxels at a time.
+    expected = np.zeros(SHAPE)
+    for voxel in np.argwhere(lesion):
+        low, high = (apply_affine(np.linalg.inv(grid.affine) @ affine, voxel + side) for side in (-0.5, 0.5))
+        along = [
+            np.clip(np.minimum(high[axis], i + 0.5) - np.maximum(low[axis], i - 0.5), 0, None)
+            for axis, i in enumerate(map(np.arange, SHAPE))
+        ]
+        expected += np.einsum("i,j,k", *along)
+    np.testing.assert_allclose(weights, expected, rtol=0, atol=5e-4)
+    np.testing.assert_allclose(weights.sum() * 27, lesion.sum() * math.prod(sizes), rtol=5e-4)
+
+
+@pytest.mark.parametrize("grid_affine", [RADIOLOGICAL, OBLIQUE], ids=["radiological", "oblique"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 3, 1.5), (4.5, 3, 3.5)], ids=str)
+def test_oblique(grid_affine: Array, sizes: tuple[float, float, float]) -> None:
+    """A lesion at an angle keeps its volume exactly, and its weights are near those of a far finer division."""
+    lesion = make_blob((3, 2, 3), share=0.6)
+    grid = Grid(np.ones(SHAPE, bool), grid_affine)
+    middle = apply_affine(grid_affine, (np.array(SHAPE) - 1) / 2)
+    affine = centred_on(middle, ROTATION @ np.diag(sizes), lesion.shape)
+    weights = weigh(lesion, affine, grid)
+    np.testing.assert_allclose(weights.sum() * 64, lesion.sum() * math.prod(sizes), rtol=1e-12)
+    np.testing.assert_allclose(weights, share_by_pieces(lesion, affine, grid, (24, 25, 26)), rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize("axes", [np.eye(3), ROTATION * 1.7], ids=["aligned", "oblique"])
+def test_mirrored(axes: Array) -> None:
+    """A lesion mirrored in the world has mirrored weights: left stays left."""
+    lesion = make_blob((6, 5, 7))
+    affine = centred_on([-3.1, 2.3, 4.2], axes, lesion.shape)
+    weights = weigh(lesion, affine, GRID)
+    mirrored = weigh(lesion, np.diag([-1, 1, 1, 1]) @ affine, GRID)
+    assert not np.allclose(weights, weights[::-1])
+    np.testing.assert_allclose(mirrored, weights[::-1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("side_mm", [-7, 6], ids=["left", "right"])
+def test_side(side_mm: float) -> None:
+    """A lesion on the world's left lies in the voxels with negative x, though the array begins at the right."""
+    lesion = load(np.ones((1, 1, 1)), centred_on([side_mm, 1, 2], np.eye(3), (1, 1, 1)))
+    voxel = np.unravel_index(lesion.weights.voxels[0], SHAPE)
+    assert abs(apply_affine(RADIOLOGICAL, voxel)[0] - side_mm) <= 2
+
+
+def test_small_lesion_does_not_vanish() -> None:
+    """One voxel of 1 mm on a grid of 4 mm weighs 1/64 of the voxel that it lies in."""
+    lesion = load(np.ones((1, 1, 1)), centred_on([-4.5, 7.5, -15.5], np.eye(3), (1, 1, 1)))
+    assert lesion.weights.voxels.tolist() == [np.ravel_multi_index((3, 5, 1), SHAPE)]
+    assert lesion.weights.shares.tolist() == [1 / 64]
+    assert (lesion.volume_mm3, lesion.coverage) == pytest.approx((1, 1))
+
+
+def test_voxels_are_counted_inside_the_mask() -> None:
+    """Weights name voxels by their place among those of the brain mask, in C order."""
+    grid = Grid(make_mask(), RADIOLOGICAL)
+    voxels = make_blob(SHAPE)
+    lesion = load(voxels, grid=grid)
+    assert lesion.weights.voxels.tolist() == np.flatnonzero(voxels[grid.mask]).tolist()
+    assert lesion.volume_mm3 == pytest.approx(64 * voxels.sum())
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (2, 0, 0), (0, -3, 4)], ids=str)
+def test_coverage(shift: tuple[int, int, int]) -> None:
+    """Coverage is the share of the lesion in the brain mask; what lies outside the volume counts as lost."""
+    grid = Grid(make_mask(), RADIOLOGICAL)
+    voxels = make_blob(SHAPE)
+    on_grid = np.argwhere(voxels) + shift
+    inside = on_grid[((on_grid >= 0) & (on_grid < SHAPE)).all(axis=1)]
+    affine = RADIOLOGICAL @ from_matvec(np.eye(3), shift)
+    expected = grid.mask[tuple(inside.T)].sum() / voxels.sum()
+    assert 0.1 < expected < 0.9
+    assert load(voxels, affine, grid).coverage == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("axes", [np.eye(3), ROTATION], ids=["aligned", "oblique"])
+def test_outside(axes: Array) -> None:
+    """A lesion beside the volume is told where it lies and where the connectome does."""
+    affine = centred_on([100, -50, 30], axes * 2, (3, 4, 5))
+    with pytest.raises(LesionOutsideGrid) as caught:
+        load(np.ones((3, 4, 5)), affine)
+    assert "(-10, -14, -22) to (10, 14, 22)" in str(caught.value)
+    if axes[0, 0] == 1:
+        assert "(97, -54, 25) to (103, -46, 35)" in str(caught.value)
+
+
+def test_outside_the_mask() -> None:
+    """A lesion where the connectome has no series is outside it, even within its volume."""
+    with pytest.raises(LesionOutsideGrid, match="outside the connectome's brain mask"):
+        load(box((1, 1, 1)), grid=Grid(box((1, 4, 7)) > 0, RADIOLOGICAL))
+
+
+def test_binary_weighting() -> None:
+    """Binary weighting keeps voxels that are covered by half or more; coverage stays that of the whole lesion."""
+    fine = tuple(2 * n for n in SHAPE)
+    voxels = make_blob(fine)
+    blocks = voxels.reshape(5, 2, 7, 2, 11, 2).mean(axis=(1, 3, 5))
+    assert (blocks == 0.5).any()
+    lesion = load(voxels, centred_on([0, 0, 0], np.diag([-2, 2, 2]), fine), weighting="binary")
+    assert lesion.weights.voxels.tolist() == np.flatnonzero(blocks >= 0.5).tolist()
+    assert set(lesion.weights.shares.tolist()) == {1}
+    assert lesion.coverage == pytest.approx(1)
+
+
+def test_binary_weighting_loses_small_lesions() -> None:
+    """Where no voxel is half covered, the reason says so and names the way out."""
+    with pytest.raises(LesionOutsideGrid, match=r"half or more.*volume weighting"):
+        load(np.ones((1, 1, 1)), centred_on([0, 0, 0], np.eye(3), (1, 1, 1)), weighting="binary")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, 0], "empty"),
+        ([1, 2], "not binary: .* 1, 2,"),
+        ([0.25, 0.5], r"not binary: .* 0\.25, 0\.5"),
+        ([-1, -1], "not binary: .* -1"),
+        ([np.nan, 1], "not binary: .* nan"),
+        ([np.inf, np.inf], "not binary: .* inf"),
+        ([1, 2, 3, 5, 7], "1, 2, 3, 5, …"),
+    ],
+    ids=["empty", "labels", "fractions", "negative", "nan", "infinite", "atlas"],
+)
+def test_values_that_are_no_mask(tmp_path: Path, values: list[float], words: str) -> None:
+    """A mask needs voxels of one positive value beside 0; the reason shows what was found."""
+    voxels = np.zeros(SHAPE, np.float32)
+    voxels[2, 3, 4 : 4 + len(values)] = values
+    nib.save(nib.Nifti1Image(voxels, RADIOLOGICAL), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match=words):
+        load_lesion(LesionData.from_nifti(tmp_path / "mask.nii.gz"), GRID)
+
+
+@pytest.mark.parametrize("shape", [(*SHAPE, 2), SHAPE[:2], (*SHAPE, 1, 3)], ids=str)
+def test_dimensions_that_are_no_mask(shape: tuple[int, ...]) -> None:
+    """A mask of several volumes, or of no volume, is refused with its shape."""
+    with pytest.raises(ValueError, match=rf"{len(shape)} dimensions \({shape[0]}, {shape[1]}.*three"):
+        load(np.ones(shape))
+
+
+@pytest.mark.parametrize("values", [{0, 255}, {0, 0.5}, {1}], ids=str)
+@pytest.mark.parametrize("n_volumes", [(), (1,), (1, 1)], ids=str)
+def test_values_that_are_a_mask(values: set[float], n_volumes: tuple[int, ...]) -> None:
+    """Any one positive value marks the lesion, and one volume is a volume in four dimensions too."""
+    blob = make_blob(SHAPE) | (len(values) == 1)
+    image = nib.Nifti1Image((blob * np.float32(max(values))).reshape(SHAPE + n_volumes), RADIOLOGICAL)
+    lesion = load_lesion(LesionData.from_nifti(image), GRID)
+    assert lesion.weights.voxels.tolist() == np.flatnonzero(blob).tolist()
+    assert set(lesion.weights.shares.tolist()) == {1}
+
+
+def write_damaged(folder: Path, damage: str) -> Path:
+    """Write a mask file that cannot be read."""
+    path = folder / "mask.nii.gz"
+    if damage == "text":
+        path.write_text("not an image\n" * 99)
+    elif damage == "zero bytes":
+        path.touch()
+    elif damage == "dangling link":
+        path.symlink_to(folder / "annex" / "object")
+    elif damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        # Noise does not compress: a half of the file ends in the middle of the voxels.
+        path = write_mask(folder / ("mask.nii" if "plain" in damage else path.name), make_blob((31, 37, 41)))
+        content = path.read_bytes()
+        path.write_bytes(content[: 200 if "header" in damage else len(content) // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "words"),
+    [
+        ("half", OSError, "(?s)voxels cannot be read .*truncated"),
+        ("half of plain", OSError, "(?s)voxels cannot be read .*truncated"),
+        ("header of plain", OSError, "cannot be read as NIfTI"),
+        ("zero bytes", OSError, "cannot be read as NIfTI"),
+        ("text", OSError, "cannot be read as NIfTI"),
+        ("dangling link", FileNotFoundError, "link to .*annex/object, which is not there"),
+        ("folder", FileNotFoundError, "no mask at"),
+        ("missing", FileNotFoundError, "no mask at"),
+    ],
+)
+def test_file_that_cannot_be_read(tmp_path: Path, damage: str, error: type[Exception], words: str) -> None:
+    """A file that is missing or damaged raises an OSError that says which and how."""
+    with pytest.raises(error, match=words):
+        load_lesion(LesionData.from_nifti(write_damaged(tmp_path, damage)), GRID)
+
+
+def test_affine_without_volume(tmp_path: Path) -> None:
+    """A mask whose affine has an axis of length 0 is refused with a sentence, not with a warning of NumPy's."""
+    path = write_mask(tmp_path / "mask.nii", box((1, 1, 1)))
+    content = bytearray(path.read_bytes())
+    content[312:328] = bytes(16)  # the header's srow_z
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="affine"):
+        load_lesion(LesionData.from_nifti(path), GRID)
+
+
+def test_space_mismatch() -> None:
+    """Lesion and connectome in different templates are refused with both names, before the mask is read."""
+    lesion = LesionData.from_nifti("missing.nii.gz", {"space": "MNI152NLin2009cAsym"})
+    with pytest.raises(ValueError, match=r"MNI152NLin2009cAsym.*MNI152NLin6Asym"):
+        load_lesion(lesion, GRID, SPACE)
+
+
+@pytest.mark.parametrize(("lesion_space", "connectome_space"), [(SPACE, SPACE), (None, SPACE), (SPACE, None)])
+def test_space_that_fits(lesion_space: str | None, connectome_space: str | None) -> None:
+    """Equal spaces pass, and so does one that is not known."""
+    lesion = LesionData.from_nifti(nib.Nifti1Image(box((1, 2, 3)), RADIOLOGICAL), {"space": lesion_space})
+    assert load_lesion(lesion, GRID, connectome_space).coverage == pytest.approx(1)
+
+
+def test_input_stays_as_it_was() -> None:
+    """Loading gives a copy: the lesion that was handed in carries no weights of this connectome."""
+    lesion = LesionData.from_nifti(nib.Nifti1Image(box((1, 2, 3)), RADIOLOGICAL), {"subject_id": "sub-7"})
+    loaded = load_lesion(lesion, GRID)
+    assert loaded.weights is not None
+    assert (lesion.weights, lesion.volume_mm3, lesion.coverage) == (None, None, None)
+    assert loaded.metadata == lesion.metadata == {"subject_id": "sub-7"}
+
+
+@pytest.mark.parametrize("kind", [str, Path, nib.load])
+def test_from_nifti(tmp_path: Path, kind: type) -> None:
+    """A path as text, a path and an image are all lesions."""
+    path = write_mask(tmp_path / "sub-7_mask.nii.gz", box((1, 2, 3)))
+    lesion = LesionData.from_nifti(kind(path), {"subject_id": "sub-7"})
+    assert load_lesion(lesion, GRID).volume_mm3 == pytest.approx(8 * 64)
+    assert lesion.name == ("sub-7" if kind is nib.load else "sub-7_mask.nii.gz")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_from_nifti_reads_nothing(tmp_path: Path, kind: type) -> None:
+    """A lesion may be made before its file is there; metadata is copied."""
+    metadata = {"subject_id": "sub-7"}
+    lesion = LesionData.from_nifti(kind(tmp_path / "later.nii.gz"), metadata)
+    metadata.clear()
+    write_mask(tmp_path / "later.nii.gz", box((1, 2, 3)))
+    assert load_lesion(lesion, GRID).metadata == {"subject_id": "sub-7"}
