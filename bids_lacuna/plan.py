@@ -1,0 +1,352 @@
+"""How much memory this process may occupy, and how many lesions it can map at once within that."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import joblib
+import psutil
+
+logger = logging.getLogger(__name__)
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+"""Each 1024 times the one before."""
+
+SPARED_SHARE = Fraction(1, 10)
+"""Of measured free memory, left to other processes, the page cache and the user's callback."""
+
+SUBJECTS_HELD = 3
+"""Connectome subjects in memory: one in use, one read ahead, and one raw buffer that is being standardized."""
+
+SERIES_BYTES = 4
+"""Of each voxel and timepoint of a connectome subject: float32."""
+
+SCALE_BYTES = 8
+"""Of each voxel of a connectome subject: its scale and its sd, float32."""
+
+TILE_BYTES = 2**20
+"""Of each thread: the tile of Fisher z that it works on, which is meant to stay in cache."""
+
+MAP_BYTES = 24
+"""Of each voxel of the volume while the callback has one lesion's maps made: one map and the vectors behind it."""
+
+KEPT_BYTES = 12
+"""Of each voxel and lesion where results outlive their batch: z, t and n, 4 bytes each."""
+
+MOMENT_BYTES = 16
+"""Of each voxel and lesion: the sums of z and of its square, float64."""
+
+SEED_BYTES = 8
+"""Of each timepoint and lesion: the seed is summed in float64 and then used as float32."""
+
+WEIGHT_BYTES = 8
+"""Of each voxel that a lesion covers: its number, int32, and its share, float32."""
+
+GRID_PER_LESION = 10
+"""Voxels of the grid for each voxel of a lesion: even a large one covers less than a tenth of the brain."""
+
+PER_LESION_OVERHEAD = 4096
+"""Python objects of each lesion: paths, entities, results."""
+
+CGROUP = re.compile(r"^\d+:([^:\n]*):(/.*)$", re.MULTILINE)
+"""Controllers and path in a line of /proc/self/cgroup; version 2 names no controllers."""
+
+MOUNT = re.compile(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S* (\S+)$", re.MULTILINE)
+"""Root, mount point, file system and options in a cgroup's line of /proc/self/mountinfo."""
+
+
+def available_cpus() -> int:
+    """Count the processors that this process may use, by its affinity and its cgroup's quota."""
+    return int(joblib.cpu_count())
+
+
+def resident_bytes() -> int:
+    """Measure the memory that this process occupies now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def format_bytes(n: int) -> str:
+    """Write a number of bytes for people: 512 B, 17 KiB, 1.3 GiB."""
+    size = float(n)
+    for unit in UNITS:
+        if round(size, 1) < 1024 or unit == UNITS[-1]:
+            break
+        size /= 1024
+    return f"{size:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def parse_bytes(text: str) -> int:
+    """Read an amount of memory: 8G, 8GB and 8GiB are the same, a bare number is in MB; factors are 1024.
+
+    Raises
+    ------
+    ValueError
+        The text is no such amount, or zero.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(?:I?B)?|(B))?", text.strip().upper())
+    if match is None:
+        raise ValueError(
+            f"{text!r} is no amount of memory: give a number with K, M, G or T, such as 8G or 500M; "
+            "a bare number is in MB"
+        )
+    number, prefix, bare_bytes = match.groups()
+    power = 0 if bare_bytes else "_KMGT".index(prefix or "M")
+    n = int(Fraction(number) * 1024**power)
+    if n < 1:
+        raise ValueError(f"{text!r} is no memory at all: give an amount above 0, such as 8G")
+    return n
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """One bound on the memory of this process."""
+
+    source: str
+    """Where the bound comes from, for people: "cgroup memory.max of /sys/fs/cgroup/job_1"."""
+    available_bytes: int
+    """What this process may occupy in all, including what it occupies already."""
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """What this process may occupy: the smallest of the limits."""
+
+    available_bytes: int
+    """Including what the process occupies already."""
+    source: str
+    """Of the smallest limit."""
+    limits: tuple[MemoryLimit, ...]
+    """All that were found."""
+
+
+def memory_budget(
+    mem_bytes: int | None = None, root: Path = Path("/"), environ: Mapping[str, str] = os.environ
+) -> MemoryBudget:
+    """Find the smallest limit on the memory of this process.
+
+    Limits are what psutil finds available, the cgroups, SLURM, RLIMIT_AS and the user's own. Of what is measured
+    to be free, a tenth is left alone; limits that the user or the scheduler gives are taken as they are.
+
+    Parameters
+    ----------
+    mem_bytes
+        The user's limit, if any.
+    root
+        Folder that holds `proc` and the cgroup mounts. A file that is absent or unreadable sets no limit.
+    environ
+        Environment variables, for SLURM's.
+    """
+    occupied = resident_bytes()
+    limits = (
+        MemoryLimit("the memory free on this machine", occupied + _usable(psutil.virtual_memory().available)),
+        *_cgroup_limits(root, occupied),
+        *_slurm_limits(environ),
+        *_address_space_limits(occupied),
+        *([] if mem_bytes is None else [MemoryLimit("--mem", mem_bytes)]),
+    )
+    for limit in limits:
+        logger.debug("%s: %s", limit.source, format_bytes(limit.available_bytes))
+    smallest = min(limits, key=lambda limit: limit.available_bytes)
+    logger.info("using at most %s of memory, by %s", format_bytes(smallest.available_bytes), smallest.source)
+    return MemoryBudget(smallest.available_bytes, smallest.source, limits)
+
+
+def _usable(free_bytes: int) -> int:
+    return max(0, int(free_bytes * (1 - SPARED_SHARE)))
+
+
+def _cgroup_limits(root: Path, occupied: int) -> Iterator[MemoryLimit]:
+    """Read the limits of either version of cgroups; each version has its own file names."""
+    installed = psutil.virtual_memory().total
+    for folder in _cgroup_folders(root):
+        current, in_bytes = (_number(root, folder / f"memory.{name}") for name in ("current", "usage_in_bytes"))
+        # Page cache that the kernel gives up before it refuses memory. Version 1 counts it without (inactive_file)
+        # and with (total_inactive_file) the cgroups inside this one, version 2 only with (inactive_file).
+        inactive = re.findall(r"^(?:total_)?inactive_file (\d+)$", _read(root, folder / "memory.stat"), re.MULTILINE)
+        # A cgroup that hides its usage holds at least this process.
+        used = max(0, (current or in_bytes or occupied) - max(map(int, inactive), default=0))
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+            limit = _number(root, folder / name)
+            # Version 1 writes "no limit" as a number beyond any machine.
+            if limit is not None and limit < installed:
+                yield MemoryLimit(f"cgroup {name} of {folder}", occupied + _usable(limit - used))
+
+
+def _cgroup_folders(root: Path) -> Iterator[PurePosixPath]:
+    """Find the folders of the process's cgroups and of all that contain them, up to where they are mounted."""
+    mountinfo = MOUNT.findall(_read(root, PurePosixPath("/proc/self/mountinfo")))
+    for controllers, cgroup in CGROUP.findall(_read(root, PurePosixPath("/proc/self/cgroup"))):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        path = PurePosixPath(cgroup)
+        mounts = [
+            (_unescape(mount_root), _unescape(mount_point))
+            for mount_root, mount_point, filesystem, options in mountinfo
+            if (filesystem == "cgroup" and "memory" in options.split(",") if controllers else filesystem == "cgroup2")
+        ]
+        # A container may see only a part of the tree (the mount's root), and its own path as from outside. The
+        # kernel writes the path of a cgroup outside our namespace as /../..
+        ours = [] if ".." in path.parts else [mount for mount in mounts if path.is_relative_to(mount[0])]
+        for mount_root, mount_point in ours:
+            below = path.relative_to(mount_root)
+            yield from (mount_point / part for part in (below, *below.parents))
+        if not ours:
+            yield from (mount_point for _, mount_point in mounts[:1])
+
+
+def _unescape(path: str) -> PurePosixPath:
+    """Undo mountinfo's octal escapes of blanks and backslashes."""
+    return PurePosixPath(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path))
+
+
+def _read(root: Path, path: PurePosixPath) -> str:
+    try:
+        return (root / path.relative_to("/")).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+
+
+def _number(root: Path, path: PurePosixPath) -> int | None:
+    text = _read(root, path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _slurm_limits(environ: Mapping[str, str]) -> list[MemoryLimit]:
+    """Read what SLURM gives the job on this node; its 0 means no limit."""
+    with suppress(ValueError):
+        return [MemoryLimit("SLURM_MEM_PER_NODE", parse_bytes(environ.get("SLURM_MEM_PER_NODE", "")))]
+    with suppress(ValueError):
+        n_cpus = int(environ.get("SLURM_CPUS_ON_NODE", ""))
+        per_cpu = parse_bytes(environ.get("SLURM_MEM_PER_CPU", ""))
+        return [MemoryLimit("SLURM_MEM_PER_CPU times SLURM_CPUS_ON_NODE", per_cpu * n_cpus)] if n_cpus > 0 else []
+    return []
+
+
+def _address_space_limits(occupied: int) -> list[MemoryLimit]:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return []
+    # Address space counts libraries that are mapped and never read, which occupy nothing.
+    free = limit - int(psutil.Process().memory_info().vms)
+    return [MemoryLimit("RLIMIT_AS (ulimit -v)", occupied + max(0, free))]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the lesions are divided into batches, each of which is one pass over the connectome."""
+
+    n_lesions: int
+    batch_size: int
+    """Lesions of each batch; the last one may have fewer."""
+    n_batches: int
+    """Passes over the connectome."""
+    fixed_bytes: int
+    """What the run occupies whatever the batch size."""
+    bytes_per_lesion: int
+    """What each lesion of a batch adds."""
+    available_bytes: int
+    """What the process may occupy in all."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that the process will occupy."""
+        return self.fixed_bytes + self.batch_size * self.bytes_per_lesion
+
+
+def plan_batches(
+    n_lesions: int,
+    n_timepoints: int,
+    n_voxels: int,
+    available_bytes: int,
+    n_threads: int,
+    *,
+    lesion_batch_size: int | Literal["auto"] | None = "auto",
+    volume_voxels: int | None = None,
+    keep_results: bool = False,
+    base_bytes: int = 0,
+) -> BatchPlan:
+    """Divide the lesions into as few batches as memory allows.
+
+    Parameters
+    ----------
+    n_lesions
+        Of the whole run.
+    n_timepoints, n_voxels
+        Of a connectome subject, the longest if they differ.
+    available_bytes
+        What the process may occupy in all, as from `memory_budget`.
+    n_threads
+        Threads of the kernels.
+    lesion_batch_size
+        "auto": batches of equal size, as few as fit. None: all lesions at once. A number: that many at once. The
+        last two are lowered, with a warning, to what fits.
+    volume_voxels
+        Voxels of the whole volume, inside and outside the connectome's mask; by default `n_voxels`.
+    keep_results
+        Whether results of all lesions stay in memory to the end, as they do without a callback.
+    base_bytes
+        What the interpreter and the libraries occupy.
+
+    Raises
+    ------
+    ValueError
+        `lesion_batch_size` is none of these.
+    MemoryError
+        Not even one lesion fits.
+    """
+    requested = _requested_batch_size(lesion_batch_size, n_lesions)
+    subject_bytes = SERIES_BYTES * n_timepoints * n_voxels + SCALE_BYTES * n_voxels
+    kept_bytes = n_lesions * KEPT_BYTES * n_voxels if keep_results else 0
+    map_bytes = MAP_BYTES * (n_voxels if volume_voxels is None else volume_voxels)
+    fixed_bytes = base_bytes + SUBJECTS_HELD * subject_bytes + n_threads * TILE_BYTES + map_bytes + kept_bytes
+    weight_bytes = WEIGHT_BYTES * n_voxels // GRID_PER_LESION
+    bytes_per_lesion = MOMENT_BYTES * n_voxels + SEED_BYTES * n_timepoints + weight_bytes + PER_LESION_OVERHEAD
+    if n_lesions == 0:
+        return BatchPlan(0, 0, 0, fixed_bytes, bytes_per_lesion, available_bytes)
+
+    fits = (available_bytes - fixed_bytes) // bytes_per_lesion
+    if fits < 1:
+        needed = fixed_bytes + bytes_per_lesion
+        advice = "use a coarser connectome or raise --mem, or the limit of the job or container"
+        if needed - kept_bytes <= available_bytes:
+            advice = (
+                f"{format_bytes(kept_bytes)} of it would keep the results of all {n_lesions} lesions; give a "
+                "batch_result_callback that saves them, and they need not be kept"
+            )
+        raise MemoryError(
+            f"one lesion needs {format_bytes(needed)}, {format_bytes(available_bytes)} is available: {advice}"
+        )
+    batch_size = min(requested, fits)
+    if lesion_batch_size == "auto":
+        batch_size = ceil(n_lesions / ceil(n_lesions / batch_size))
+    elif batch_size < requested:
+        logger.warning(
+            "a batch of %d lesions needs %s, %s is available: batches of %d lesions are mapped",
+            requested,
+            format_bytes(fixed_bytes + requested * bytes_per_lesion),
+            format_bytes(available_bytes),
+            batch_size,
+        )
+    n_batches = ceil(n_lesions / batch_size)
+    return BatchPlan(n_lesions, batch_size, n_batches, fixed_bytes, bytes_per_lesion, available_bytes)
+
+
+def _requested_batch_size(lesion_batch_size: object, n_lesions: int) -> int:
+    if lesion_batch_size is None or lesion_batch_size == "auto":
+        return n_lesions
+    if not isinstance(lesion_batch_size, int) or isinstance(lesion_batch_size, bool) or lesion_batch_size < 1:
+        raise ValueError(
+            f"lesion_batch_size is {lesion_batch_size!r}: it must be a whole number from 1, 'auto' (what fits in "
+            "memory) or None (all lesions at once)"
+        )
+    return min(lesion_batch_size, n_lesions)
