@@ -1,0 +1,223 @@
+"""Many lesions in batches that fit the memory, with a callback after each one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from tqdm import tqdm
+
+from bids_lacuna import kernels
+from bids_lacuna.lesion import LesionData
+from bids_lacuna.mapping import FunctionalNetworkMapping
+from bids_lacuna.plan import BatchPlan, available_cpus, memory_budget, plan_batches, resident_bytes
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Strategy = Literal["vectorized", "sequential"]
+BatchSize = int | Literal["auto"] | None
+Callback = Callable[[list[LesionData]], Any]
+
+LOW_COVERAGE = 0.5
+"""Below this share of a lesion inside the connectome's mask, a warning says so."""
+
+
+def plan_run(
+    analysis: FunctionalNetworkMapping,
+    n_lesions: int,
+    lesion_batch_size: BatchSize,
+    available_bytes: int,
+    n_threads: int,
+    keep_results: bool = False,
+) -> BatchPlan:
+    """Plan the batches of a run, from the memory that this process occupies now with its kernels compiled.
+
+    Parameters
+    ----------
+    analysis, n_lesions, lesion_batch_size
+        As for `batch_process`.
+    available_bytes
+        What the process may occupy in all.
+    n_threads
+        Threads of the kernels.
+    keep_results
+        Whether the results of all lesions stay in memory until the end.
+
+    Raises
+    ------
+    MemoryError
+        Not one lesion fits; the message has both numbers.
+    """
+    kernels.compile_all()
+    connectome = analysis.connectome
+    n_voxels, n_timepoints = connectome.grid.n_voxels, connectome.n_timepoints
+    return plan_batches(
+        n_lesions,
+        n_timepoints,
+        n_voxels,
+        available_bytes,
+        n_threads,
+        lesion_batch_size=lesion_batch_size,
+        volume_voxels=connectome.grid.mask.size,
+        keep_results=keep_results,
+        base_bytes=resident_bytes() + (connectome.itemsize - 4) * n_voxels * n_timepoints,
+    )
+
+
+def batch_process(
+    lesions: Sequence[LesionData],
+    analysis: FunctionalNetworkMapping,
+    *,
+    strategy: Strategy = "vectorized",
+    lesion_batch_size: BatchSize = "auto",
+    batch_result_callback: Callback | None = None,
+    show_progress: bool = True,
+    available_bytes: int | None = None,
+    n_threads: int | None = None,
+) -> list[LesionData]:
+    """Map many lesions, a batch at a time, in memory that does not grow with their number.
+
+    Parameters
+    ----------
+    lesions
+        Their masks are read when their batch comes.
+    analysis
+        What is computed of each lesion.
+    strategy
+        "vectorized": batches of `lesion_batch_size`, each in one pass over the connectome. "sequential": batches
+        of one lesion.
+    lesion_batch_size
+        "auto": as many as the memory holds, in batches of equal size. A number: that many. None: all at once.
+        Batches that the memory does not hold are made smaller, with a warning.
+    batch_result_callback
+        Called after each batch with the list of its mapped lesions; what it returns is ignored. Once it has
+        returned, the maps are released. If it raises, its batch's lesions fail with that reason. Without it, the
+        results of all lesions are kept and returned.
+    show_progress
+        One bar over lesions x connectome subjects, where stderr is a terminal.
+    available_bytes
+        What the process may occupy in all; by default what the machine, the container or the scheduler leaves it.
+    n_threads
+        Threads of the kernels; by default all processors that the process may use.
+
+    Returns
+    -------
+    list of LesionData
+        One for every input, in order. One that failed has `error` set and no results; it stops no other.
+
+    Raises
+    ------
+    ValueError
+        An argument has an unknown value.
+    MemoryError
+        Not one lesion fits the memory; the message has both numbers.
+    """
+    if strategy not in ("vectorized", "sequential"):
+        raise ValueError(f"strategy is {strategy!r}: it must be 'vectorized' or 'sequential'")
+    for place, lesion in enumerate(lesions):
+        if not isinstance(lesion, LesionData):
+            raise TypeError(
+                f"lesions[{place}] is a {type(lesion).__name__}: make it with LesionData.from_nifti(path)"
+            )
+    n_threads = n_threads or available_cpus()
+    plan = plan_run(
+        analysis,
+        len(lesions),
+        1 if strategy == "sequential" else lesion_batch_size,
+        available_bytes or memory_budget().available_bytes,
+        n_threads,
+        keep_results=batch_result_callback is None,
+    )
+    logger.info(
+        "lesions: %d; passes over %d connectome subjects: %d, of up to %d lesions each",
+        len(lesions),
+        analysis.connectome.n_subjects,
+        plan.n_batches,
+        plan.batch_size,
+    )
+    processed: list[LesionData] = []
+    n_subjects = analysis.connectome.n_subjects
+    total = len(lesions) * n_subjects
+    # disable=None: no bar where stderr is no terminal.
+    with tqdm(
+        total=total, unit="lesion-subject", desc="mapping", disable=None if show_progress else True
+    ) as progress:
+        for number, batch in enumerate(_batches(lesions, plan.batch_size), start=1):
+            processed += _process_batch(
+                [replace(lesion, batch=number, error=None, results={}) for lesion in batch],
+                analysis,
+                batch_result_callback,
+                n_threads,
+                progress.update,
+            )
+            progress.update(len(processed) * n_subjects - progress.n)
+    return processed
+
+
+def _batches(lesions: Sequence[LesionData], size: int) -> Iterator[Sequence[LesionData]]:
+    for start in range(0, len(lesions), size or 1):
+        yield lesions[start : start + size]
+
+
+def _process_batch(
+    batch: list[LesionData],
+    analysis: FunctionalNetworkMapping,
+    callback: Callback | None,
+    n_threads: int,
+    advance: Callable[[int], Any],
+) -> list[LesionData]:
+    """Load, map and hand over one batch; what fails is written on the lesions that it concerns."""
+    batch = [_isolate(partial(analysis.load, lesion), [lesion]) or lesion for lesion in batch]
+    loaded = [lesion for lesion in batch if not lesion.error]
+    _warn_of_low_coverage(loaded)
+    if not loaded:
+        return batch
+    mapped = _isolate(lambda: analysis.map_batch(loaded, n_threads, on_subject=lambda: advance(len(loaded))), loaded)
+    if mapped is None:
+        return batch
+    if callback is None:
+        for lesion in mapped:
+            lesion.results[analysis.name].keep()
+    else:
+        _isolate(lambda: callback(mapped), mapped)
+        for lesion in mapped:
+            lesion.results[analysis.name].release()
+            lesion.results = {}
+    finished = iter(mapped)
+    return [lesion if lesion.error else next(finished) for lesion in batch]
+
+
+def _isolate(work: Callable[[], T], lesions: Sequence[LesionData]) -> T | None:
+    """Do some work for lesions; if it raises, they fail with its reason and everything else goes on."""
+    try:
+        return work()
+    except Exception as error:
+        reason = describe(error)
+        for lesion in lesions:
+            lesion.error = reason
+        names = ", ".join(lesion.name for lesion in lesions)
+        logger.error("failed: %s: %s", names, reason)  # noqa: TRY400  the traceback is for -v
+        logger.debug("traceback of the failure above", exc_info=True)
+        return None
+
+
+def describe(error: Exception) -> str:
+    """Put an exception into words: the sentences of our own errors as they are, others with their kind."""
+    if isinstance(error, (ValueError, OSError, MemoryError)) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _warn_of_low_coverage(lesions: Sequence[LesionData]) -> None:
+    for lesion in lesions:
+        if lesion.coverage is not None and lesion.coverage < LOW_COVERAGE:
+            logger.warning(
+                "%s: only %.0f %% of the lesion lies inside the connectome's mask; its map describes that part",
+                lesion.name,
+                100 * lesion.coverage,
+            )

@@ -1,0 +1,255 @@
+"""Functional lesion network mapping: one batch of lesions through the whole connectome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from bids_lacuna import kernels
+from bids_lacuna.connectome import Connectome
+from bids_lacuna.grid import Grid
+from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
+from bids_lacuna.statistics import LesionStatistics, RunningMoments, fdr_threshold, minus_log10_p
+
+Array = np.ndarray
+
+MNI_CODE = 4
+"""NIfTI's code of an affine into MNI152 space."""
+
+ALIGNED_CODE = 2
+"""NIfTI's code of an affine into some other space."""
+
+
+class NetworkMaps(Mapping[str, Any]):
+    """The maps of one lesion, each made when it is asked for.
+
+    Keys: `correlation_map` (tanh of the mean Fisher z), `z_map` (mean Fisher z), `t_map` where asked for,
+    `binary_map` (|t| above the first threshold; 0 where t is undefined) and `binary_maps` (one for each
+    threshold) where a threshold was given, `n_map` (connectome subjects at each voxel) where n varies,
+    `minus_log10_p_map` (two-sided, of t; 0 outside the connectome's mask), and `summary_statistics`, a plain dict.
+    Maps are `nibabel.Nifti1Image` on the connectome's grid; an undefined value is NaN.
+    """
+
+    def __init__(
+        self,
+        read_statistics: Callable[[], LesionStatistics],
+        grid: Grid,
+        space: str,
+        compute_t_map: bool,
+        t_thresholds: tuple[float, ...],
+        n_varies: bool,
+    ) -> None:
+        """Make the maps of one lesion.
+
+        Parameters
+        ----------
+        read_statistics
+            Gives the lesion's voxel vectors, anew at each call.
+        grid, space
+            The connectome's.
+        compute_t_map, t_thresholds, n_varies
+            Which maps there are.
+        """
+        self._read_statistics: Callable[[], LesionStatistics] | None = read_statistics
+        self._grid = grid
+        self._space = space
+        self._t_thresholds = t_thresholds
+        self._makers: dict[str, Callable[[LesionStatistics], Any]] = {
+            "correlation_map": lambda statistics: self._image(statistics.r),
+            "z_map": lambda statistics: self._image(statistics.z),
+        }
+        if compute_t_map:
+            self._makers["t_map"] = lambda statistics: self._image(statistics.t)
+        if t_thresholds:
+            self._makers["binary_map"] = lambda statistics: self._binary(statistics, t_thresholds[0])
+            self._makers["binary_maps"] = lambda statistics: {
+                threshold: self._binary(statistics, threshold) for threshold in t_thresholds
+            }
+        if n_varies:
+            self._makers["n_map"] = lambda statistics: self._image(statistics.n, outside=0)
+        self._makers["minus_log10_p_map"] = lambda statistics: self._image(
+            minus_log10_p(statistics.t, statistics.n), outside=0
+        )
+        self._makers["summary_statistics"] = self._summarize
+
+    def __getitem__(self, key: str) -> Any:
+        """Make one map.
+
+        Raises
+        ------
+        KeyError
+            There is no such map; the message lists those there are.
+        RuntimeError
+            The batch's callback has returned, and the maps are gone.
+        """
+        if key not in self._makers:
+            raise KeyError(f"no {key!r} here: there are {', '.join(self._makers)}")
+        return self._makers[key](self.statistics)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the maps."""
+        return iter(self._makers)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether there is a map, without making it."""
+        return key in self._makers
+
+    def __len__(self) -> int:
+        """Count the maps."""
+        return len(self._makers)
+
+    @property
+    def statistics(self) -> LesionStatistics:
+        """The voxel vectors that the maps are made from."""
+        if self._read_statistics is None:
+            raise RuntimeError(
+                "these maps were released when their batch's callback returned: save what you need in the callback, "
+                "or run batch_process without one"
+            )
+        return self._read_statistics()
+
+    def keep(self) -> None:
+        """Hold the lesion's own voxel vectors from now on, not the batch's moments."""
+        statistics = self.statistics
+        self._read_statistics = lambda: statistics
+
+    def release(self) -> None:
+        """Let go of all numbers; no map can be made any more."""
+        self._read_statistics = None
+
+    def _binary(self, statistics: LesionStatistics, threshold: float) -> nib.Nifti1Image:
+        return self._image((np.abs(statistics.t) > threshold).astype(np.uint8), outside=0)
+
+    def _image(self, values: Array, outside: float = np.nan) -> nib.Nifti1Image:
+        image = nib.Nifti1Image(self._grid.volume(values, outside), self._grid.affine)
+        code = MNI_CODE if self._space.startswith("MNI152") else ALIGNED_CODE
+        image.header.set_xyzt_units("mm")
+        image.set_sform(self._grid.affine, code)
+        image.set_qform(self._grid.affine, code, strip_shears=True)
+        return image
+
+    def _summarize(self, statistics: LesionStatistics) -> dict[str, Any]:
+        t_size = np.abs(statistics.t)
+        return {
+            "n_subjects": statistics.n_subjects,
+            "degrees_of_freedom": statistics.n_subjects - 1,
+            "n_voxels": int(np.isfinite(statistics.z).sum()),
+            "r_min": _number(np.nanmin, statistics.r),
+            "r_max": _number(np.nanmax, statistics.r),
+            "r_mean": _number(np.nanmean, statistics.r),
+            "t_min": _number(np.nanmin, statistics.t),
+            "t_max": _number(np.nanmax, statistics.t),
+            "t_fdr05": fdr_threshold(statistics.t, statistics.n),
+            "n_voxels_above_threshold": {t: int((t_size > t).sum()) for t in self._t_thresholds},
+        }
+
+
+def _number(reduce: Callable[[Array], Any], values: Array) -> float:
+    defined = values[np.isfinite(values)]
+    return float(reduce(defined)) if len(defined) else float("nan")
+
+
+class FunctionalNetworkMapping:
+    """Correlate each lesion's mean resting-state signal with every voxel, over a normative connectome.
+
+    Parameters
+    ----------
+    connectome
+        An open connectome, or the path of one.
+    compute_t_map
+        Whether results have a `t_map`.
+    t_threshold
+        Results have a `binary_map` of |t| above it. Several thresholds give `binary_maps`.
+    weighting
+        How lesions are brought to the connectome's grid: see `load_lesion`.
+
+    References
+    ----------
+    Boes et al. (2015), Brain 138:3061, doi:10.1093/brain/awv228.
+    """
+
+    name = "FunctionalNetworkMapping"
+    """The key of these results in `LesionData.results`."""
+
+    def __init__(
+        self,
+        connectome: str | PathLike[str] | Connectome,
+        *,
+        compute_t_map: bool = True,
+        t_threshold: float | Sequence[float] | None = None,
+        weighting: Weighting = "volume",
+    ) -> None:
+        if weighting not in ("volume", "binary"):
+            raise ValueError(f"weighting is {weighting!r}: it must be 'volume' or 'binary'")
+        thresholds = () if t_threshold is None else tuple(np.atleast_1d(np.asarray(t_threshold, float)).tolist())
+        if not all(np.isfinite(t) and t > 0 for t in thresholds):
+            raise ValueError(
+                f"t_threshold is {t_threshold!r}: |t| is compared with it, so it must be a finite number above 0"
+            )
+        self.connectome = connectome if isinstance(connectome, Connectome) else Connectome.open(connectome)
+        self.compute_t_map = compute_t_map
+        self.t_thresholds = thresholds
+        self.weighting = weighting
+
+    def load(self, lesion: LesionData) -> LesionData:
+        """Read one lesion's mask and weigh it on the connectome's grid; raises what `load_lesion` raises."""
+        return load_lesion(lesion, self.connectome.grid, self.connectome.space, self.weighting)
+
+    def map_batch(
+        self,
+        lesions: Sequence[LesionData],
+        n_threads: int,
+        on_subject: Callable[[], None] = lambda: None,
+    ) -> list[LesionData]:
+        """Map loaded lesions in one pass over the connectome.
+
+        Parameters
+        ----------
+        lesions
+            As from `load`.
+        n_threads
+            Threads of the kernels.
+        on_subject
+            Called after each connectome subject.
+
+        Returns
+        -------
+        list of LesionData
+            Copies with results, whose maps are made from the batch's moments when they are asked for.
+        """
+        grid = self.connectome.grid
+        starts, voxels, shares = _compressed_rows([lesion.weights for lesion in lesions if lesion.weights])
+        moments = RunningMoments(len(lesions), grid.n_voxels)
+        with kernels.threads(n_threads), threadpool_limits(1, user_api="blas"):
+            for subject in self.connectome.subjects():
+                seeds = kernels.seeds(starts, voxels, shares, subject.series, subject.scale, subject.sd)
+                kernels.add_fisher_z(seeds, subject.series, subject.scale, moments.total, moments.total_of_squares)
+                moments.count_subject(np.any(seeds, axis=1), subject.scale > 0)
+                on_subject()
+        return [
+            replace(lesion, weights=None, results={self.name: self._maps(moments, row)})
+            for row, lesion in enumerate(lesions)
+        ]
+
+    def _maps(self, moments: RunningMoments, row: int) -> NetworkMaps:
+        return NetworkMaps(
+            lambda: moments.lesion(row),
+            self.connectome.grid,
+            self.connectome.space,
+            self.compute_t_map,
+            self.t_thresholds,
+            moments.n_varies(row),
+        )
+
+
+def _compressed_rows(lesions: Sequence[LesionWeights]) -> tuple[Array, Array, Array]:
+    """Lay the lesions' voxels and shares one after another, with each lesion's start."""
+    starts = np.cumsum([0, *(len(lesion.voxels) for lesion in lesions)])
+    voxels = np.concatenate([lesion.voxels for lesion in lesions])
+    return starts, voxels, np.concatenate([lesion.shares for lesion in lesions])
