@@ -1,0 +1,458 @@
+"""The command line: text into domain objects, their calls in order, failures into exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+from uuid import uuid4
+
+from bids_lacuna._version import __version__
+
+if TYPE_CHECKING:
+    from bids_lacuna.connectome import Connectome
+    from bids_lacuna.derivatives import LesionRecord
+    from bids_lacuna.plan import BatchPlan, MemoryBudget
+    from bids_lacuna.query import LesionMask
+
+logger = logging.getLogger("bids_lacuna")
+
+
+class Exit(IntEnum):
+    """Exit statuses of BIDS Apps."""
+
+    OK = 0
+    FAILED = 1
+    """A lesion failed, or none could be mapped."""
+    NOT_BIDS = 16
+    UNKNOWN_LEVEL = 17
+    NO_FILES_SELECTED = 18
+    USAGE = 64
+    BAD_DATA = 65
+    NO_INPUT = 66
+    CANNOT_CREATE = 73
+    INPUT_OUTPUT = 74
+    INTERRUPTED = 130
+
+
+class Stop(Exception):  # noqa: N818  an end with a status, not always an error
+    """The program cannot go on: a sentence for the user, and the exit status."""
+
+    def __init__(self, status: Exit, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that exits as BIDS Apps do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the mistake, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the BIDS App.
+
+    Parameters
+    ----------
+    argv
+        Command-line arguments; by default those of this process.
+
+    Returns
+    -------
+    int
+        The exit status: 0 when no lesion failed.
+    """
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+    try:
+        if arguments.analysis_level != "participant":
+            raise Stop(  # noqa: TRY301
+                Exit.UNKNOWN_LEVEL,
+                f"this version has no {arguments.analysis_level} level, only participant: it maps each lesion",
+            )
+        return run_participants(arguments)
+    except Stop as stop:
+        logger.debug("traceback of the error below", exc_info=True)
+        sys.stderr.write(f"bids-lacuna: error: {stop}\n")
+        return stop.status
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "bids-lacuna: interrupted; finished batches are on disk, the same command goes on from there\n"
+        )
+        return Exit.INTERRUPTED
+
+
+def build_parser() -> Parser:
+    """Describe the command line."""
+    parser = Parser(
+        prog="bids-lacuna",
+        description="Lesion network mapping: which brain regions are connected to each lesion of a BIDS dataset, "
+        "in a normative functional connectome.",
+    )
+    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="dataset with the lesion masks")
+    parser.add_argument(
+        "output_dir", type=Path, metavar="OUTPUT_DIR", help="where the maps go, e.g. BIDS_DIR/derivatives/bids-lacuna"
+    )
+    parser.add_argument("analysis_level", metavar="{participant,group}", help="participant: map each lesion")
+    parser.add_argument("--version", action="version", version=f"bids-lacuna {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more, with a traceback for each failure")
+
+    connectome = parser.add_argument_group("connectome")
+    connectome.add_argument(
+        "--connectome",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="HDF5 file, or folder of them, with a normative functional connectome",
+    )
+    connectome.add_argument(
+        "--connectome-space",
+        metavar="SPACE",
+        help="template that it is in (default: what it records itself, else MNI152NLin6Asym)",
+    )
+    connectome.add_argument(
+        "--connectome-name",
+        metavar="NAME",
+        help="its name in the maps' names (default: the letters and digits of PATH's name)",
+    )
+
+    lesions = parser.add_argument_group("which lesions")
+    lesions.add_argument(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        default=[],
+        metavar="PATH|NAME=PATH",
+        action="extend",
+        help="more datasets to look for masks in",
+    )
+    lesions.add_argument(
+        "--participant-label",
+        "--participant_label",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        action="extend",
+        help="only these participants, with or without sub-",
+    )
+    lesions.add_argument(
+        "--session-label",
+        "--session_label",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        action="extend",
+        help="only these sessions, with or without ses-",
+    )
+    lesions.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='JSON with the masks\' entities, {"lesion": {"label": "tumour"}}; null: absent, "*": any',
+    )
+    lesions.add_argument(
+        "--bids-database-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep pybids' index there; a later run on the same dataset starts faster",
+    )
+    lesions.add_argument(
+        "--skip-bids-validation",
+        action="store_true",
+        help="accepted for BIDS Apps' sake: masks are found in datasets that do not validate, too",
+    )
+
+    maps = parser.add_argument_group("maps")
+    maps.add_argument(
+        "--t-threshold",
+        type=positive_number,
+        nargs="+",
+        default=[],
+        metavar="T",
+        action="extend",
+        help="write a mask of |t| > T for each T",
+    )
+    maps.add_argument("--no-t-map", action="store_true", help="write no t-maps")
+    maps.add_argument(
+        "--lesion-weighting",
+        choices=("volume", "binary"),
+        default="volume",
+        help="a connectome voxel counts by the share of it that the lesion covers, or fully from a half "
+        "on (default: %(default)s)",
+    )
+    maps.add_argument("--overwrite", action="store_true", help="map lesions again whose maps are there")
+
+    resources = parser.add_argument_group("resources")
+    resources.add_argument(
+        "--lesion-batch-size",
+        type=batch_size,
+        default="auto",
+        metavar="auto|N",
+        help="lesions in one pass over the connectome (default: as many as the memory holds)",
+    )
+    resources.add_argument(
+        "--mem",
+        type=memory,
+        metavar="SIZE",
+        help="memory to use at most, e.g. 8G or 500M; a bare number is in MB (default: what the "
+        "machine, the container or the scheduler leaves)",
+    )
+    resources.add_argument(
+        "--nprocs",
+        "--n-cpus",
+        type=positive_integer,
+        metavar="N",
+        help="threads to use (default: all processors that may be used)",
+    )
+    resources.add_argument(
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder for what makes the next start faster: compiled code",
+    )
+    resources.add_argument("--dry-run", action="store_true", help="print the lesions and the plan, and write nothing")
+    resources.add_argument(
+        "--notrack", action="store_true", help="accepted for BIDS Apps' sake: nothing is ever sent anywhere"
+    )
+    return parser
+
+
+def run_participants(arguments: argparse.Namespace) -> Exit:
+    """Map the lesions of a dataset: the participant level."""
+    check_folders(arguments)
+    if arguments.work_dir:
+        os.environ["NUMBA_CACHE_DIR"] = str(arguments.work_dir.absolute() / "numba")
+    # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from bids_lacuna.batch import batch_process, plan_run
+    from bids_lacuna.derivatives import DerivativesWriter, MapSettings, decide, prepare_dataset
+    from bids_lacuna.mapping import FunctionalNetworkMapping
+    from bids_lacuna.plan import available_cpus, memory_budget
+
+    logger.info("bids-lacuna %s", __version__)
+    datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
+    masks = find_masks(arguments, datasets)
+    connectome = open_connectome(arguments)
+    analysis = FunctionalNetworkMapping(
+        connectome,
+        compute_t_map=not arguments.no_t_map,
+        t_threshold=arguments.t_threshold or None,
+        weighting=arguments.lesion_weighting,
+    )
+    settings = MapSettings(
+        connectome.name,
+        connectome.content_hash,
+        connectome.space,
+        connectome.grid,
+        analysis.weighting,
+        analysis.compute_t_map,
+        analysis.t_thresholds,
+    )
+    records = decide(masks, arguments.output_dir, settings, arguments.overwrite)
+    pending = [record for record in records if record.status == "pending"]
+    budget = memory_budget(arguments.mem)
+    n_threads = arguments.nprocs or available_cpus()
+    with ending(Exit.FAILED, MemoryError):
+        plan = plan_run(analysis, len(pending), arguments.lesion_batch_size, budget.available_bytes, n_threads)
+    if arguments.dry_run:
+        sys.stdout.write(describe_lesions(records) + describe_plan(plan, budget, connectome.n_subjects, n_threads))
+        return Exit.OK
+
+    with ending(Exit.CANNOT_CREATE, OSError, ValueError):
+        prepare_dataset(arguments.output_dir, datasets)
+        log_dir = arguments.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
+        writer = DerivativesWriter(arguments.output_dir, settings, records, log_dir)
+        writer.write_table()
+    with logging_redirect_tqdm(), ending(Exit.FAILED, MemoryError):
+        lesions = batch_process(
+            [record.as_lesion() for record in pending],
+            analysis,
+            lesion_batch_size=plan.batch_size or None,
+            batch_result_callback=writer,
+            available_bytes=budget.available_bytes,
+            n_threads=n_threads,
+        )
+    for record, lesion in zip(pending, lesions, strict=True):
+        record.close(lesion)
+    with ending(Exit.INPUT_OUTPUT, OSError):
+        writer.write_table()
+    return conclude(records, log_dir)
+
+
+def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
+    """Find the masks that the arguments choose."""
+    from bids_lacuna.query import (
+        DamagedDataset,
+        NoLesionMasks,
+        UnknownParticipant,
+        find_lesion_masks,
+        read_filter_file,
+    )
+
+    with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
+        filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else {}
+    with (
+        ending(Exit.NO_FILES_SELECTED, NoLesionMasks),
+        ending(Exit.NO_INPUT, UnknownParticipant),
+        ending(Exit.USAGE, ValueError),
+        ending(Exit.NOT_BIDS, OSError, DamagedDataset),
+    ):
+        return find_lesion_masks(
+            arguments.bids_dir,
+            {name: path for name, path in datasets.items() if name != "source"},
+            participant_labels=arguments.participant_label,
+            session_labels=arguments.session_label,
+            filters=filters,
+            database_dir=arguments.bids_database_dir,
+        )
+
+
+def open_connectome(arguments: argparse.Namespace) -> Connectome:
+    """Open the connectome that the arguments name."""
+    from bids_lacuna.connectome import Connectome
+
+    with ending(Exit.NO_INPUT, FileNotFoundError, PermissionError), ending(Exit.BAD_DATA, ValueError):
+        connectome = Connectome.open(
+            arguments.connectome, name=arguments.connectome_name, space=arguments.connectome_space
+        )
+    logger.info(
+        "connectome %s: %d subjects, %d voxels, space %s",
+        connectome.name,
+        connectome.n_subjects,
+        connectome.grid.n_voxels,
+        connectome.space,
+    )
+    return connectome
+
+
+def check_folders(arguments: argparse.Namespace) -> None:
+    """Refuse folders that would mix input and output."""
+    source, output = arguments.bids_dir.resolve(), arguments.output_dir.resolve()
+    if not source.is_dir():
+        raise Stop(Exit.NO_INPUT, f"there is no folder {arguments.bids_dir}: BIDS_DIR is the dataset with the masks")
+    if output == source or (output.is_relative_to(source) and not output.is_relative_to(source / "derivatives")):
+        raise Stop(
+            Exit.USAGE,
+            f"the output folder {arguments.output_dir} lies inside the input dataset, which stays as it is: use "
+            f"{arguments.bids_dir / 'derivatives' / 'bids-lacuna'}, or a folder elsewhere",
+        )
+    if arguments.work_dir and arguments.work_dir.resolve().is_relative_to(source):
+        raise Stop(
+            Exit.USAGE,
+            f"the work folder {arguments.work_dir} lies inside the input dataset, which stays as it is: "
+            "use a folder elsewhere",
+        )
+
+
+def name_datasets(arguments: Sequence[str]) -> dict[str, Path]:
+    """Read PATH or NAME=PATH of each further dataset; a path without a name is called after its folder."""
+    datasets: dict[str, Path] = {}
+    for argument in arguments:
+        name, _, path = argument.rpartition("=")
+        name = name or re.sub(r"[^A-Za-z0-9]", "", Path(path).resolve().name)
+        if not re.fullmatch(r"[A-Za-z0-9]+", name) or name in {"source", *datasets}:
+            raise Stop(
+                Exit.USAGE,
+                f"-d {argument}: the name {name!r} is taken or has other characters than letters and digits: "
+                "give each dataset a name of its own, as in -d NAME=PATH",
+            )
+        if not Path(path).is_dir():
+            raise Stop(Exit.NO_INPUT, f"-d {argument}: there is no folder {path}")
+        datasets[name] = Path(path)
+    return datasets
+
+
+def describe_lesions(records: Sequence[LesionRecord]) -> str:
+    """List the masks found and what becomes of each."""
+    words = {"pending": "map"}
+    lines = [f"{len(records)} lesion masks"]
+    for record in records:
+        reason = f": {record.reason}" if record.reason else ""
+        lines.append(f"  {words.get(record.status, record.status):8}{record.mask.path.name}{reason}")
+    return "\n".join(lines) + "\n\n"
+
+
+def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_threads: int) -> str:
+    """Lay out the batches and the memory."""
+    from bids_lacuna.plan import format_bytes
+
+    rows = {
+        "lesions to map": f"{plan.n_lesions}",
+        "batch size": f"{plan.batch_size}",
+        "passes": f"{plan.n_batches} over {n_subjects} connectome subjects, on {n_threads} threads",
+        "memory, fixed": format_bytes(plan.fixed_bytes),
+        "memory, per lesion": format_bytes(plan.bytes_per_lesion),
+        "memory, peak": format_bytes(plan.peak_bytes),
+        "memory, available": f"{format_bytes(budget.available_bytes)} ({budget.source})",
+    }
+    return "".join(f"{name:20}{value}\n" for name, value in rows.items())
+
+
+def conclude(records: Sequence[LesionRecord], log_dir: Path) -> Exit:
+    """Say how it went."""
+    counts = ", ".join(
+        f"{sum(record.status == status for record in records)} {status}" for status in ("done", "skipped", "failed")
+    )
+    logger.info("%s; each lesion's outcome is in %s", counts, log_dir / "lesions.tsv")
+    failed = [record for record in records if record.status == "failed"]
+    for record in failed:
+        sys.stderr.write(f"bids-lacuna: failed: {record.mask.path}: {record.reason}\n")
+    return Exit.FAILED if failed else Exit.OK
+
+
+@contextmanager
+def ending(status: Exit, *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors of a block into the program's end with a status."""
+    try:
+        yield
+    except errors as error:
+        raise Stop(status, str(error)) from error
+
+
+def positive_integer(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Read a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def batch_size(text: str) -> int | str:
+    """Read `auto` or a whole number above 0."""
+    return text if text == "auto" else positive_integer(text)
+
+
+def memory(text: str) -> int:
+    """Read a size of memory, in bytes."""
+    from bids_lacuna.plan import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

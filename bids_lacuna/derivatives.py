@@ -1,0 +1,426 @@
+"""The maps as a BIDS derivative dataset: names, sidecars, and the callback that writes them after each batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import nibabel as nib
+
+from bids_lacuna._version import __version__
+from bids_lacuna.grid import Grid
+from bids_lacuna.lesion import LesionData, Weighting, check_space
+from bids_lacuna.query import LesionMask
+
+logger = logging.getLogger(__name__)
+
+ANALYSIS = "FunctionalNetworkMapping"
+"""The key of the maps in `LesionData.results`."""
+
+PROGRAM = "bids-lacuna"
+"""Its name in dataset_description.json; in `derivatives/<folder>/` it has to be part of the folder's name."""
+
+BIDS_VERSION = "1.10.0"
+
+CODE_URL = "https://github.com/bids-lacuna/bids_lacuna"
+
+BIDSIGNORE = ("*.html", "figures", "logs", "sub-*/log", "group_*", "*_stat-*", "*_timeseries.tsv", "*_relmat.tsv")
+"""What the validator does not know. It does not match folders by a trailing slash, nor `*_stat-*_mask.*`."""
+
+STATISTICS = {
+    "r": ("correlation_map", "Lesion network map: hyperbolic tangent of the mean Fisher z over connectome subjects"),
+    "z": ("z_map", "Lesion network map: mean Fisher z over connectome subjects"),
+    "t": ("t_map", "Lesion network map: one-sample t of Fisher z over connectome subjects"),
+    "n": ("n_map", "Number of connectome subjects with a defined correlation at each voxel"),
+}
+"""`stat` entity: the map's key and its description."""
+
+REPLACED_ENTITIES = ("space", "res", "label", "desc")
+"""Entities of a mask's name that describe the mask, not the patient; a map's name has its own."""
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """What all maps of a run have in common; it decides their names and is written into their sidecars."""
+
+    connectome_name: str
+    """Letters and digits."""
+    connectome_hash: str
+    """SHA-256 that tells one connectome from another of the same name."""
+    space: str
+    """The connectome's template: the maps' too."""
+    grid: Grid
+    """The connectome's: the maps' too."""
+    weighting: Weighting
+    """How lesions were brought to the grid."""
+    compute_t_map: bool
+    """Whether t-maps are written."""
+    t_thresholds: tuple[float, ...]
+    """A mask of |t| above each one is written."""
+
+
+@dataclass
+class LesionRecord:
+    """What became of one mask: a row of lesions.tsv."""
+
+    mask: LesionMask
+    """As found in the dataset."""
+    status: Literal["pending", "done", "failed", "skipped"] = "pending"
+    """`pending` only while the run goes on."""
+    reason: str = ""
+    """Why it failed or was skipped."""
+    volume_mm3: float | None = None
+    """On the mask's own grid."""
+    coverage: float | None = None
+    """Share of the lesion inside the connectome's mask."""
+    batch: int | None = None
+    """Counted from 1."""
+
+    def as_lesion(self) -> LesionData:
+        """Make the lesion that is mapped; its metadata lead back here."""
+        metadata = {"subject_id": f"sub-{self.mask.entities['sub']}", "space": self.mask.space, "record": self}
+        return LesionData.from_nifti(self.mask.path, metadata)
+
+    def close(self, lesion: LesionData) -> None:
+        """Take over what became of the lesion."""
+        self.status = "failed" if lesion.error else "done"
+        self.reason = lesion.error or ""
+        self.volume_mm3, self.coverage, self.batch = lesion.volume_mm3, lesion.coverage, lesion.batch
+
+
+def map_path(mask: LesionMask, settings: MapSettings, *, stat: str, threshold: float | None = None) -> PurePosixPath:
+    """Name one map, relative to the output's root.
+
+    The mask's own `desc` goes before the connectome's name, so that two masks that differ in nothing else have
+    maps of their own. A mask whose name has a `res` gets maps with the connectome's.
+
+    Parameters
+    ----------
+    stat
+        r, z, t or n.
+    threshold
+        Names the mask of |stat| above it.
+    """
+    kept = {name: label for name, label in mask.entities.items() if name not in REPLACED_ENTITIES}
+    desc = mask.entities.get("desc", "") + settings.connectome_name
+    if threshold is not None:
+        desc += "T" + number_label(threshold)
+    entities = {
+        **kept,
+        "space": settings.space,
+        "res": resolution_label(settings.grid) if "res" in mask.entities else None,
+        "label": mask.entities.get("label", "lesion"),
+        "stat": stat,
+        "desc": desc,
+    }
+    name = "_".join(f"{entity}-{label}" for entity, label in entities.items() if label)
+    folder = PurePosixPath(*(f"{level}-{kept[level]}" for level in ("sub", "ses") if level in kept), "func")
+    return folder / f"{name}_{'statmap' if threshold is None else 'mask'}.nii.gz"
+
+
+def number_label(number: float) -> str:
+    """Write a number with letters and digits only, as BIDS labels want it: 7.5 is 7p5."""
+    return f"{number:.6f}".rstrip("0").rstrip(".").replace(".", "p")
+
+
+def resolution_label(grid: Grid) -> str:
+    """Write a grid's voxel size in mm as a BIDS label: 2, or 2x2x3 where the edges differ."""
+    sizes = [number_label(size) for size in grid.voxel_sizes_mm.round(3)]
+    return sizes[0] if len(set(sizes)) == 1 else "x".join(sizes)
+
+
+def expected_maps(mask: LesionMask, settings: MapSettings) -> list[PurePosixPath]:
+    """Name all maps that one mask always gets, relative to the output's root."""
+    stats = ["r", "z", "t"] if settings.compute_t_map else ["r", "z"]
+    return [
+        *(map_path(mask, settings, stat=stat) for stat in stats),
+        *(map_path(mask, settings, stat="t", threshold=threshold) for threshold in settings.t_thresholds),
+    ]
+
+
+def decide(
+    masks: Sequence[LesionMask], output_dir: Path, settings: MapSettings, overwrite: bool = False
+) -> list[LesionRecord]:
+    """Decide for each mask whether it is mapped (pending), skipped or failed before it is read.
+
+    A mask in another space than the connectome is skipped where the same lesion is there in the right one, else it
+    fails. Masks whose maps would have the same names fail. A mask whose maps are all there is skipped, unless they
+    were made from another mask, connectome or weighting: then it fails, and nothing is mixed.
+
+    Parameters
+    ----------
+    overwrite
+        Map again what was mapped before.
+    """
+    records = [LesionRecord(mask) for mask in masks]
+    by_name: dict[PurePosixPath, list[LesionRecord]] = defaultdict(list)
+    for record in records:
+        by_name[map_path(record.mask, settings, stat="r")].append(record)
+    for same_name in by_name.values():
+        right = [record for record in same_name if record.mask.space == settings.space]
+        for record in same_name:
+            if record not in right:
+                _set_aside_for_space(record, settings.space, right)
+            elif len(right) > 1:
+                others = ", ".join(str(other.mask.path) for other in right if other is not record)
+                record.status = "failed"
+                record.reason = (
+                    f"its maps would have the same names as those of {others}: choose by --bids-filter-file"
+                )
+            elif not overwrite:
+                _set_aside_if_done(record, output_dir, settings)
+    return records
+
+
+def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[LesionRecord]) -> None:
+    if right:
+        record.status = "skipped"
+        record.reason = f"in space {record.mask.space or '(none named)'}; {right[0].mask.path.name} is in {space}"
+        return
+    record.status = "failed"
+    if record.mask.space is None:
+        record.reason = (
+            f"names no space, so it is in the participant's own; the connectome is in {space}: transform the mask "
+            f"to {space} and name it space-{space}, or say SpatialReference in its sidecar"
+        )
+        return
+    try:
+        check_space(record.mask.space, space)
+    except ValueError as error:
+        record.reason = str(error)
+
+
+def _set_aside_if_done(record: LesionRecord, output_dir: Path, settings: MapSettings) -> None:
+    maps = [output_dir / path for path in expected_maps(record.mask, settings)]
+    # The sidecar is written last: a map without one is nobody's finished work.
+    there = [path for path in maps if path.exists() and _sidecar(path).exists()]
+    now = _provenance(record.mask, settings) if there else {}
+    for path in there:
+        if differences := _differences(_sidecar(path), now):
+            record.status = "failed"
+            record.reason = f"{path.name} is there already, made with {differences}: --overwrite makes it anew"
+            return
+    if len(there) == len(maps):
+        record.status = "skipped"
+        record.reason = "its maps are all there"
+
+
+def _differences(sidecar: Path, now: Mapping[str, Any]) -> str:
+    """Tell in what a map on disk differs from what would be made now; "" if in nothing."""
+    try:
+        there = json.loads(sidecar.read_text())
+    except ValueError:
+        return "a sidecar that is not JSON"
+    words = {
+        "ConnectomeHash": "another connectome",
+        "LesionHash": "another mask",
+        "LesionWeighting": f"{there.get('LesionWeighting')} weighting",
+    }
+    return " and ".join(word for key, word in words.items() if there.get(key) != now[key])
+
+
+def _provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
+    return {
+        "ConnectomeName": settings.connectome_name,
+        "ConnectomeHash": settings.connectome_hash,
+        "LesionHash": _file_hash(mask.path),
+        "LesionWeighting": settings.weighting,
+    }
+
+
+def _file_hash(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+class DerivativesWriter:
+    """Writes each batch's maps, with a sidecar each, and keeps lesions.tsv up to date: a callback of `batch_process`.
+
+    Each file is written under a temporary name beside its final one and renamed, so that no file that looks whole
+    is not.
+    """
+
+    def __init__(
+        self, output_dir: Path, settings: MapSettings, records: Sequence[LesionRecord], log_dir: Path
+    ) -> None:
+        """Prepare to write.
+
+        Parameters
+        ----------
+        output_dir
+            The derivative dataset's root.
+        settings
+            What all maps have in common.
+        records
+            All masks found; `as_lesion` of a pending one makes the lesions that the writer is called with.
+        log_dir
+            Where lesions.tsv goes.
+        """
+        self.output_dir = output_dir
+        self.settings = settings
+        self.records = records
+        self.log_dir = log_dir
+
+    def __call__(self, results: Sequence[LesionData]) -> None:
+        """Write one batch. A lesion whose maps cannot be written gets its `error`; the others go on."""
+        for lesion in results:
+            record: LesionRecord = lesion.metadata["record"]
+            try:
+                self._write_lesion(record.mask, lesion)
+            except OSError as error:
+                lesion.error = f"its maps cannot be written: {error}"
+                logger.error("%s: %s", lesion.name, lesion.error)  # noqa: TRY400  the traceback is for -v
+                logger.debug("traceback of the failure above", exc_info=True)
+            record.close(lesion)
+        self.write_table()
+
+    def write_table(self) -> None:
+        """Write lesions.tsv: a row for every mask found."""
+        with _renamed_when_whole(self.log_dir / "lesions.tsv") as temporary:
+            temporary.write_text(_table(self.records))
+
+    def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
+        maps = lesion.results[ANALYSIS]
+        sidecar = self._common_sidecar(mask, lesion, maps["summary_statistics"])
+        for stat, (key, description) in STATISTICS.items():
+            if key in maps:
+                path = map_path(mask, self.settings, stat=stat)
+                self._write_map(path, maps[key], {"Description": description, **sidecar})
+        for threshold, image in maps.get("binary_maps", {}).items():
+            description = f"Voxels where the lesion network map's |t| is above {threshold:g}; 0 where t is undefined"
+            path = map_path(mask, self.settings, stat="t", threshold=threshold)
+            self._write_map(
+                path, image, {"Description": description, "Type": "ROI", "Threshold": threshold, **sidecar}
+            )
+
+    def _common_sidecar(self, mask: LesionMask, lesion: LesionData, summary: Mapping[str, Any]) -> dict[str, Any]:
+        sidecar = {
+            "Sources": [f"bids:{mask.dataset}:{mask.path.relative_to(mask.dataset_path).as_posix()}"],
+            "SpatialReference": self.settings.space,
+            "NumberOfConnectomeSubjects": summary["n_subjects"],
+            "DegreesOfFreedom": summary["degrees_of_freedom"],
+            "LesionVolume": lesion.volume_mm3,
+            "LesionVolumeUnits": "mm^3",
+            "LesionCoverage": lesion.coverage,
+            **_provenance(mask, self.settings),
+            "SoftwareVersion": __version__,
+        }
+        if "res" in mask.entities:
+            sizes = " x ".join(f"{size:g}" for size in self.settings.grid.voxel_sizes_mm.round(3))
+            sidecar["Resolution"] = f"{sizes} mm, the connectome's grid"
+        return sidecar
+
+    def _write_map(self, relative_path: PurePosixPath, image: nib.Nifti1Image, sidecar: Mapping[str, Any]) -> None:
+        path = self.output_dir / relative_path
+        with _renamed_when_whole(path) as temporary:
+            nib.save(image, temporary)
+        write_json(_sidecar(path), sidecar)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+
+
+def _table(records: Sequence[LesionRecord]) -> str:
+    """Lay the records out as BIDS wants a table: tabs, and n/a for what is not known."""
+    entities = list(dict.fromkeys(name for record in records for name in record.mask.entities))
+    rows = [["dataset", "mask", *entities, "status", "reason", "volume_mm3", "coverage", "batch"]]
+    for record in records:
+        mask = record.mask
+        rows.append(
+            [
+                mask.dataset,
+                mask.path.relative_to(mask.dataset_path).as_posix(),
+                *(mask.entities.get(name, "n/a") for name in entities),
+                record.status,
+                " ".join(record.reason.split()) or "n/a",
+                "n/a" if record.volume_mm3 is None else f"{record.volume_mm3:g}",
+                "n/a" if record.coverage is None else f"{record.coverage:.4f}",
+                "n/a" if record.batch is None else str(record.batch),
+            ]
+        )
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> None:
+    """Make the output folder a BIDS derivative dataset, or add to the one that is there.
+
+    Jobs of one array may do so at the same time: both files are written by rename, and what another job linked stays.
+
+    Parameters
+    ----------
+    output_dir
+        The derivative dataset's root; made when missing.
+    datasets
+        Name and root of each dataset that masks come from.
+
+    Raises
+    ------
+    FileExistsError
+        The folder holds another program's dataset.
+    OSError
+        The folder cannot be written to.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / "dataset_description.json"
+    there = json.loads(path.read_text()) if path.exists() else {}
+    generators = [generator.get("Name") for generator in there.get("GeneratedBy", [])]
+    if there and generators[:1] != [PROGRAM]:
+        raise FileExistsError(
+            f"{output_dir} holds another dataset ({there.get('Name')}, by {generators or 'nobody named'}): "
+            "choose a folder of its own for the maps"
+        )
+    links = there.get("DatasetLinks", {})
+    links |= {name: Path(os.path.relpath(root, output_dir)).as_posix() for name, root in datasets.items()}
+    description = {
+        "Name": "bids_lacuna: lesion network maps",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": PROGRAM, "Version": __version__, "CodeURL": CODE_URL, **_container(os.environ)}],
+        "SourceDatasets": [{"URL": link} for link in links.values()],
+        "DatasetLinks": links,
+    }
+    write_json(path, description)
+    with _renamed_when_whole(output_dir / ".bidsignore") as temporary:
+        temporary.write_text("\n".join(BIDSIGNORE) + "\n")
+
+
+def _container(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Tell which container the program runs in, from what its image and Apptainer set."""
+    keys = ("Type", "Tag", "URI")
+    container = {key: environ[name] for key in keys if environ.get(name := f"BIDS_LACUNA_CONTAINER_{key.upper()}")}
+    if image := environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER"):
+        container |= {"Type": "singularity", "URI": image}
+    return {"Container": container} if container else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with _renamed_when_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _renamed_when_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside a path, and rename it to that path when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,580 @@
+"""run.py on made-up datasets: what lands on disk, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+
+from bids_lacuna import __version__, reference
+from bids_lacuna.grid import Grid
+from bids_lacuna.lesion import LesionData, load_lesion
+
+RUN = Path(__file__).parents[1] / "run.py"
+
+LEFT = synthetic.box((3, 2, 3))
+RIGHT = synthetic.box((0, 3, 5), (2, 3, 2))
+MASKS = {
+    f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask": LEFT,
+    f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-L_desc-old_mask": RIGHT,
+    f"sub-02/ses-a/anat/sub-02_ses-a_space-{synthetic.SPACE}_label-lesion_mask": RIGHT,
+    f"sub-02/ses-b/anat/sub-02_ses-b_space-{synthetic.SPACE}_res-1_label-lesion_mask": LEFT,
+}
+
+
+def run(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user does."""
+    return subprocess.run(
+        [sys.executable, RUN, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, **environ}
+    )
+
+
+@pytest.fixture(scope="module")
+def brain() -> np.ndarray:
+    """Give the brain mask of the connectome."""
+    return synthetic.make_mask()
+
+
+@pytest.fixture(scope="module")
+def series(brain: np.ndarray) -> list[np.ndarray]:
+    """Give five connectome subjects, one of whom has no signal in some voxels."""
+    series = synthetic.make_series(int(brain.sum()))
+    series[2][:, 5:17] = 3
+    return series
+
+
+@pytest.fixture(scope="module")
+def connectome(tmp_path_factory: pytest.TempPathFactory, brain: np.ndarray, series: list[np.ndarray]) -> Path:
+    """Write the connectome, a folder of files with unequal timepoints."""
+    return synthetic.write_connectome_folder(tmp_path_factory.mktemp("connectome") / "GSP-5", series, brain)
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    """Write a dataset of four masks of two participants."""
+    return synthetic.write_dataset(tmp_path / "bids", MASKS)
+
+
+def participant(bids: Path, out: Path, connectome: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    """Run the participant level."""
+    return run(bids, out, "participant", "--connectome", connectome, *options)
+
+
+def files_below(folder: Path) -> set[str]:
+    """List the files of a folder, without the logs."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names if not name.startswith("logs/")}
+
+
+def read_table(out: Path) -> list[dict[str, str]]:
+    """Read the newest lesions.tsv."""
+    newest = max(out.glob("logs/*/lesions.tsv"), key=lambda path: path.stat().st_mtime_ns)
+    header, *rows = [line.split("\t") for line in newest.read_text().splitlines()]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def sentence(result: subprocess.CompletedProcess[str]) -> str:
+    """Give the last line on stderr, where there must be no traceback."""
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, connectome: Path
+) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+    """Map the dataset once: the dataset, the output, and what was printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    bids = synthetic.write_dataset(folder / "bids", MASKS)
+    result = participant(bids, folder / "out", connectome, "--t-threshold", "2", "3.5", "--lesion-batch-size", "3")
+    return bids, folder / "out", result
+
+
+def test_each_mask_gets_its_own_maps(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+    """Each mask gets r, z, t and n maps and two masks, named after its entities and the connectome."""
+    _, out, result = finished
+    assert result.returncode == 0, result.stderr
+    stems = [
+        "sub-01/func/sub-01_space-MNI152NLin6Asym_label-lesion_stat-{}_desc-GSP5{}",
+        "sub-01/func/sub-01_space-MNI152NLin6Asym_label-L_stat-{}_desc-oldGSP5{}",
+        "sub-02/ses-a/func/sub-02_ses-a_space-MNI152NLin6Asym_label-lesion_stat-{}_desc-GSP5{}",
+        "sub-02/ses-b/func/sub-02_ses-b_space-MNI152NLin6Asym_res-4_label-lesion_stat-{}_desc-GSP5{}",
+    ]
+    maps = {stem.format(stat, "_statmap") for stem in stems for stat in "rztn"}
+    masks = {stem.format("t", f"T{threshold}_mask") for stem in stems for threshold in ("2", "3p5")}
+    pairs = {name + ending for name in maps | masks for ending in (".nii.gz", ".json")}
+    assert files_below(out) == pairs | {"dataset_description.json", ".bidsignore"}
+
+
+@pytest.mark.parametrize(("name", "voxels"), MASKS.items())
+def test_maps_equal_the_reference(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+    brain: np.ndarray,
+    series: list[np.ndarray],
+    name: str,
+    voxels: np.ndarray,
+) -> None:
+    """The maps on disk are the reference's, voxel for voxel, and NaN outside the brain."""
+    _, out, _ = finished
+    grid = Grid(brain, synthetic.RADIOLOGICAL)
+    weights = np.zeros((1, grid.n_voxels))
+    lesion = load_lesion(LesionData.from_nifti(nib.Nifti1Image(voxels, synthetic.RADIOLOGICAL)), grid).weights
+    weights[0, lesion.voxels] = lesion.shares
+    expected = reference.map_lesions(weights, series)
+    subject, session = name.split("/")[0], name.split("/")[1] if "ses-" in name else "func"
+    label = "label-L_" if "label-L" in name else "label-lesion_"
+    for stat, tolerance in {"r": 1e-6, "z": 2e-6, "t": 1e-4, "n": 0}.items():
+        (path,) = (out / subject / session).rglob(f"*{label}stat-{stat}_*_statmap.nii.gz")
+        image = nib.load(path)
+        np.testing.assert_allclose(image.affine, synthetic.RADIOLOGICAL)
+        found = image.get_fdata()
+        np.testing.assert_allclose(
+            found[brain], expected[stat][0], rtol=tolerance if stat == "t" else 0, atol=tolerance
+        )
+        outside = np.zeros if stat == "n" else lambda shape: np.full(shape, np.nan)
+        np.testing.assert_array_equal(found[~brain], outside((~brain).sum()))
+
+
+def test_masks_hold_where_t_is_above_the_threshold(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """Each threshold's mask is 1 exactly where the t-map on disk is above it in size."""
+    _, out, _ = finished
+    for threshold, label in ((2, "2"), (3.5, "3p5")):
+        for path in out.rglob(f"*T{label}_mask.nii.gz"):
+            t_map = path.with_name(path.name.replace(f"T{label}_mask", "_statmap"))
+            expected = np.abs(nib.load(t_map).get_fdata()) > threshold
+            assert 0 < expected.sum() < expected.size
+            np.testing.assert_array_equal(nib.load(path).get_fdata(), expected)
+            assert nib.load(path).get_data_dtype() == np.uint8
+
+
+def test_sidecars_say_what_was_done(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+    """A sidecar names the mask by a BIDS URI, the lesion's volume and coverage, the connectome and the version."""
+    bids, out, _ = finished
+    path = (
+        out / "sub-02/ses-b/func/sub-02_ses-b_space-MNI152NLin6Asym_res-4_label-lesion_stat-t_desc-GSP5_statmap.json"
+    )
+    sidecar = json.loads(path.read_text())
+    source = f"sub-02/ses-b/anat/sub-02_ses-b_space-{synthetic.SPACE}_res-1_label-lesion_mask.nii.gz"
+    assert sidecar["Sources"] == [f"bids:source:{source}"]
+    assert (bids / source).exists()
+    assert sidecar["SpatialReference"] == synthetic.SPACE
+    assert sidecar["Resolution"].startswith("4 x 4 x 4 mm")
+    assert sidecar["NumberOfConnectomeSubjects"] == 5
+    assert sidecar["DegreesOfFreedom"] == 4
+    assert sidecar["LesionVolume"] == pytest.approx(LEFT.sum() * 64)
+    inside = LEFT.astype(bool) & synthetic.make_mask()
+    assert sidecar["LesionCoverage"] == pytest.approx(inside.sum() / LEFT.sum())
+    assert sidecar["LesionWeighting"] == "volume"
+    assert sidecar["ConnectomeName"] == "GSP5"
+    assert len(sidecar["ConnectomeHash"]) == 64
+    assert sidecar["SoftwareVersion"] == __version__
+    mask = json.loads(path.with_name(path.name.replace("_statmap", "T3p5_mask")).read_text())
+    assert mask["Threshold"] == 3.5
+    assert mask["Type"] == "ROI"
+
+
+def test_the_output_is_a_valid_bids_derivative(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """The BIDS validator finds no error."""
+    _, out, _ = finished
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    result = subprocess.run(
+        [validator, out, "--format", "json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DENO_DIR": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_description_has_what_the_validator_misses(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """The description names the program and its version, and links every dataset that a sidecar's URI uses."""
+    bids, out, _ = finished
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["GeneratedBy"][0]["Name"] == "bids-lacuna"
+    assert description["GeneratedBy"][0]["Version"] == __version__
+    sources = {source for path in out.glob("sub-*/**/*.json") for source in json.loads(path.read_text())["Sources"]}
+    for source in sources:
+        _, dataset, path = source.split(":")
+        assert (out / description["DatasetLinks"][dataset] / path).resolve().is_relative_to(bids)
+        assert (out / description["DatasetLinks"][dataset] / path).exists()
+
+
+def test_the_table_has_every_mask(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+    """lesions.tsv has a row for each mask, with its entities, outcome, coverage and batch."""
+    _, out, _ = finished
+    rows = read_table(out)
+    assert {row["mask"] for row in rows} == {f"{name}.nii.gz" for name in MASKS}
+    assert {row["status"] for row in rows} == {"done"}
+    assert sorted(row["batch"] for row in rows) == ["1", "1", "1", "2"]
+    assert {row["ses"] for row in rows} == {"n/a", "a", "b"}
+    assert all(0 < float(row["coverage"]) <= 1 for row in rows)
+
+
+def test_a_second_run_skips_and_overwrite_does_not(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """A finished lesion is skipped by the next run; a new threshold or --overwrite maps it again."""
+    out = tmp_path / "out"
+    first = participant(bids, out, connectome)
+    assert first.returncode == 0, first.stderr
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+    second = participant(bids, out, connectome)
+    assert second.returncode == 0, second.stderr
+    assert {row["status"] for row in read_table(out)} == {"skipped"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    third = participant(bids, out, connectome, "--t-threshold", "3")
+    assert third.returncode == 0, third.stderr
+    assert {row["status"] for row in read_table(out)} == {"done"}
+    assert len(list(out.rglob("*T3_mask.nii.gz"))) == 4
+    fourth = participant(bids, out, connectome, "--overwrite")
+    assert fourth.returncode == 0, fourth.stderr
+    assert all(path.stat().st_mtime_ns > time for path, time in before.items())
+
+
+def test_maps_of_another_mask_or_connectome_are_not_mixed(
+    bids: Path, connectome: Path, brain: np.ndarray, tmp_path: Path
+) -> None:
+    """A changed mask, or another connectome of the same name, fails and says so; the maps stay."""
+    out = tmp_path / "out"
+    assert participant(bids, out, connectome).returncode == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.nii.gz")}
+    synthetic.write_mask(bids / f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask.nii.gz", RIGHT)
+    changed = participant(bids, out, connectome)
+    assert changed.returncode == 1
+    assert "another mask" in sentence(changed)
+    assert "--overwrite" in sentence(changed)
+    other = synthetic.write_connectome_folder(
+        tmp_path / "GSP-5", synthetic.make_series(int(brain.sum()), seed=5), brain
+    )
+    mixed = participant(bids, out, other)
+    assert mixed.returncode == 1
+    assert [row["status"] for row in read_table(out)] == ["failed"] * 4
+    assert "another connectome" in sentence(mixed)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_killed_leftovers_do_not_count_as_finished(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """A map without its sidecar, which is written last, is made again."""
+    out = tmp_path / "out"
+    assert participant(bids, out, connectome, "--participant-label", "01").returncode == 0
+    victim = next(out.rglob("*label-L_stat-t*_statmap.json"))
+    victim.unlink()
+    assert participant(bids, out, connectome, "--participant-label", "01").returncode == 0
+    assert sorted(row["status"] for row in read_table(out)) == ["done", "skipped"]
+    assert victim.exists()
+
+
+def test_one_bad_mask_stops_no_other(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """Masks that are empty, 4D, not binary, outside or unreadable fail with a sentence each; the rest is mapped."""
+    anat = bids / "sub-03" / "anat"
+    bad = {
+        "empty": np.zeros(synthetic.SHAPE),
+        "series": np.ones((*synthetic.SHAPE, 2)),
+        "labels": np.arange(385).reshape(synthetic.SHAPE) % 3,
+    }
+    for label, voxels in bad.items():
+        synthetic.write_mask(anat / f"sub-03_space-{synthetic.SPACE}_label-{label}lesion_mask.nii.gz", voxels)
+    far = synthetic.RADIOLOGICAL.copy()
+    far[:3, 3] = 900
+    synthetic.write_mask(anat / f"sub-03_space-{synthetic.SPACE}_label-farlesion_mask.nii.gz", LEFT, far)
+    whole = synthetic.write_mask(anat / f"sub-03_space-{synthetic.SPACE}_label-cutlesion_mask.nii.gz", LEFT)
+    whole.write_bytes(whole.read_bytes()[:-30])
+    synthetic.write_mask(anat / "sub-03_space-MNI152NLin2009cAsym_label-otherlesion_mask.nii.gz", LEFT)
+    synthetic.write_mask(anat / "sub-03_label-nativelesion_mask.nii.gz", LEFT)
+    words = {
+        "empty": "is empty",
+        "series": "dimensions",
+        "labels": "not binary",
+        "far": "outside the connectome",
+        "cut": "cannot be read",
+        "other": "MNI152NLin2009cAsym",
+        "native": "names no space",
+    }
+    result = participant(bids, tmp_path / "out", connectome)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    rows = {row["label"]: row for row in read_table(tmp_path / "out") if row["sub"] == "03"}
+    for label, word in words.items():
+        row = rows[label if label == "empty" and "emptylesion" not in rows else f"{label}lesion"]
+        assert row["status"] == "failed"
+        assert word in row["reason"]
+        assert row["reason"] in result.stderr
+    done = [row for row in read_table(tmp_path / "out") if row["sub"] != "03"]
+    assert {row["status"] for row in done} == {"done"}
+    assert len(list((tmp_path / "out").rglob("*stat-r*.nii.gz"))) == len(MASKS)
+
+
+def test_verbose_adds_the_traceback(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """-v shows where a failure came from."""
+    synthetic.write_mask(bids / f"sub-03/anat/sub-03_space-{synthetic.SPACE}_label-lesion_mask.nii.gz", 0 * LEFT)
+    result = participant(bids, tmp_path / "out", connectome, "-v", "--participant-label", "03")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_the_same_lesion_in_another_space_is_skipped(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """A native-space copy of a mask that is there in the connectome's space is skipped, which is no failure."""
+    synthetic.write_mask(bids / "sub-01/anat/sub-01_space-T1w_label-lesion_mask.nii.gz", LEFT)
+    result = participant(bids, tmp_path / "out", connectome, "--participant-label", "sub-01")
+    assert result.returncode == 0, result.stderr
+    assert sorted(row["status"] for row in read_table(tmp_path / "out")) == ["done", "done", "skipped"]
+
+
+def test_masks_for_the_same_maps_both_fail(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """Two masks whose maps would overwrite each other fail, and name each other."""
+    twin = synthetic.write_dataset(tmp_path / "twin", {next(iter(MASKS)): RIGHT})
+    result = participant(bids, tmp_path / "out", connectome, "-d", f"twin={twin}")
+    assert result.returncode == 1
+    failed = [row for row in read_table(tmp_path / "out") if row["status"] == "failed"]
+    assert {row["dataset"] for row in failed} == {"source", "twin"}
+    assert all("same names" in row["reason"] for row in failed)
+
+
+def test_masks_of_other_datasets_are_linked(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """-d NAME=PATH adds a dataset, and its masks' maps point to it by name."""
+    name = f"sub-07/anat/sub-07_space-{synthetic.SPACE}_label-lesion_mask"
+    more = synthetic.write_dataset(tmp_path / "more", {name: RIGHT})
+    out = tmp_path / "out"
+    result = participant(bids, out, connectome, "-d", f"more={more}")
+    assert result.returncode == 0, result.stderr
+    sidecar = json.loads(next(out.glob("sub-07/func/*stat-r*.json")).read_text())
+    assert sidecar["Sources"] == [f"bids:more:{name}.nii.gz"]
+    links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    assert (out / links["more"]).resolve() == more
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """--dry-run lists the lesions and the plan, and leaves no trace."""
+    before = files_below(tmp_path)
+    result = participant(bids, tmp_path / "out", connectome, "--dry-run", "--mem", "2G", "--lesion-batch-size", "3")
+    assert result.returncode == 0, result.stderr
+    assert files_below(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+    lines = dict(line.rsplit("  ", 1) for line in result.stdout.splitlines() if "  " in line.strip())
+    words = {key.strip(): value.strip() for key, value in lines.items()}
+    assert words["batch size"] == "3"
+    assert words["passes"].startswith("2 over 5 connectome subjects")
+    assert words["memory, available"] == "2 GiB (--mem)"
+    for name in MASKS:
+        assert f"{Path(name).name}.nii.gz" in result.stdout
+
+
+def test_maps_do_not_depend_on_batches_or_threads(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """Batches of one on one thread give the same maps as one batch on all."""
+    assert participant(bids, tmp_path / "a", connectome, "--lesion-batch-size", "1", "--nprocs", "1").returncode == 0
+    assert participant(bids, tmp_path / "b", connectome, "--lesion-batch-size", "auto").returncode == 0
+    for path in (tmp_path / "a").rglob("*_statmap.nii.gz"):
+        other = nib.load(tmp_path / "b" / path.relative_to(tmp_path / "a")).get_fdata()
+        np.testing.assert_allclose(nib.load(path).get_fdata(), other, rtol=1e-4, atol=1e-6)
+
+
+def test_no_t_map(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """--no-t-map leaves out the t-maps, not the masks of a threshold that was asked for."""
+    result = participant(bids, tmp_path / "out", connectome, "--no-t-map", "--t-threshold", "3")
+    assert result.returncode == 0, result.stderr
+    assert not list((tmp_path / "out").rglob("*stat-t*_statmap.nii.gz"))
+    assert len(list((tmp_path / "out").rglob("*T3_mask.nii.gz"))) == 4
+
+
+def bad_connectome(kind: str, folder: Path) -> Path:
+    """Make a connectome that cannot be used."""
+    if kind == "empty folder":
+        folder.mkdir()
+        return folder
+    if kind == "not HDF5":
+        folder.mkdir()
+        (folder / "a.h5").write_text("these are not the series you are looking for")
+        return folder
+    if kind == "no datasets":
+        with h5py.File(folder, "w") as file:
+            file["something"] = [1]
+        return folder
+    if kind == "two grids":
+        brain = synthetic.make_mask()
+        series = synthetic.make_series(int(brain.sum()), (23,))
+        synthetic.write_connectome(folder / "a.h5", series, brain)
+        synthetic.write_connectome(folder / "b.h5", series, brain, synthetic.OBLIQUE)
+        return folder
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "words"),
+    [
+        ("missing", 66, "no connectome at"),
+        ("empty folder", 66, "holds no HDF5 file"),
+        ("not HDF5", 65, "cannot be read as HDF5"),
+        ("no datasets", 65, "lacks timeseries"),
+        ("two grids", 65, "different grids"),
+    ],
+)
+def test_an_unusable_connectome_is_a_sentence(bids: Path, tmp_path: Path, kind: str, status: int, words: str) -> None:
+    """A connectome that cannot be used ends the run before anything is written, with its own status."""
+    result = participant(bids, tmp_path / "out", bad_connectome(kind, tmp_path / "bad"))
+    assert result.returncode == status
+    assert words in sentence(result)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--participant-label", "09"], 66, "01, 02"),
+        (["--session-label", "z"], 66, "a, b"),
+        (["--t-threshold", "-1"], 64, "above 0"),
+        (["--t-threshold", "nan"], 64, "above 0"),
+        (["--lesion-batch-size", "0"], 64, "above 0"),
+        (["--lesion-batch-size", "many"], 64, "above 0"),
+        (["--mem", "plenty"], 64, "plenty"),
+        (["--nprocs", "0"], 64, "above 0"),
+        (["--connectome-name", "a/b"], 65, "letters and digits"),
+        (["--mem", "10M"], 1, "10 MiB is available"),
+        (["-d", "nowhere"], 66, "no folder nowhere"),
+        (["--bids-filter-file", "nowhere.json"], 66, "nowhere.json"),
+        (["--no-such-option"], 64, "no-such-option"),
+    ],
+)
+def test_mistakes_end_with_a_sentence_and_their_status(
+    bids: Path, connectome: Path, tmp_path: Path, options: list[str], status: int, words: str
+) -> None:
+    """Each mistake ends the run before anything is written, with a sentence and the status of BIDS Apps."""
+    result = participant(bids, tmp_path / "out", connectome, *options)
+    assert result.returncode == status, result.stderr
+    assert words in sentence(result)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        ('{"lesion": {"label": "L"}, "bold": {"task": "rest"}}', 0, ""),
+        ('{"lesion": {"label": "tumour"}}', 18, "tumour"),
+        ('{"lesion": {"labell": "L"}}', 64, "label"),
+        ("label: L", 64, "not valid JSON"),
+    ],
+)
+def test_the_filter_file_chooses(
+    bids: Path, connectome: Path, tmp_path: Path, content: str, status: int, words: str
+) -> None:
+    """A filter file chooses masks by their entities; keys of other programs are no mistake, unknown entities are."""
+    path = tmp_path / "filter.json"
+    path.write_text(content)
+    result = participant(bids, tmp_path / "out", connectome, "--bids-filter-file", path)
+    assert result.returncode == status, result.stderr
+    assert words in result.stderr
+    if status == 0:
+        assert [row["label"] for row in read_table(tmp_path / "out")] == ["L"]
+
+
+def test_no_matching_mask(tmp_path: Path, connectome: Path) -> None:
+    """A dataset without lesion masks ends with status 18, and says which masks there are instead."""
+    bids = synthetic.write_dataset(tmp_path / "bids", {"sub-01/anat/sub-01_label-GM_mask": LEFT})
+    (bids / "sub-01/anat/sub-01_label-GM_mask.json").unlink()
+    result = participant(bids, tmp_path / "out", connectome)
+    assert result.returncode == 18
+    assert "Traceback" not in result.stderr
+    assert "sub-01_label-GM_mask.nii.gz" in result.stderr
+
+
+def test_a_folder_that_is_no_dataset(tmp_path: Path, connectome: Path) -> None:
+    """A folder without dataset_description.json is no BIDS dataset: status 16."""
+    (tmp_path / "bids").mkdir()
+    result = participant(tmp_path / "bids", tmp_path / "out", connectome)
+    assert result.returncode == 16
+    assert "dataset_description.json" in sentence(result)
+    assert participant(tmp_path / "nowhere", tmp_path / "out", connectome).returncode == 66
+
+
+@pytest.mark.parametrize("place", [".", "maps", "sub-01/func"])
+def test_the_output_may_not_lie_inside_the_input(bids: Path, connectome: Path, place: str) -> None:
+    """An output folder in the input is refused, and the right place is suggested."""
+    before = files_below(bids)
+    result = participant(bids, bids / place, connectome)
+    assert result.returncode == 64
+    assert "derivatives/bids-lacuna" in sentence(result)
+    assert files_below(bids) == before
+
+
+def test_the_output_may_lie_in_the_inputs_derivatives(bids: Path, connectome: Path) -> None:
+    """derivatives/bids-lacuna is the usual place, and a second run does not take its maps for lesions."""
+    out = bids / "derivatives" / "bids-lacuna"
+    assert participant(bids, out, connectome, "--t-threshold", "3").returncode == 0
+    assert participant(bids, out, connectome, "--t-threshold", "3").returncode == 0
+    assert len(read_table(out)) == len(MASKS)
+
+
+def test_another_datasets_folder_is_no_output(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """An output folder that holds another program's dataset is left as it is."""
+    out = synthetic.write_dataset(tmp_path / "out", {})
+    before = (out / "dataset_description.json").read_bytes()
+    result = participant(bids, out, connectome)
+    assert result.returncode == 73
+    assert "another dataset" in sentence(result)
+    assert (out / "dataset_description.json").read_bytes() == before
+
+
+def test_a_file_is_no_output_folder(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """An output folder that cannot be made ends with status 73."""
+    (tmp_path / "out").write_text("")
+    result = participant(bids, tmp_path / "out", connectome)
+    assert result.returncode == 73
+    assert str(tmp_path / "out") in sentence(result)
+
+
+def test_maps_that_cannot_be_written_fail_their_lesion_alone(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """Where one participant's folder is taken by a file, that participant fails and the other is mapped."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sub-01").write_text("")
+    result = participant(bids, out, connectome)
+    assert result.returncode == 1
+    assert "cannot be written" in sentence(result)
+    assert {(row["sub"], row["status"]) for row in read_table(out)} == {("01", "failed"), ("02", "done")}
+
+
+def test_the_group_level_is_not_known_yet(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """The group level ends with status 17."""
+    assert run(bids, tmp_path / "out", "group", "--connectome", connectome).returncode == 17
+
+
+@pytest.mark.parametrize(
+    "program",
+    [[sys.executable, RUN], [sys.executable, "-m", "bids_lacuna"], [Path(sys.executable).with_name("bids-lacuna")]],
+    ids=["run.py", "module", "script"],
+)
+def test_version_and_help(program: list[str | Path]) -> None:
+    """run.py, `python -m bids_lacuna` and `bids-lacuna` are the same program."""
+    version = subprocess.run([*program, "--version"], capture_output=True, text=True)
+    assert version.stdout == f"bids-lacuna {__version__}\n"
+    usage = subprocess.run([*program, "--help"], capture_output=True, text=True)
+    assert usage.returncode == 0
+    assert "--connectome-space" in usage.stdout
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    """--help imports neither numba, pybids, scipy nor nibabel."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", RUN, "--help"], capture_output=True, text=True, check=True
+    )
+    imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
+    assert "argparse" in imported
+    assert not imported & {"numba", "bids", "scipy", "nibabel", "numpy", "nilearn"}
+
+
+def test_no_file_is_left_half_written(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+    """No temporary file remains."""
+    _, out, _ = finished
+    assert [path for path in out.rglob(".*") if path.name != ".bidsignore"] == []

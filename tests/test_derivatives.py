@@ -1,0 +1,137 @@
+"""Names, sidecars and the dataset's description, apart from a whole run."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+
+from bids_lacuna import derivatives
+from bids_lacuna.derivatives import MapSettings, decide, expected_maps, map_path, prepare_dataset
+from bids_lacuna.grid import Grid
+from bids_lacuna.query import LesionMask
+
+
+def settings(voxel_size_mm: tuple[float, float, float] = (2, 2, 2)) -> MapSettings:
+    """Make settings of a connectome called GSP."""
+    grid = Grid(np.ones(synthetic.SHAPE, bool), np.diag([*voxel_size_mm, 1.0]))
+    return MapSettings("GSP", "0" * 64, synthetic.SPACE, grid, "volume", compute_t_map=True, t_thresholds=(7.0, 5.25))
+
+
+def mask(name: str, root: Path = Path("/bids")) -> LesionMask:
+    """Make a mask as it would be found."""
+    entities = dict(pair.split("-", 1) for pair in name.split("_")[:-1])
+    path = root / f"sub-{entities['sub']}" / "anat" / f"{name}.nii.gz"
+    return LesionMask(path, entities, entities.get("space"), "source", root)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("sub-01_space-A_label-lesion_mask", "sub-01/func/sub-01_space-S_label-lesion_stat-r_desc-GSP"),
+        ("sub-01_ses-2_run-3_label-L_mask", "sub-01/ses-2/func/sub-01_ses-2_run-3_space-S_label-L_stat-r_desc-GSP"),
+        ("sub-01_acq-x_space-A_res-1_desc-T1lesion_mask",
+         "sub-01/func/sub-01_acq-x_space-S_res-2_label-lesion_stat-r_desc-T1lesionGSP"),
+        ("sub-01_hemi-L_label-lesion_desc-a_mask", "sub-01/func/sub-01_hemi-L_space-S_label-lesion_stat-r_desc-aGSP"),
+    ],
+)  # fmt: skip
+def test_names_keep_what_tells_lesions_apart(name: str, stem: str) -> None:
+    """A map's name has the mask's own entities, and the connectome's space and name."""
+    expected = stem.replace("space-S", f"space-{synthetic.SPACE}")
+    assert str(map_path(mask(name), settings(), stat="r")) == f"{expected}_statmap.nii.gz"
+
+
+def test_thresholds_are_labels_of_letters_and_digits() -> None:
+    """A threshold of 5.25 is T5p25 in a mask's name, and 7 is T7."""
+    names = [path.name for path in expected_maps(mask("sub-01_label-lesion_mask"), settings())]
+    assert [name.rsplit("desc-", 1)[1] for name in names] == [
+        *["GSP_statmap.nii.gz"] * 3, "GSPT7_mask.nii.gz", "GSPT5p25_mask.nii.gz",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sizes", "label"), [((2, 2, 2), "2"), ((2.5, 2.5, 2.5), "2p5"), ((1, 1, 3), "1x1x3"), ((1.9999, 2, 2), "2")]
+)
+def test_resolution_is_the_grids_voxel_size(sizes: tuple[float, float, float], label: str) -> None:
+    """`res` is the voxel size in mm, whatever the mask's was."""
+    assert f"_res-{label}_" in map_path(mask("sub-01_res-9_label-lesion_mask"), settings(sizes), stat="z").name
+
+
+def test_the_right_space_is_chosen(tmp_path: Path) -> None:
+    """Of one lesion in two spaces the connectome's is mapped; one in other spaces only fails, with both named."""
+    names = [
+        f"sub-01_space-{synthetic.SPACE}_label-lesion_mask",
+        "sub-01_space-T1w_label-lesion_mask",
+        "sub-02_space-T1w_label-lesion_mask",
+        "sub-03_label-lesion_mask",
+    ]
+    records = decide([mask(name) for name in names], tmp_path, settings())
+    assert [record.status for record in records] == ["pending", "skipped", "failed", "failed"]
+    assert "T1w" in records[2].reason
+    assert synthetic.SPACE in records[2].reason
+    assert "names no space" in records[3].reason
+
+
+def test_a_name_that_says_no_space_takes_the_sidecars(tmp_path: Path) -> None:
+    """A mask whose space is only in its sidecar is mapped."""
+    known = replace(mask("sub-03_label-lesion_mask"), space=synthetic.SPACE)
+    assert [record.status for record in decide([known], tmp_path, settings())] == ["pending"]
+
+
+def test_jobs_of_an_array_share_a_folder(tmp_path: Path) -> None:
+    """Many jobs that prepare one folder at once leave one whole description, and no temporary file."""
+    with ThreadPoolExecutor(8) as jobs:
+        list(jobs.map(lambda _: prepare_dataset(tmp_path / "out", {"source": tmp_path / "bids"}), range(40)))
+    description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert description["DatasetLinks"] == {"source": "../bids"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dataset_description.json", ".bidsignore"}
+
+
+def test_later_jobs_keep_the_links_of_earlier_ones(tmp_path: Path) -> None:
+    """A run with another dataset adds its link, so that all sidecars' URIs stay resolvable."""
+    prepare_dataset(tmp_path / "out", {"source": tmp_path / "bids", "old": tmp_path / "old"})
+    prepare_dataset(tmp_path / "out", {"source": tmp_path / "bids", "new": tmp_path / "new"})
+    description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert set(description["DatasetLinks"]) == {"source", "old", "new"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "container"),
+    [
+        ({}, None),
+        (
+            {"BIDS_LACUNA_CONTAINER_TYPE": "docker", "BIDS_LACUNA_CONTAINER_TAG": "a:1"},
+            {"Type": "docker", "Tag": "a:1"},
+        ),
+        (
+            {"BIDS_LACUNA_CONTAINER_TYPE": "docker", "APPTAINER_CONTAINER": "/x.sif"},
+            {"Type": "singularity", "URI": "/x.sif"},
+        ),
+    ],
+)
+def test_the_container_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], container: dict[str, str] | None
+) -> None:
+    """GeneratedBy names the container that the program runs in, if any."""
+    for name in ("TYPE", "TAG", "URI"):
+        monkeypatch.delenv(f"BIDS_LACUNA_CONTAINER_{name}", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    prepare_dataset(tmp_path, {})
+    generator = json.loads((tmp_path / "dataset_description.json").read_text())["GeneratedBy"][0]
+    assert generator.get("Container") == container
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    """When writing fails half-way, the old file stays whole and no temporary one remains."""
+    path = tmp_path / "a.json"
+    derivatives.write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        derivatives.write_json(path, {"new": object()})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
