@@ -1,0 +1,34 @@
+"""The README's snippets, run as a reader would run them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import synthetic
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    """The Python example saves an r-map and a t-map for each mask, and names the one that failed."""
+    brain = synthetic.make_mask()
+    synthetic.write_connectome_folder(tmp_path / "connectome", synthetic.make_series(int(brain.sum())), brain)
+    for subject, voxels in {"01": synthetic.box((1, 2, 3)), "02": 0 * synthetic.box((0, 0, 0))}.items():
+        synthetic.write_mask(tmp_path / "masks" / f"sub-{subject}_lesion.nii.gz", voxels)
+    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    result = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {"sub-01_rmap.nii.gz", "sub-01_tmap.nii.gz"}
+    assert result.stdout.startswith("sub-02_lesion.nii.gz failed: the mask is empty")
+
+
+def test_the_options_that_it_names_exist() -> None:
+    """Each option in the README is one of the program's."""
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.read_text())) - {"--rm", "--containall"}
+    usage = subprocess.run(
+        [sys.executable, "-m", "bids_lacuna", "--help"], capture_output=True, text=True, check=True
+    )
+    assert options <= set(re.findall(r"--[a-z-]+", usage.stdout))
