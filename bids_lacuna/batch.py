@@ -13,7 +13,14 @@ from tqdm import tqdm
 from bids_lacuna import kernels
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping
-from bids_lacuna.plan import BatchPlan, available_cpus, memory_budget, plan_batches, resident_bytes
+from bids_lacuna.plan import (
+    BatchPlan,
+    available_cpus,
+    give_back_freed_memory,
+    memory_budget,
+    plan_batches,
+    resident_bytes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,7 @@ def plan_run(
     MemoryError
         Not one lesion fits; the message has both numbers.
     """
+    give_back_freed_memory()
     kernels.compile_all()
     connectome = analysis.connectome
     n_voxels, n_timepoints = connectome.grid.n_voxels, connectome.n_timepoints
@@ -65,7 +73,7 @@ def plan_run(
         lesion_batch_size=lesion_batch_size,
         volume_voxels=connectome.grid.mask.size,
         keep_results=keep_results,
-        base_bytes=resident_bytes() + (connectome.itemsize - 4) * n_voxels * n_timepoints,
+        base_bytes=resident_bytes() + connectome.buffer_bytes,
     )
 
 
@@ -124,12 +132,12 @@ def batch_process(
             raise TypeError(
                 f"lesions[{place}] is a {type(lesion).__name__}: make it with LesionData.from_nifti(path)"
             )
-    n_threads = n_threads or available_cpus()
+    n_threads = available_cpus() if n_threads is None else n_threads
     plan = plan_run(
         analysis,
         len(lesions),
         1 if strategy == "sequential" else lesion_batch_size,
-        available_bytes or memory_budget().available_bytes,
+        memory_budget().available_bytes if available_bytes is None else available_bytes,
         n_threads,
         keep_results=batch_result_callback is None,
     )
@@ -179,17 +187,26 @@ def _process_batch(
         return batch
     mapped = _isolate(lambda: analysis.map_batch(loaded, n_threads, on_subject=lambda: advance(len(loaded))), loaded)
     if mapped is None:
+        for lesion in loaded:
+            lesion.weights = None
         return batch
-    if callback is None:
-        for lesion in mapped:
-            lesion.results[analysis.name].keep()
-    else:
-        _isolate(lambda: callback(mapped), mapped)
-        for lesion in mapped:
-            lesion.results[analysis.name].release()
-            lesion.results = {}
+    _isolate(partial(_hand_over, mapped, analysis.name, callback), mapped)
     finished = iter(mapped)
     return [lesion if lesion.error else next(finished) for lesion in batch]
+
+
+def _hand_over(mapped: Sequence[LesionData], analysis_name: str, callback: Callback | None) -> None:
+    """Give a batch's results to the callback and release them; without one, keep them."""
+    if callback is None:
+        for lesion in mapped:
+            lesion.results[analysis_name].keep()
+        return
+    try:
+        callback(list(mapped))
+    finally:
+        for lesion in mapped:
+            lesion.results[analysis_name].release()
+            lesion.results = {}
 
 
 def _isolate(work: Callable[[], T], lesions: Sequence[LesionData]) -> T | None:

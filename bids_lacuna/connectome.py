@@ -34,6 +34,15 @@ HASH_BLOCKS = 64
 
 HASH_BLOCK_BYTES = 65536
 
+CHUNK_CACHE_BYTES = 2**20
+"""HDF5's cache of chunks. Every chunk is read once for each subject, so that a larger one would gain nothing."""
+
+HDF5_BYTES = 8 * 2**20
+"""What HDF5 keeps for itself, the cache included."""
+
+SPACE_ALIASES = {"MNI152_1mm": "MNI152NLin6Asym", "MNI152_2mm": "MNI152NLin6Asym"}
+"""What converters write for the space of FSL's templates."""
+
 
 @dataclass(frozen=True, eq=False)
 class ConnectomeSubject:
@@ -62,6 +71,8 @@ class Hdf5Part:
     """What the file's numbers are read as: float32 or float64."""
     order: Array | None
     """Shape (n_voxels,): the file's voxel for each voxel of the grid; None where the two orders agree."""
+    chunk_bytes: int
+    """Of one decompressed chunk of the file; 0 where it is not chunked."""
 
     @classmethod
     def open(cls, path: Path) -> Hdf5Part:
@@ -95,7 +106,7 @@ class Hdf5Part:
             )
         timeseries = file["timeseries"]
         indices = np.asarray(file["mask_indices"])
-        # With three voxels both readings fit; (3, n_voxels) is what Lacuna's own converter writes.
+        # With three voxels both readings fit, and this one is taken.
         indices = indices if indices.shape[:1] == (3,) else indices.T
         if timeseries.ndim != 3 or 0 in timeseries.shape or indices.shape != (3, timeseries.shape[2]):
             raise ValueError(
@@ -111,13 +122,24 @@ class Hdf5Part:
             indices, np.asarray(file.attrs["mask_shape"]).astype(int), np.asarray(file["mask_affine"]), path
         )
         dtype = np.result_type(timeseries.dtype.newbyteorder("="), np.float32)
-        return cls(path, grid, timeseries.shape[0], timeseries.shape[1], dtype, order)
+        chunk_bytes = int(np.prod(timeseries.chunks or 0)) * timeseries.dtype.itemsize
+        return cls(path, grid, timeseries.shape[0], timeseries.shape[1], dtype, order, chunk_bytes)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """As `Connectome.buffer_bytes`: HDF5 holds a chunk twice while it inflates it."""
+        n_values = self.n_timepoints * self.grid.n_voxels
+        raw, series = n_values * self.dtype.itemsize, n_values * 4
+        reading = max(
+            raw + series, raw + self.chunk_bytes, 2 * self.chunk_bytes, 2 * raw if self.order is not None else 0
+        )
+        return HDF5_BYTES + max(0, reading - 2 * series)
 
     def subjects(self) -> Iterator[ConnectomeSubject]:
         """Read and standardize one subject after another."""
         number = 0
         try:
-            with h5py.File(self.path) as file:
+            with h5py.File(self.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
                 for number in range(self.n_subjects):
                     raw = np.empty(file["timeseries"].shape[1:], self.dtype)
                     file["timeseries"].read_direct(raw, np.s_[number])
@@ -179,7 +201,7 @@ class Connectome:
         FileNotFoundError
             No such file or folder, or no HDF5 file in it.
         ValueError
-            A file has another layout, or another grid than the first, or the name has other characters.
+            A file has another layout, or another grid than the first, or the name or the space has other characters.
         """
         path = Path(path)
         parts = tuple(Hdf5Part.open(file) for file in _hdf5_files(path))
@@ -197,7 +219,13 @@ class Connectome:
             raise ValueError(
                 f"the connectome's name {name!r} becomes part of file names: use letters and digits only"
             )
-        return cls(path, name, space or _recorded_space(first.path) or DEFAULT_SPACE, first.grid, parts)
+        space = space or _recorded_space(first.path) or DEFAULT_SPACE
+        if not re.fullmatch(r"[A-Za-z0-9+]+", space):
+            raise ValueError(
+                f"the connectome's space {space!r} is no BIDS name of a template, such as MNI152NLin6Asym or "
+                "MNI152NLin2009cAsym: give its right name (--connectome-space)"
+            )
+        return cls(path, name, space, first.grid, parts)
 
     @property
     def n_subjects(self) -> int:
@@ -210,9 +238,9 @@ class Connectome:
         return max(part.n_timepoints for part in self.parts)
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of one number as it is read."""
-        return max(part.dtype.itemsize for part in self.parts)
+    def buffer_bytes(self) -> int:
+        """Memory that reading takes beyond two float32 subjects, the one read and the one standardized from it."""
+        return max(part.buffer_bytes for part in self.parts)
 
     @cached_property
     def content_hash(self) -> str:
@@ -272,7 +300,8 @@ def _hdf5_files(path: Path) -> list[Path]:
 def _recorded_space(path: Path) -> str | None:
     with h5py.File(path) as file:
         space = file.attrs.get("space")
-    return space.decode() if isinstance(space, bytes) else space
+    space = space.decode() if isinstance(space, bytes) else space
+    return SPACE_ALIASES.get(space, space)
 
 
 def _describe(grid: Grid) -> str:

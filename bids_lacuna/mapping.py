@@ -199,7 +199,9 @@ class FunctionalNetworkMapping:
 
     def load(self, lesion: LesionData) -> LesionData:
         """Read one lesion's mask and weigh it on the connectome's grid; raises what `load_lesion` raises."""
-        return load_lesion(lesion, self.connectome.grid, self.connectome.space, self.weighting)
+        # A lesion's matrices are so small that BLAS's threads would wait for each other.
+        with threadpool_limits(1, user_api="blas"):
+            return load_lesion(lesion, self.connectome.grid, self.connectome.space, self.weighting)
 
     def map_batch(
         self,

@@ -327,3 +327,20 @@ def test_file_that_changed_after_opening(file: Path, change: str) -> None:
         file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(OSError, match=r"study\.h5"):
         next(connectome.subjects())
+
+
+@pytest.mark.parametrize(("recorded", "space"), [("MNI152_2mm", "MNI152NLin6Asym"), ("MNI152NLin2009cAsym",) * 2])
+def test_space_as_converters_write_it(file: Path, recorded: str, space: str) -> None:
+    """What a converter calls the space of FSL's template has the name that BIDS has for it."""
+    with h5py.File(file, "r+") as stored:
+        stored.attrs["space"] = recorded
+    assert Connectome.open(file).space == space
+
+
+def test_space_that_is_no_name(file: Path) -> None:
+    """A recorded space that could not be part of a file name is refused, and can be overridden."""
+    with h5py.File(file, "r+") as stored:
+        stored.attrs["space"] = "MNI (FSL)"
+    with pytest.raises(ValueError, match="--connectome-space"):
+        Connectome.open(file)
+    assert Connectome.open(file, space="MNI152NLin6Asym").space == "MNI152NLin6Asym"

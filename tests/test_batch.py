@@ -1,0 +1,579 @@
+"""Many lesions in batches: order, isolation of what fails, callbacks, what is kept and what is let go."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import termios
+from collections.abc import Sequence
+from copy import copy
+from itertools import chain
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+from synthetic import (
+    RADIOLOGICAL,
+    SPACE,
+    box,
+    make_mask,
+    make_series,
+    write_connectome,
+    write_connectome_folder,
+    write_mask,
+)
+
+from bids_lacuna import FunctionalNetworkMapping, LesionData
+from bids_lacuna.batch import batch_process, plan_run
+
+Array = np.ndarray
+
+MASK = make_mask()
+SERIES = make_series(int(MASK.sum()))
+NAME = "FunctionalNetworkMapping"
+
+CORNERS = [(0, 0, 0), (1, 2, 3), (2, 4, 6), (3, 5, 9), (0, 5, 1), (3, 0, 8), (1, 3, 7)]
+"""Of seven lesions, no two alike."""
+
+
+@pytest.fixture(scope="module")
+def connectome(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a connectome of five subjects of unequal length in four files."""
+    return write_connectome_folder(tmp_path_factory.mktemp("connectome") / "study", SERIES, MASK)
+
+
+@pytest.fixture
+def analysis(connectome: Path) -> FunctionalNetworkMapping:
+    """Set up an analysis with a t-map and a binary map."""
+    return FunctionalNetworkMapping(connectome, t_threshold=3)
+
+
+@pytest.fixture
+def lesions() -> list[LesionData]:
+    """Make the seven lesions, in memory."""
+    return [make_lesion(box(corner), number) for number, corner in enumerate(CORNERS)]
+
+
+def make_lesion(voxels: Array, number: int = 0) -> LesionData:
+    """Make a lesion in memory."""
+    image = nib.Nifti1Image(np.asarray(voxels, np.uint8), RADIOLOGICAL)
+    return LesionData.from_nifti(image, {"subject_id": f"sub-{number}", "space": SPACE})
+
+
+def maps(results: Sequence[LesionData], key: str) -> Array:
+    """Stack one map of every lesion, the voxels of the brain mask."""
+    return np.array([result.results[NAME][key].get_fdata()[MASK] for result in results])
+
+
+def names(results: Sequence[LesionData]) -> list[str]:
+    """List the lesions."""
+    return [result.metadata["subject_id"] for result in results]
+
+
+ALL_NAMES = [f"sub-{number}" for number in range(7)]
+
+
+class Collector:
+    """A callback that notes every batch, and makes every r-map."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.r_maps: list[Array] = []
+
+    def __call__(self, results: list[LesionData]) -> str:
+        """Note one batch."""
+        assert isinstance(results, list)
+        assert all(isinstance(result, LesionData) for result in results)
+        self.batches.append(names(results))
+        self.r_maps += list(maps(results, "correlation_map"))
+        return "what a callback returns is nobody's business"
+
+    @property
+    def sizes(self) -> list[int]:
+        """Count the lesions of each batch."""
+        return [len(batch) for batch in self.batches]
+
+
+def test_against_numpy(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """Without any option, every lesion has the r-map and the t-map that NumPy computes from the series."""
+    results = batch_process(lesions, analysis)
+    assert names(results) == ALL_NAMES
+    for corner, r_map, t_map in zip(CORNERS, maps(results, "correlation_map"), maps(results, "t_map"), strict=True):
+        inside = box(corner)[MASK] > 0
+        series = [subject.astype(float) for subject in SERIES]
+        r = [np.corrcoef(x[:, inside].mean(axis=1), x, rowvar=False)[0, 1:] for x in series]
+        z = np.arctanh(np.clip(r, -1 + 1e-6, 1 - 1e-6))
+        np.testing.assert_allclose(r_map, np.tanh(z.mean(axis=0)), rtol=0, atol=1e-6)
+        t = z.mean(axis=0) / (z.std(axis=0, ddof=1) / np.sqrt(len(SERIES)))
+        np.testing.assert_allclose(t_map, t, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"lesion_batch_size": 1}, [1] * 7),
+        ({"lesion_batch_size": 3}, [3, 3, 1]),
+        ({"lesion_batch_size": 1000}, [7]),
+        ({"lesion_batch_size": None}, [7]),
+        ({"lesion_batch_size": "auto"}, [7]),
+        ({}, [7]),
+        ({"strategy": "sequential"}, [1] * 7),
+        ({"strategy": "sequential", "lesion_batch_size": 3}, [1] * 7),
+    ],
+    ids=str,
+)
+def test_batches(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], options: dict[str, object], sizes: list[int]
+) -> None:
+    """The callback is called once a batch; lesions come back in order, with the number of their batch."""
+    callback = Collector()
+    results = batch_process(lesions, analysis, batch_result_callback=callback, **options)
+    assert callback.sizes == sizes
+    assert names(results) == [*chain(*callback.batches)] == ALL_NAMES
+    assert [result.batch for result in results] == np.repeat(np.arange(len(sizes)) + 1, sizes).tolist()
+    assert [result.error for result in results] == [None] * 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lesion_batch_size": 1},
+        {"lesion_batch_size": 3, "n_threads": 2},
+        {"lesion_batch_size": 4, "n_threads": 1},
+        {"lesion_batch_size": None, "n_threads": 64},
+        {"strategy": "sequential"},
+    ],
+    ids=str,
+)
+def test_maps_depend_on_no_option(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], options: dict[str, object]
+) -> None:
+    """The maps are the same whatever the batch size, the strategy and the number of threads."""
+    expected = batch_process(lesions, analysis, n_threads=1)
+    results = batch_process(lesions, analysis, **options)
+    for key, tolerance in {
+        "correlation_map": {"rtol": 0, "atol": 1e-6},
+        "t_map": {"rtol": 1e-4, "atol": 1e-6},
+    }.items():
+        np.testing.assert_allclose(maps(results, key), maps(expected, key), **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strategy": "parallel"}, "'parallel': it must be 'vectorized' or 'sequential'"),
+        *[({"lesion_batch_size": size}, "lesion_batch_size is") for size in (0, -1, 2.5, True, "all", "3")],
+    ],
+    ids=str,
+)
+def test_unknown_values(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], options: dict[str, object], words: str
+) -> None:
+    """An argument that means nothing is refused before anything is mapped, with what it could be."""
+    callback = Collector()
+    with pytest.raises(ValueError, match=words):
+        batch_process(lesions, analysis, batch_result_callback=callback, **options)
+    assert callback.batches == []
+
+
+def test_something_else_in_the_list(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], tmp_path: Path
+) -> None:
+    """Whoever puts a path in the list learns where it is and how to make a lesion of it."""
+    with pytest.raises(TypeError, match=r"lesions\[7\] is a PosixPath: .*from_nifti"):
+        batch_process([*lesions, tmp_path / "mask.nii.gz"], analysis)
+
+
+def test_no_lesions(analysis: FunctionalNetworkMapping) -> None:
+    """No lesions give no results and no call."""
+    callback = Collector()
+    assert batch_process([], analysis, batch_result_callback=callback) == []
+    assert callback.batches == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "size", "batches"),
+    [
+        ({1, 3, 5}, 2, [[0], [2], [4], [6]]),
+        ({0, 1, 4}, 2, [[2, 3], [5], [6]]),
+        ({0, 3, 6}, None, [[1, 2, 4, 5]]),
+        (set(range(7)), 3, []),
+    ],
+    ids=str,
+)
+def test_lesions_that_fail(
+    analysis: FunctionalNetworkMapping,
+    lesions: list[LesionData],
+    bad: set[int],
+    size: int | None,
+    batches: list[list[int]],
+) -> None:
+    """A lesion that cannot be read has its reason and no results; the callback sees the others, with right maps."""
+    expected = maps(batch_process(lesions, analysis), "correlation_map")
+    reasons = ["there is no mask at", "the mask is empty", "in space MNI305", "outside the connectome's brain mask"]
+    for place, number in enumerate(sorted(bad)):
+        lesions[number] = [
+            LesionData.from_nifti("missing.nii.gz"),
+            make_lesion(np.zeros(MASK.shape)),
+            LesionData.from_nifti("missing.nii.gz", {"space": "MNI305"}),
+            make_lesion(~MASK),
+        ][place % 4]
+        lesions[number].metadata["subject_id"] = f"sub-{number}"
+    callback = Collector()
+    results = batch_process(lesions, analysis, lesion_batch_size=size, batch_result_callback=callback)
+    assert callback.batches == [[f"sub-{number}" for number in batch] for batch in batches]
+    good = [number for number in range(7) if number not in bad]
+    np.testing.assert_allclose(callback.r_maps, [*expected[good]], rtol=0, atol=1e-6)
+    assert names(results) == ALL_NAMES
+    for place, number in enumerate(sorted(bad)):
+        assert reasons[place % 4] in results[number].error
+    assert [number for number in range(7) if results[number].error is None] == good
+    assert all(result.results == {} for result in results)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("the disk is full"), "the disk is full"),
+        (KeyError("rmap"), "KeyError: 'rmap'"),
+        (StopIteration(), "StopIteration"),
+    ],
+    ids=repr,
+)
+def test_callback_that_raises(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], error: Exception, words: str
+) -> None:
+    """A batch whose callback raises fails with what it said; the batches before and after do not."""
+    callback = Collector()
+
+    def save(results: list[LesionData]) -> None:
+        callback(results)
+        if len(callback.batches) == 2:
+            raise error
+
+    results = batch_process(lesions, analysis, lesion_batch_size=3, batch_result_callback=save)
+    assert callback.sizes == [3, 3, 1]
+    assert [result.error is None for result in results] == [True] * 3 + [False] * 3 + [True]
+    assert words in results[3].error
+    assert names(results) == ALL_NAMES
+    assert all(result.results == {} for result in results)
+
+
+def test_interrupt(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """Ctrl-C is no failure of a batch: it ends the run."""
+
+    def save(_: list[LesionData]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch_process(lesions, analysis, batch_result_callback=save)
+
+
+def test_callback_that_fails_one_lesion(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """A callback may write an error on one lesion; it stays there, and the others are well."""
+
+    def save(results: list[LesionData]) -> None:
+        for result in results:
+            if result.metadata["subject_id"] == "sub-4":
+                result.error = "its map could not be saved"
+
+    results = batch_process(lesions, analysis, lesion_batch_size=3, batch_result_callback=save)
+    assert [result.error for result in results] == [None] * 4 + ["its map could not be saved"] + [None] * 2
+
+
+def test_callback_that_empties_its_list(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """The list is the callback's own: what it takes out of it comes back all the same, released."""
+    taken = []
+
+    def save(results: list[LesionData]) -> None:
+        while results:
+            taken.append(results.pop())
+
+    results = batch_process(lesions, analysis, lesion_batch_size=3, batch_result_callback=save)
+    assert names(taken) == [ALL_NAMES[number] for number in (2, 1, 0, 5, 4, 3, 6)]
+    assert names(results) == ALL_NAMES
+    assert all(result.results == {} for result in taken)
+
+
+class Repair(logging.Handler):
+    """Brings a file back as soon as something about it is logged as failed."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(logging.ERROR)
+        self.file, self.content = file, file.read_bytes()
+
+    def emit(self, _: logging.LogRecord) -> None:
+        """Write the file as it was."""
+        self.file.write_bytes(self.content)
+
+
+def test_connectome_that_breaks(connectome: Path, lesions: list[LesionData], tmp_path: Path) -> None:
+    """A pass that breaks off fails its batch, with the file's name; the next batch passes when the file is back."""
+    folder = shutil.copytree(connectome, tmp_path / "study")
+    analysis = FunctionalNetworkMapping(folder)
+    expected = maps(batch_process(lesions, analysis), "correlation_map")
+    last = folder / "part3.h5"
+    repair = Repair(last)
+    callback = Collector()
+
+    def save(results: list[LesionData]) -> None:
+        callback(results)
+        if len(callback.batches) == 1:
+            with h5py.File(last) as file:
+                chunk = file["timeseries"].id.get_chunk_info(0)
+            with last.open("r+b") as raw:
+                raw.seek(chunk.byte_offset)
+                raw.write(bytes(chunk.size))
+
+    logger = logging.getLogger("bids_lacuna.batch")
+    logger.addHandler(repair)
+    try:
+        results = batch_process(lesions, analysis, lesion_batch_size=3, batch_result_callback=save)
+    finally:
+        logger.removeHandler(repair)
+    assert callback.sizes == [3, 1]
+    assert [result.error is None for result in results] == [True] * 3 + [False] * 3 + [True]
+    assert "part3.h5" in results[3].error
+    np.testing.assert_allclose(callback.r_maps, expected[[0, 1, 2, 6]], rtol=0, atol=1e-6)
+    # What is held for every lesion of a run must be little.
+    assert all(result.weights is None for result in results)
+
+
+def test_released_after_the_callback(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """Once the callback has returned, results are empty and maps say why; an image that was made stays whole."""
+    kept, images = [], []
+
+    def save(results: list[LesionData]) -> None:
+        kept.extend(result.results[NAME] for result in results)
+        images.extend(result.results[NAME]["correlation_map"] for result in results)
+
+    results = batch_process(lesions, analysis, lesion_batch_size=3, batch_result_callback=save)
+    assert [dict(result.results) for result in results] == [{}] * 7
+    assert len(kept) == 7
+    for network_maps in kept:
+        assert "t_map" in network_maps
+        with pytest.raises(RuntimeError, match="released when their batch's callback returned"):
+            network_maps["t_map"]
+    expected = maps(batch_process(lesions, analysis), "correlation_map")
+    np.testing.assert_allclose([image.get_fdata()[MASK] for image in images], expected, rtol=0, atol=1e-6)
+
+
+def test_input_stays_as_it_was(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """The lesions that were handed in are not written on, whether they fail or not."""
+    lesions[2] = make_lesion(np.zeros(MASK.shape), 2)
+    before = [vars(copy(lesion)) | {"metadata": dict(lesion.metadata)} for lesion in lesions]
+    batch_process(lesions, analysis)
+    assert [vars(lesion) for lesion in lesions] == before
+
+
+def test_results_can_be_mapped_again(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], tmp_path: Path
+) -> None:
+    """The results of one run may go into the next: what failed is tried anew."""
+    lesions[5] = LesionData.from_nifti(tmp_path / "late.nii.gz", {"subject_id": "sub-5"})
+    results = batch_process(lesions, analysis, batch_result_callback=len)
+    assert [result.error is None for result in results] == [True] * 5 + [False, True]
+    write_mask(tmp_path / "late.nii.gz", box(CORNERS[5]))
+    results = batch_process(results, analysis)
+    assert [result.error for result in results] == [None] * 7
+    assert np.isfinite(maps(results, "correlation_map")).all()
+
+
+def test_masks_are_read_when_their_batch_comes(analysis: FunctionalNetworkMapping, tmp_path: Path) -> None:
+    """A mask of the second batch need not be there before the first is done."""
+    paths = [write_mask(tmp_path / "0.nii.gz", box(CORNERS[0])), tmp_path / "1.nii.gz"]
+
+    def save(_: list[LesionData]) -> None:
+        write_mask(paths[1], box(CORNERS[1]))
+
+    lesions = [LesionData.from_nifti(path) for path in paths]
+    results = batch_process(lesions, analysis, lesion_batch_size=1, batch_result_callback=save)
+    assert [result.error for result in results] == [None, None]
+
+
+@pytest.mark.parametrize("available_bytes", [0, 1, 2**20])
+def test_too_little_memory(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], available_bytes: int
+) -> None:
+    """Where not one lesion fits, the error has what is needed and what there is."""
+    there = {0: "0 B", 1: "1 B", 2**20: "1 MiB"}[available_bytes]
+    with pytest.raises(MemoryError, match=rf"needs [\d.]+ [MG]iB, {there} is available"):
+        batch_process(lesions, analysis, available_bytes=available_bytes)
+
+
+@pytest.fixture(scope="module")
+def wide_connectome(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a connectome with so many voxels that one lesion more or less shows among the memory of a process."""
+    mask = np.ones((90, 80, 100), bool)
+    series = np.random.default_rng(9).standard_normal((2, 3, mask.size), np.float32)
+    return write_connectome(tmp_path_factory.mktemp("wide") / "wide.h5", series, mask)
+
+
+@pytest.mark.parametrize(
+    ("n_lesions", "size", "sizes"),
+    [
+        (7, "auto", [4, 3]),
+        (6, "auto", [3, 3]),
+        (7, None, [4, 3]),
+        (6, None, [4, 2]),
+        (7, 5, [4, 3]),
+        (5, 2, [2, 2, 1]),
+    ],
+)
+def test_batches_that_fit(
+    wide_connectome: Path,
+    caplog: pytest.LogCaptureFixture,
+    n_lesions: int,
+    size: int | str | None,
+    sizes: list[int],
+) -> None:
+    """Where four lesions fit, "auto" makes equal batches; a size that is too large is lowered, with a warning."""
+    analysis = FunctionalNetworkMapping(wide_connectome)
+    voxels = box((30, 40, 50), shape=analysis.connectome.grid.shape)
+    lesions = [make_lesion(voxels, number) for number in range(n_lesions)]
+    plan = plan_run(analysis, n_lesions, 1, 10**12, n_threads=1)
+    sizes_seen = []
+    batch_process(
+        lesions,
+        analysis,
+        lesion_batch_size=size,
+        batch_result_callback=lambda results: sizes_seen.append(len(results)),
+        available_bytes=plan.fixed_bytes + int(4.5 * plan.bytes_per_lesion),
+        n_threads=1,
+    )
+    assert sizes_seen == sizes
+    assert ("batches of 4 lesions are mapped" in caplog.text) == (size in (None, 5))
+
+
+def test_low_coverage(analysis: FunctionalNetworkMapping, caplog: pytest.LogCaptureFixture) -> None:
+    """A lesion of which a third lies in the brain mask is mapped with a warning; those within get none."""
+    voxels = np.zeros(MASK.shape)
+    voxels[tuple(np.argwhere(MASK)[11])] = 1
+    voxels[tuple(np.argwhere(~MASK)[[3, 5]].T)] = 1
+    whole = make_lesion(MASK, 1)
+    results = batch_process([make_lesion(voxels), whole], analysis)
+    assert [result.coverage for result in results] == pytest.approx([1 / 3, 1])
+    assert [result.error for result in results] == [None, None]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "sub-0: only 33 % of the lesion" in warnings[0]
+
+
+MAP_FILES = """
+import sys
+from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
+
+connectome, progress, *masks = sys.argv[1:]
+lesions = [LesionData.from_nifti(mask) for mask in masks]
+batch_process(lesions, FunctionalNetworkMapping(connectome), lesion_batch_size=2, show_progress=progress == "on")
+"""
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["no terminal", "terminal"])
+@pytest.mark.parametrize("show_progress", ["off", "on"])
+def test_progress(connectome: Path, tmp_path: Path, terminal: bool, show_progress: str) -> None:
+    """Where stderr is a terminal, a bar counts lesions x subjects, also those that fail; elsewhere nothing shows."""
+    masks = [write_mask(tmp_path / f"{number}.nii.gz", box(CORNERS[number])) for number in range(3)]
+    bar = terminal and show_progress == "on"
+    if bar:
+        masks.insert(1, tmp_path / "missing.nii.gz")
+    ours, theirs = os.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(theirs, (24, 100))
+    command = [sys.executable, "-c", MAP_FILES, connectome, show_progress, *masks]
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=True, timeout=60)
+    os.close(theirs)
+    shown = b""
+    try:
+        while block := os.read(ours, 4096):
+            shown += block
+    except OSError:  # How Linux says that nobody holds the other end of a terminal any more.
+        pass
+    os.close(ours)
+    assert process.stdout == b""
+    if bar:
+        assert b"no mask at" in shown
+        assert b"mapping: 100%" in shown
+        assert b"20/20" in shown
+    else:
+        assert shown == b""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"rmap", "tmap"}),
+        ({"t_threshold": 3}, {"rmap", "tmap", "binary"}),
+        ({"compute_t_map": False}, {"rmap"}),
+        ({"compute_t_map": False, "t_threshold": 3}, {"rmap", "binary"}),
+    ],
+    ids=str,
+)
+def test_callback_that_saves(
+    connectome: Path, lesions: list[LesionData], tmp_path: Path, options: dict[str, object], expected: set[str]
+) -> None:
+    """A callback that saves the maps that there are leaves a file of each, with the values of a run without one."""
+    output = tmp_path / "maps"
+    output.mkdir()
+    analysis = FunctionalNetworkMapping(connectome, **options)
+    suffixes = {"correlation_map": "rmap", "t_map": "tmap", "binary_map": "binary"}
+
+    def save(results: list[LesionData]) -> None:
+        for result in results:
+            found = result.results.get(NAME, {})
+            assert not result.results.get("StructuralNetworkMapping", {})
+            for key, suffix in suffixes.items():
+                if key in found:
+                    nib.save(found[key], output / f"{result.metadata['subject_id']}_{suffix}.nii.gz")
+
+    batch_process(lesions, analysis, strategy="vectorized", lesion_batch_size=3, batch_result_callback=save)
+    assert {file.name for file in output.iterdir()} == {
+        f"{n}_{suffix}.nii.gz" for n in ALL_NAMES for suffix in expected
+    }
+    for result in batch_process(lesions, analysis):
+        for key in suffixes.keys() & result.results[NAME].keys():
+            saved = nib.load(output / f"{result.metadata['subject_id']}_{suffixes[key]}.nii.gz")
+            np.testing.assert_array_equal(saved.affine, RADIOLOGICAL)
+            image = result.results[NAME][key]
+            np.testing.assert_allclose(saved.get_fdata(), image.get_fdata(), rtol=1e-4, atol=1e-4)
+
+
+def test_callback_that_catches(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A callback that catches what goes wrong with one lesion saves the others, of this batch and the next."""
+    (tmp_path / "sub-1_rmap.nii.gz").mkdir()
+
+    def save(results: list[LesionData]) -> None:
+        for result in results:
+            name = result.metadata["subject_id"]
+            try:
+                nib.save(result.results[NAME]["correlation_map"], tmp_path / f"{name}_rmap.nii.gz")
+            except OSError:
+                print("not saved:", name)  # noqa: T201  as users do
+
+    results = batch_process(lesions, analysis, lesion_batch_size=3, batch_result_callback=save)
+    assert [result.error for result in results] == [None] * 7
+    assert sum(file.is_file() for file in tmp_path.iterdir()) == 6
+    assert capsys.readouterr().out == "not saved: sub-1\n"
+
+
+n_batches_done = 0
+
+
+def count_batch(results: list[LesionData]) -> int:
+    """Count batches as a script does, in a global variable."""
+    global n_batches_done
+    n_batches_done += 1
+    return len(results)
+
+
+def test_callback_that_counts(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """A function that counts its calls has counted the batches."""
+    batch_process(lesions, analysis, lesion_batch_size=2, batch_result_callback=count_batch)
+    assert n_batches_done == 4

@@ -1,0 +1,136 @@
+"""The peak memory of real runs, each a process of its own: it does not grow with the batches, and the plan holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from synthetic import box, make_mask, make_series, write_connectome, write_mask
+
+Array = np.ndarray
+
+SHAPE = (39, 43, 37)
+"""About 50,000 voxels within the mask: a batch's moments are megabytes, and the whole run takes seconds."""
+
+RUN = """
+import json, resource, sys
+from pathlib import Path
+
+import nibabel as nib
+
+from bids_lacuna import FunctionalNetworkMapping, LesionData
+from bids_lacuna.batch import batch_process, plan_run
+
+connectome, mask, output, n_lesions, batch_size, callback = sys.argv[1:]
+n_lesions, batch_size = int(n_lesions), json.loads(batch_size)
+
+
+def peak_bytes():
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux starts a process's ru_maxrss at the peak of the process that started it, VmHWM at nothing.
+    return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+
+
+def save(results):
+    for result in results:
+        maps = result.results["FunctionalNetworkMapping"]
+        # All that there is of one lesion: the p-map takes the most memory, and too long for hundreds.
+        for key in maps if result is results[0] else ("correlation_map", "t_map", "binary_map"):
+            made = maps[key]
+            if key.endswith("_map"):
+                nib.save(made, Path(output) / f"{key}.nii")
+
+
+analysis = FunctionalNetworkMapping(connectome, t_threshold=3)
+lesions = [LesionData.from_nifti(mask) for _ in range(n_lesions)]
+options = {"lesion_batch_size": batch_size, "available_bytes": 2**40, "n_threads": 2}
+plan = plan_run(analysis, n_lesions, **options, keep_results=callback == "none")
+results = batch_process(lesions, analysis, batch_result_callback=save if callback == "save" else None, **options)
+print(json.dumps({
+    "planned": plan.peak_bytes,
+    "measured": peak_bytes(),
+    "n_batches": results[-1].batch,
+    "errors": [result.error for result in results if result.error],
+}))
+"""
+
+
+def run(folder: Path, connectome: Path, n_lesions: int, batch_size: int | None, callback: str = "save") -> dict:
+    """Map lesions in a process of its own, and tell its memory's peak and what was planned, in bytes."""
+    mask = write_mask(folder / "mask.nii.gz", box((5, 7, 11), (13, 14, 15), SHAPE))
+    command = [sys.executable, "-c", RUN, connectome, mask, folder, str(n_lesions), json.dumps(batch_size), callback]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert process.returncode == 0, process.stderr
+    outcome = json.loads(process.stdout)
+    assert outcome["errors"] == []
+    return outcome
+
+
+def vary(
+    source: Path,
+    path: Path,
+    dtype: type = np.float32,
+    order: Array | slice = slice(None),
+    chunks: tuple[int, ...] | bool | None = None,
+) -> Path:
+    """Copy a connectome with numbers of another kind, voxels in another order or chunks of another shape."""
+    shutil.copy(source, path)
+    with h5py.File(path, "r+") as file:
+        data = file["timeseries"][:][:, :, order].astype(dtype)
+        file["mask_indices"][:] = file["mask_indices"][:][:, order]
+        del file["timeseries"]
+        file.create_dataset("timeseries", data=data, chunks=chunks or (1, *data.shape[1:]), compression="lzf")
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Write connectomes: each subject one compressed chunk, as Lacuna's own converter has them, and other ways."""
+    folder = tmp_path_factory.mktemp("connectomes")
+    mask = make_mask(shape=SHAPE)
+    n_voxels = int(mask.sum())
+    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 3), mask)
+    scrambled = np.random.default_rng(4).permutation(n_voxels)
+    return {
+        "short": write_connectome(folder / "short.h5", make_series(n_voxels, [11] * 2), mask),
+        "plain": plain,
+        "float64": vary(plain, folder / "float64.h5", dtype=np.float64),
+        "scrambled": vary(plain, folder / "scrambled.h5", order=scrambled),
+        "small chunks": vary(plain, folder / "small.h5", chunks=True),
+        "one chunk": vary(plain, folder / "one.h5", chunks=(3, 100, n_voxels)),
+    }
+
+
+def test_constant_memory(tmp_path: Path, written: dict[str, Path]) -> None:
+    """Forty batches peak within a tenth of four: a batch leaves nothing behind once its callback has returned."""
+    few, many = (run(tmp_path, written["short"], n_lesions=5 * n, batch_size=5) for n in (4, 40))
+    assert (few["n_batches"], many["n_batches"]) == (4, 40)
+    assert many["measured"] < 1.1 * few["measured"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_lesions", "callback"),
+    [
+        ("plain", 1, "save"),
+        ("plain", 20, "save"),
+        ("plain", 200, "save"),
+        ("plain", 200, "none"),
+        ("small chunks", 20, "save"),
+        ("one chunk", 20, "save"),
+        ("scrambled", 20, "save"),
+        ("float64", 20, "save"),
+    ],
+)
+def test_plan_holds(tmp_path: Path, written: dict[str, Path], kind: str, n_lesions: int, callback: str) -> None:
+    """A run stays within its plan, and the plan wastes at most a quarter of what was needed."""
+    outcome = run(tmp_path, written[kind], n_lesions, batch_size=None, callback=callback)
+    assert outcome["n_batches"] == 1
+    assert outcome["measured"] <= outcome["planned"] <= 1.25 * outcome["measured"]
