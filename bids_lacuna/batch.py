@@ -141,13 +141,14 @@ def batch_process(
         n_threads,
         keep_results=batch_result_callback is None,
     )
-    logger.info(
-        "lesions: %d; passes over %d connectome subjects: %d, of up to %d lesions each",
-        len(lesions),
-        analysis.connectome.n_subjects,
-        plan.n_batches,
-        plan.batch_size,
-    )
+    if lesions:
+        logger.info(
+            "lesions: %d; passes over %d connectome subjects: %d, of up to %d lesions each",
+            len(lesions),
+            analysis.connectome.n_subjects,
+            plan.n_batches,
+            plan.batch_size,
+        )
     processed: list[LesionData] = []
     n_subjects = analysis.connectome.n_subjects
     total = len(lesions) * n_subjects
@@ -164,6 +165,7 @@ def batch_process(
                 progress.update,
             )
             progress.update(len(processed) * n_subjects - progress.n)
+            logger.info("batch %d of %d: %d of %d lesions", number, plan.n_batches, len(processed), len(lesions))
     return processed
 
 
@@ -190,19 +192,24 @@ def _process_batch(
         for lesion in loaded:
             lesion.weights = None
         return batch
-    _isolate(partial(_hand_over, mapped, analysis.name, callback), mapped)
+    for lesion in mapped:
+        if lesion.error:
+            logger.error("failed: %s: %s", lesion.name, lesion.error)
+    usable = [lesion for lesion in mapped if not lesion.error]
+    _isolate(partial(_hand_over, usable, analysis.name, callback), usable)
     finished = iter(mapped)
     return [lesion if lesion.error else next(finished) for lesion in batch]
 
 
 def _hand_over(mapped: Sequence[LesionData], analysis_name: str, callback: Callback | None) -> None:
-    """Give a batch's results to the callback and release them; without one, keep them."""
+    """Give a batch's results to the callback, if there are any, and release them; without one, keep them."""
     if callback is None:
         for lesion in mapped:
             lesion.results[analysis_name].keep()
         return
     try:
-        callback(list(mapped))
+        if mapped:
+            callback(list(mapped))
     finally:
         for lesion in mapped:
             lesion.results[analysis_name].release()

@@ -89,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.debug("traceback of the error below", exc_info=True)
         sys.stderr.write(f"bids-lacuna: error: {stop}\n")
         return stop.status
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"bids-lacuna: error: {error.name} is not installed for {sys.executable}: run `make demo` and use "
+            ".venv/bin/python, or `pip install .`\n"
+        )
+        return Exit.FAILED
     except KeyboardInterrupt:
         sys.stderr.write(
             "bids-lacuna: interrupted; finished batches are on disk, the same command goes on from there\n"
@@ -246,9 +252,9 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.plan import available_cpus, memory_budget
 
     logger.info("bids-lacuna %s", __version__)
+    connectome = open_connectome(arguments)
     datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
     masks = find_masks(arguments, datasets)
-    connectome = open_connectome(arguments)
     analysis = FunctionalNetworkMapping(
         connectome,
         compute_t_map=not arguments.no_t_map,
@@ -266,6 +272,9 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     )
     records = decide(masks, arguments.output_dir, settings, arguments.overwrite)
     pending = [record for record in records if record.status == "pending"]
+    for record in records:
+        if record.status == "failed":
+            logger.error("failed: %s: %s", record.mask.path.name, record.reason)
     budget = memory_budget(arguments.mem)
     n_threads = arguments.nprocs or available_cpus()
     with ending(Exit.FAILED, MemoryError):
@@ -292,7 +301,7 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
         record.close(lesion)
     with ending(Exit.INPUT_OUTPUT, OSError):
         writer.write_table()
-    return conclude(records, log_dir)
+    return conclude(records, log_dir / "lesions.tsv")
 
 
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
@@ -364,7 +373,8 @@ def name_datasets(arguments: Sequence[str]) -> dict[str, Path]:
     """Read PATH or NAME=PATH of each further dataset; a path without a name is called after its folder."""
     datasets: dict[str, Path] = {}
     for argument in arguments:
-        name, _, path = argument.rpartition("=")
+        name, _, path = ("", "", argument) if Path(argument).is_dir() else argument.partition("=")
+        path = path or name
         name = name or re.sub(r"[^A-Za-z0-9]", "", Path(path).resolve().name)
         if not re.fullmatch(r"[A-Za-z0-9]+", name) or name in {"source", *datasets}:
             raise Stop(
@@ -381,7 +391,7 @@ def name_datasets(arguments: Sequence[str]) -> dict[str, Path]:
 def describe_lesions(records: Sequence[LesionRecord]) -> str:
     """List the masks found and what becomes of each."""
     words = {"pending": "map"}
-    lines = [f"{len(records)} lesion masks"]
+    lines = [f"lesion masks: {len(records)}; a dry run does not open them"]
     for record in records:
         reason = f": {record.reason}" if record.reason else ""
         lines.append(f"  {words.get(record.status, record.status):8}{record.mask.path.name}{reason}")
@@ -404,16 +414,19 @@ def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_thre
     return "".join(f"{name:20}{value}\n" for name, value in rows.items())
 
 
-def conclude(records: Sequence[LesionRecord], log_dir: Path) -> Exit:
-    """Say how it went."""
+def conclude(records: Sequence[LesionRecord], table: Path) -> Exit:
+    """Say how it went: the reasons of failures were logged as they came."""
     counts = ", ".join(
         f"{sum(record.status == status for record in records)} {status}" for status in ("done", "skipped", "failed")
     )
-    logger.info("%s; each lesion's outcome is in %s", counts, log_dir / "lesions.tsv")
+    logger.info("%s; each lesion's outcome is in %s", counts, table)
     failed = [record for record in records if record.status == "failed"]
-    for record in failed:
-        sys.stderr.write(f"bids-lacuna: failed: {record.mask.path}: {record.reason}\n")
-    return Exit.FAILED if failed else Exit.OK
+    if not failed:
+        return Exit.OK
+    first = f"{failed[0].mask.path.name}: {failed[0].reason}"
+    many = f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
+    sys.stderr.write(f"bids-lacuna: error: {many}{first}\n")
+    return Exit.FAILED
 
 
 @contextmanager

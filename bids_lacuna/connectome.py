@@ -156,7 +156,7 @@ class Hdf5Part:
 def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[Grid, Array | None]:
     """Make the grid of a file's voxels, and where its voxel order is not C order, what brings it there."""
     if shape.shape != (3,) or (indices < 0).any() or (indices >= shape[:, np.newaxis]).any():
-        raise ValueError(f"{path}: mask_indices reach outside mask_shape {tuple(shape)}; write the file again")
+        raise ValueError(f"{path}: mask_indices reach outside mask_shape {shape.tolist()}; write the file again")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise ValueError(f"{path}: mask_affine must be a (4, 4) matrix that can be inverted, it is {affine.tolist()}")
     numbers = np.ravel_multi_index(tuple(indices.astype(np.int64)), tuple(shape))

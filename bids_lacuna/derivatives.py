@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -207,7 +208,10 @@ def _set_aside_if_done(record: LesionRecord, output_dir: Path, settings: MapSett
     for path in there:
         if differences := _differences(_sidecar(path), now):
             record.status = "failed"
-            record.reason = f"{path.name} is there already, made with {differences}: --overwrite makes it anew"
+            record.reason = (
+                f"{path.name} is there already, made with {differences}: --overwrite makes it anew, "
+                "another --connectome-name keeps both"
+            )
             return
     if len(there) == len(maps):
         record.status = "skipped"
@@ -304,6 +308,19 @@ class DerivativesWriter:
             self._write_map(
                 path, image, {"Description": description, "Type": "ROI", "Threshold": threshold, **sidecar}
             )
+        self._remove_stale(mask, sidecar)
+
+    def _remove_stale(self, mask: LesionMask, sidecar: Mapping[str, Any]) -> None:
+        """Remove this lesion's maps of an earlier run that were made from something else, and not made anew."""
+        r_map = self.output_dir / map_path(mask, self.settings, stat="r")
+        before, after = escape(r_map.name.removesuffix("_statmap.nii.gz")).rsplit("_stat-r_", 1)
+        for path in r_map.parent.glob(f"{before}_stat-*_{after}*.json"):
+            there = json.loads(path.read_text())
+            same_maps = all(there.get(key) == sidecar[key] for key in ("Sources", "ConnectomeName"))
+            if same_maps and _differences(path, sidecar):
+                logger.info("removed: %s, made with %s", path.name, _differences(path, sidecar))
+                path.with_name(path.name.removesuffix(".json") + ".nii.gz").unlink(missing_ok=True)
+                path.unlink()
 
     def _common_sidecar(self, mask: LesionMask, lesion: LesionData, summary: Mapping[str, Any]) -> dict[str, Any]:
         sidecar = {
@@ -373,6 +390,8 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> None:
     OSError
         The folder cannot be written to.
     """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise FileExistsError(f"{output_dir} is a file, where a folder for the maps is needed: name another place")
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "dataset_description.json"
     there = json.loads(path.read_text()) if path.exists() else {}

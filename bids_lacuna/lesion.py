@@ -167,7 +167,8 @@ def _outside(coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...])
     brain_low, brain_high = _extent(grid.affine, grid.shape)
     return (
         f"the lesion lies outside the connectome's brain mask: it spans {lesion_low} to {lesion_high} mm, the "
-        f"connectome's volume {brain_low} to {brain_high} mm; check the mask's affine and its template space"
+        f"connectome's volume {brain_low} to {brain_high} mm; check the mask's affine and template space, and "
+        "whether the connectome covers that part of the brain"
     )
 
 
@@ -188,8 +189,8 @@ def check_space(lesion_space: str | None, connectome_space: str | None) -> None:
     if lesion_space and connectome_space and lesion_space != connectome_space:
         raise ValueError(
             f"the lesion is in space {lesion_space}, the connectome in {connectome_space}: transform the mask to "
-            f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), or use a connectome in "
-            f"{lesion_space}"
+            f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
+            f"space-{connectome_space}"
         )
 
 
@@ -245,6 +246,8 @@ def read_mask(image: SpatialImage) -> tuple[Array, Array]:
     found = np.unique(values[box][lesion[box]])
     if len(found) == 0:
         raise ValueError("the mask is empty: no voxel differs from 0; check that the right file was saved")
+    if np.isnan(found).any():
+        raise ValueError("the mask holds NaN, where 0 is needed: replace NaN by 0 (numpy.nan_to_num)")
     if len(found) > 1 or not np.isfinite(found[0]) or found[0] < 0:
         shown = ", ".join(f"{value:g}" for value in found[:4]) + (", …" if len(found) > 4 else "")
         raise ValueError(

@@ -223,7 +223,8 @@ class FunctionalNetworkMapping:
         Returns
         -------
         list of LesionData
-            Copies with results, whose maps are made from the batch's moments when they are asked for.
+            Copies with results, whose maps are made from the batch's moments when they are asked for; with `error`
+            and no results where no connectome subject has a signal in the lesion.
         """
         grid = self.connectome.grid
         starts, voxels, shares = _compressed_rows([lesion.weights for lesion in lesions if lesion.weights])
@@ -234,20 +235,22 @@ class FunctionalNetworkMapping:
                 kernels.add_fisher_z(seeds, subject.series, subject.scale, moments.total, moments.total_of_squares)
                 moments.count_subject(np.any(seeds, axis=1), subject.scale > 0)
                 on_subject()
-        return [
-            replace(lesion, weights=None, results={self.name: self._maps(moments, row)})
-            for row, lesion in enumerate(lesions)
-        ]
+        return [self._attach_results(lesion, moments, row) for row, lesion in enumerate(lesions)]
 
-    def _maps(self, moments: RunningMoments, row: int) -> NetworkMaps:
-        return NetworkMaps(
+    def _attach_results(self, lesion: LesionData, moments: RunningMoments, row: int) -> LesionData:
+        n = moments.n(row)
+        if not n.any():
+            error = "no connectome subject has a signal in this lesion: its voxels' series are constant or not finite"
+            return replace(lesion, weights=None, error=error)
+        maps = NetworkMaps(
             lambda: moments.lesion(row),
             self.connectome.grid,
             self.connectome.space,
             self.compute_t_map,
             self.t_thresholds,
-            moments.n_varies(row),
+            n_varies=bool(np.ptp(n)),
         )
+        return replace(lesion, weights=None, results={self.name: maps})
 
 
 def _compressed_rows(lesions: Sequence[LesionWeights]) -> tuple[Array, Array, Array]:

@@ -160,7 +160,7 @@ def find_lesion_masks(
     if not masks:
         asked = {"participants": participants, "sessions": sessions, "filters": filters}
         raise NoLesionMasks(_explain_no_masks(asked, query, datasets, images, database_dir))
-    logger.info("%d lesion masks in %s", len(masks), _listing(datasets.values()))
+    logger.info("lesion masks in %s: %d", _listing(datasets.values()), len(masks))
     return sorted(masks, key=lambda mask: mask.path)
 
 
@@ -182,7 +182,14 @@ def read_filter_file(path: Path) -> dict[str, Any]:
     ValueError
         The file is no JSON, or holds anything but objects there.
     """
-    filters = _read_object(path).get("lesion") or {}
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no filter file {path}: check the path")
+    content = _read_object(path)
+    if "lesion" not in content:
+        logger.warning(
+            '%s has no filters under "lesion" (it has %s): all lesion masks are taken', path, _listing(content)
+        )
+    filters = content.get("lesion") or {}
     if not isinstance(filters, dict):
         raise ValueError(  # noqa: TRY004  a wrong value in a file
             f'"lesion" is {json.dumps(filters)} in {path}: an object is needed, as in {{"lesion": {{"ses": "1"}}}}'
@@ -383,7 +390,10 @@ def _explain_no_masks(
         if folder not in datasets.values() and any(
             _is_lesion(_Image(folder.name, folder, path, _parse_name(path))) for path in paths
         ):
-            lines.append(f"{folder} has lesion masks: add -d {folder}")
+            lacks = (
+                "" if (folder / "dataset_description.json").exists() else ", and give it a dataset_description.json"
+            )
+            lines.append(f"{folder} has lesion masks: add -d {folder}{lacks}")
     if database_dir is not None:
         lines.append(f"the index in {database_dir} may be older than the dataset: delete it to look again")
     return "\n".join(lines)

@@ -89,10 +89,6 @@ class RunningMoments:
                 n -= np.unpackbits(voxels, count=self.n_voxels)
         return n
 
-    def n_varies(self, lesion: int) -> bool:
-        """Tell whether some voxels have fewer connectome subjects than others for this lesion."""
-        return bool(np.ptp(self.n(lesion)) > 0)
-
     def lesion(self, lesion: int) -> LesionStatistics:
         """Turn one lesion's sums into its statistics.
 

@@ -266,6 +266,42 @@ def test_maps_of_another_mask_or_connectome_are_not_mixed(
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_overwrite_leaves_nothing_of_before(bids: Path, connectome: Path, brain: np.ndarray, tmp_path: Path) -> None:
+    """--overwrite with another weighting removes the masks of thresholds that are not asked for any more."""
+    out = tmp_path / "out"
+    options = ["--participant-label", "01", "--connectome-name", "C"]
+    assert participant(bids, out, connectome, *options, "--t-threshold", "2", "3").returncode == 0
+    other = synthetic.write_connectome(tmp_path / "o.h5", synthetic.make_series(int(brain.sum()), [23] * 5), brain)
+    options_of_other = ["--participant-label", "01", "--connectome-name", "CT2", "--t-threshold", "2"]
+    assert participant(bids, out, other, *options_of_other).returncode == 0
+    sidecars = {path: json.loads(path.read_text()) for path in out.rglob("sub-*.json")}
+    kept = {path.name for path, sidecar in sidecars.items() if sidecar["ConnectomeName"] == "CT2"}
+    assert len(kept) == 8
+    again = participant(
+        bids, out, connectome, *options, "--t-threshold", "2", "--overwrite", "--lesion-weighting", "binary"
+    )
+    assert again.returncode == 0, again.stderr
+    names = {path.name for path in out.rglob("sub-*.nii.gz")}
+    assert any(name.endswith("desc-CT2_mask.nii.gz") for name in names)
+    assert not any(name.endswith("CT3_mask.nii.gz") for name in names)
+    assert kept <= {path.name for path in out.rglob("sub-*")}
+    there = [json.loads(path.read_text()) for path in out.rglob("sub-*.json")]
+    assert {(s["ConnectomeName"], s["LesionWeighting"]) for s in there} == {("C", "binary"), ("CT2", "volume")}
+
+
+def test_a_lesion_without_any_signal_fails(bids: Path, brain: np.ndarray, tmp_path: Path) -> None:
+    """Where no connectome subject has a signal in the lesion, there is no map, and the lesion is not called done."""
+    series = synthetic.make_series(int(brain.sum()), [23] * 3)
+    for timeseries in series:
+        timeseries[:, LEFT[brain] > 0] = 7
+    silent = synthetic.write_connectome(tmp_path / "silent.h5", series, brain)
+    result = participant(bids, tmp_path / "out", silent)
+    assert result.returncode == 1
+    outcomes = {row["label"] + row["ses"]: row["status"] for row in read_table(tmp_path / "out")}
+    assert outcomes == {"lesionn/a": "failed", "Ln/a": "done", "lesiona": "done", "lesionb": "failed"}
+    assert "no connectome subject has a signal" in sentence(result)
+
+
 def test_killed_leftovers_do_not_count_as_finished(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """A map without its sidecar, which is written last, is made again."""
     out = tmp_path / "out"
@@ -464,6 +500,7 @@ def test_mistakes_end_with_a_sentence_and_their_status(
         ('{"lesion": {"label": "tumour"}}', 18, "tumour"),
         ('{"lesion": {"labell": "L"}}', 64, "label"),
         ("label: L", 64, "not valid JSON"),
+        ('{"lesions": {"label": "L"}}', 0, 'no filters under "lesion" (it has lesions)'),
     ],
 )
 def test_the_filter_file_chooses(
@@ -476,7 +513,7 @@ def test_the_filter_file_chooses(
     assert result.returncode == status, result.stderr
     assert words in result.stderr
     if status == 0:
-        assert [row["label"] for row in read_table(tmp_path / "out")] == ["L"]
+        assert len(read_table(tmp_path / "out")) == (4 if words else 1)
 
 
 def test_no_matching_mask(tmp_path: Path, connectome: Path) -> None:
