@@ -52,4 +52,5 @@ def _numba_cache() -> str:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # numba reads it once, when it is imported, and refuses to import cached kernels where it finds no place for them.
-os.environ.setdefault("NUMBA_CACHE_DIR", _numba_cache())
+if "NUMBA_CACHE_DIR" not in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] = _numba_cache()

@@ -141,20 +141,50 @@ def batch_process(
         n_threads,
         keep_results=batch_result_callback is None,
     )
+    return process_batches(
+        lesions, analysis, plan, n_threads, batch_result_callback=batch_result_callback, show_progress=show_progress
+    )
+
+
+def process_batches(
+    lesions: Sequence[LesionData],
+    analysis: FunctionalNetworkMapping,
+    plan: BatchPlan,
+    n_threads: int,
+    *,
+    batch_result_callback: Callback | None = None,
+    show_progress: bool = True,
+) -> list[LesionData]:
+    """Map lesions in batches that were planned before: what `batch_process` does once it has its plan.
+
+    Parameters
+    ----------
+    plan
+        As from `plan_run`.
+    lesions, analysis, n_threads, batch_result_callback, show_progress
+        As for `batch_process`.
+
+    Returns
+    -------
+    list of LesionData
+        One for every input, in order.
+    """
+    processed: list[LesionData] = []
+    n_subjects = analysis.connectome.n_subjects
     if lesions:
         logger.info(
             "lesions: %d; passes over %d connectome subjects: %d, of up to %d lesions each",
             len(lesions),
-            analysis.connectome.n_subjects,
+            n_subjects,
             plan.n_batches,
             plan.batch_size,
         )
-    processed: list[LesionData] = []
-    n_subjects = analysis.connectome.n_subjects
-    total = len(lesions) * n_subjects
     # disable=None: no bar where stderr is no terminal.
     with tqdm(
-        total=total, unit="lesion-subject", desc="mapping", disable=None if show_progress else True
+        total=len(lesions) * n_subjects,
+        unit="lesion-subject",
+        desc="mapping",
+        disable=None if show_progress else True,
     ) as progress:
         for number, batch in enumerate(_batches(lesions, plan.batch_size), start=1):
             processed += _process_batch(
@@ -203,16 +233,17 @@ def _process_batch(
 
 def _hand_over(mapped: Sequence[LesionData], analysis_name: str, callback: Callback | None) -> None:
     """Give a batch's results to the callback, if there are any, and release them; without one, keep them."""
+    all_maps = [lesion.results[analysis_name] for lesion in mapped]
     if callback is None:
-        for lesion in mapped:
-            lesion.results[analysis_name].keep()
+        for maps in all_maps:
+            maps.keep()
         return
     try:
         if mapped:
             callback(list(mapped))
     finally:
-        for lesion in mapped:
-            lesion.results[analysis_name].release()
+        for lesion, maps in zip(mapped, all_maps, strict=True):
+            maps.release()
             lesion.results = {}
 
 

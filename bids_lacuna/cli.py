@@ -127,11 +127,13 @@ def build_parser() -> Parser:
     )
     connectome.add_argument(
         "--connectome-space",
+        type=label,
         metavar="SPACE",
         help="template that it is in (default: what it records itself, else MNI152NLin6Asym)",
     )
     connectome.add_argument(
         "--connectome-name",
+        type=label,
         metavar="NAME",
         help="its name in the maps' names (default: the letters and digits of PATH's name)",
     )
@@ -240,20 +242,20 @@ def build_parser() -> Parser:
 
 def run_participants(arguments: argparse.Namespace) -> Exit:
     """Map the lesions of a dataset: the participant level."""
-    check_folders(arguments)
-    if arguments.work_dir:
-        os.environ["NUMBA_CACHE_DIR"] = str(arguments.work_dir.absolute() / "numba")
+    datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
+    check_folders(arguments, datasets)
+    if arguments.work_dir and not arguments.dry_run:
+        os.environ["NUMBA_CACHE_DIR"] = str(make_folder(arguments.work_dir.absolute() / "numba"))
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from bids_lacuna.batch import batch_process, plan_run
+    from bids_lacuna.batch import plan_run, process_batches
     from bids_lacuna.derivatives import DerivativesWriter, MapSettings, decide, prepare_dataset
     from bids_lacuna.mapping import FunctionalNetworkMapping
     from bids_lacuna.plan import available_cpus, memory_budget
 
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments)
-    datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
     masks = find_masks(arguments, datasets)
     analysis = FunctionalNetworkMapping(
         connectome,
@@ -276,30 +278,26 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
         if record.status == "failed":
             logger.error("failed: %s: %s", record.mask.path.name, record.reason)
     budget = memory_budget(arguments.mem)
-    n_threads = arguments.nprocs or available_cpus()
+    n_threads = min(arguments.nprocs or available_cpus(), available_cpus())
     with ending(Exit.FAILED, MemoryError):
         plan = plan_run(analysis, len(pending), arguments.lesion_batch_size, budget.available_bytes, n_threads)
     if arguments.dry_run:
         sys.stdout.write(describe_lesions(records) + describe_plan(plan, budget, connectome.n_subjects, n_threads))
         return Exit.OK
 
-    with ending(Exit.CANNOT_CREATE, OSError, ValueError):
-        prepare_dataset(arguments.output_dir, datasets)
+    with ending(Exit.CANNOT_CREATE, OSError, saying=f"{arguments.output_dir} cannot be written to"):
+        with ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
+            links = prepare_dataset(arguments.output_dir, datasets)
         log_dir = arguments.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
-        writer = DerivativesWriter(arguments.output_dir, settings, records, log_dir)
+        writer = DerivativesWriter(arguments.output_dir, settings, records, log_dir, links)
         writer.write_table()
-    with logging_redirect_tqdm(), ending(Exit.FAILED, MemoryError):
-        lesions = batch_process(
-            [record.as_lesion() for record in pending],
-            analysis,
-            lesion_batch_size=plan.batch_size or None,
-            batch_result_callback=writer,
-            available_bytes=budget.available_bytes,
-            n_threads=n_threads,
+    with logging_redirect_tqdm():
+        lesions = process_batches(
+            [record.as_lesion() for record in pending], analysis, plan, n_threads, batch_result_callback=writer
         )
     for record, lesion in zip(pending, lesions, strict=True):
         record.close(lesion)
-    with ending(Exit.INPUT_OUTPUT, OSError):
+    with ending(Exit.INPUT_OUTPUT, OSError, saying="the table of outcomes could not be written"):
         writer.write_table()
     return conclude(records, log_dir / "lesions.tsv")
 
@@ -316,11 +314,15 @@ def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> l
 
     with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
         filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else {}
+    database_dir = None if arguments.dry_run else arguments.bids_database_dir
+    if database_dir:
+        make_folder(database_dir)
     with (
         ending(Exit.NO_FILES_SELECTED, NoLesionMasks),
         ending(Exit.NO_INPUT, UnknownParticipant),
+        ending(Exit.NO_INPUT, PermissionError, saying="a dataset cannot be searched: check its permissions"),
         ending(Exit.USAGE, ValueError),
-        ending(Exit.NOT_BIDS, OSError, DamagedDataset),
+        ending(Exit.NOT_BIDS, FileNotFoundError, NotADirectoryError, DamagedDataset),
     ):
         return find_lesion_masks(
             arguments.bids_dir,
@@ -328,7 +330,7 @@ def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> l
             participant_labels=arguments.participant_label,
             session_labels=arguments.session_label,
             filters=filters,
-            database_dir=arguments.bids_database_dir,
+            database_dir=database_dir,
         )
 
 
@@ -350,40 +352,57 @@ def open_connectome(arguments: argparse.Namespace) -> Connectome:
     return connectome
 
 
-def check_folders(arguments: argparse.Namespace) -> None:
+def check_folders(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> None:
     """Refuse folders that would mix input and output."""
-    source, output = arguments.bids_dir.resolve(), arguments.output_dir.resolve()
-    if not source.is_dir():
-        raise Stop(Exit.NO_INPUT, f"there is no folder {arguments.bids_dir}: BIDS_DIR is the dataset with the masks")
-    if output == source or (output.is_relative_to(source) and not output.is_relative_to(source / "derivatives")):
-        raise Stop(
-            Exit.USAGE,
-            f"the output folder {arguments.output_dir} lies inside the input dataset, which stays as it is: use "
-            f"{arguments.bids_dir / 'derivatives' / 'bids-lacuna'}, or a folder elsewhere",
-        )
-    if arguments.work_dir and arguments.work_dir.resolve().is_relative_to(source):
-        raise Stop(
-            Exit.USAGE,
-            f"the work folder {arguments.work_dir} lies inside the input dataset, which stays as it is: "
-            "use a folder elsewhere",
-        )
+    for path in datasets.values():
+        if not path.is_dir():
+            raise Stop(Exit.NO_INPUT, f"there is no folder {path}: a dataset with lesion masks is needed there")
+    written = {
+        "output": arguments.output_dir,
+        "work": arguments.work_dir,
+        "database": arguments.bids_database_dir,
+    }
+    for kind, folder in written.items():
+        for source in [*datasets.values(), arguments.connectome]:
+            if folder and lies_in(folder.resolve(), source.resolve()):
+                raise Stop(
+                    Exit.USAGE,
+                    f"the {kind} folder {folder} lies inside the input {source}, which stays as it is: use "
+                    f"{arguments.bids_dir / 'derivatives' / 'bids-lacuna'}, or a folder elsewhere",
+                )
+    output = arguments.output_dir.resolve()
+    if output.parent.name == "derivatives" and "bids-lacuna" not in output.name:
+        logger.warning("in a folder called derivatives, BIDS wants the name bids-lacuna in %s", output.name)
+
+
+def lies_in(folder: Path, source: Path) -> bool:
+    """Tell whether a folder is, or is below, an input; a folder of its own in `derivatives` is not."""
+    derivatives = source / "derivatives"
+    return folder.is_relative_to(source) and not (folder.is_relative_to(derivatives) and folder != derivatives)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder that the program may write to."""
+    with ending(Exit.CANNOT_CREATE, OSError, saying=f"the folder {folder} cannot be made: name another place"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise Stop(Exit.CANNOT_CREATE, f"the folder {folder} cannot be written to: name another place")
+    return folder
 
 
 def name_datasets(arguments: Sequence[str]) -> dict[str, Path]:
     """Read PATH or NAME=PATH of each further dataset; a path without a name is called after its folder."""
     datasets: dict[str, Path] = {}
     for argument in arguments:
-        name, _, path = ("", "", argument) if Path(argument).is_dir() else argument.partition("=")
-        path = path or name
-        name = name or re.sub(r"[^A-Za-z0-9]", "", Path(path).resolve().name)
-        if not re.fullmatch(r"[A-Za-z0-9]+", name) or name in {"source", *datasets}:
+        named = re.match(r"([A-Za-z0-9]+)=", argument)
+        path = argument[named.end() :] if named else argument
+        name = named[1] if named else re.sub(r"[^A-Za-z0-9]", "", Path(path).resolve().name)
+        if not name or name in {"source", *datasets}:
             raise Stop(
                 Exit.USAGE,
-                f"-d {argument}: the name {name!r} is taken or has other characters than letters and digits: "
-                "give each dataset a name of its own, as in -d NAME=PATH",
+                f"-d {argument}: the name {name!r} is taken or empty: give each dataset a name of its own, as in "
+                "-d NAME=PATH",
             )
-        if not Path(path).is_dir():
-            raise Stop(Exit.NO_INPUT, f"-d {argument}: there is no folder {path}")
         datasets[name] = Path(path)
     return datasets
 
@@ -430,12 +449,19 @@ def conclude(records: Sequence[LesionRecord], table: Path) -> Exit:
 
 
 @contextmanager
-def ending(status: Exit, *errors: type[Exception]) -> Iterator[None]:
-    """Turn errors of a block into the program's end with a status."""
+def ending(status: Exit, *errors: type[Exception], saying: str = "") -> Iterator[None]:
+    """Turn errors of a block into the program's end with a status, in their own words or after those given."""
     try:
         yield
     except errors as error:
-        raise Stop(status, str(error)) from error
+        raise Stop(status, f"{saying} ({error})" if saying else str(error)) from error
+
+
+def label(text: str) -> str:
+    """Read a BIDS label."""
+    if not re.fullmatch(r"[A-Za-z0-9+]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} becomes part of file names: use letters and digits only")
+    return text
 
 
 def positive_integer(text: str) -> int:

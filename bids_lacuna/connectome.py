@@ -113,14 +113,17 @@ class Hdf5Part:
                 f"{path}: timeseries has shape {timeseries.shape} and mask_indices {file['mask_indices'].shape}; "
                 "needed are (n_subjects, n_timepoints, n_voxels) and (3, n_voxels), none of them 0"
             )
-        if timeseries.dtype.kind not in "fiu" or indices.dtype.kind not in "iu":
+        if timeseries.dtype.kind not in "fiu" or timeseries.dtype.itemsize > 8 or indices.dtype.kind not in "iu":
             raise ValueError(
                 f"{path}: timeseries holds {timeseries.dtype} and mask_indices {indices.dtype}; "
-                "needed are real numbers and whole numbers"
+                "needed are real numbers of up to 8 bytes and whole numbers"
             )
-        grid, order = _grid_of(
-            indices, np.asarray(file.attrs["mask_shape"]).astype(int), np.asarray(file["mask_affine"]), path
-        )
+        shape = np.asarray(file.attrs["mask_shape"])
+        if shape.shape != (3,) or shape.dtype.kind not in "iuf" or (shape <= 0).any() or np.prod(shape) > 2**31:
+            raise ValueError(
+                f"{path}: the attribute mask_shape is {shape.tolist()}; needed are three numbers of voxels"
+            )
+        grid, order = _grid_of(indices, shape.astype(int), np.asarray(file["mask_affine"]), path)
         dtype = np.result_type(timeseries.dtype.newbyteorder("="), np.float32)
         chunk_bytes = int(np.prod(timeseries.chunks or 0)) * timeseries.dtype.itemsize
         return cls(path, grid, timeseries.shape[0], timeseries.shape[1], dtype, order, chunk_bytes)
@@ -155,7 +158,7 @@ class Hdf5Part:
 
 def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[Grid, Array | None]:
     """Make the grid of a file's voxels, and where its voxel order is not C order, what brings it there."""
-    if shape.shape != (3,) or (indices < 0).any() or (indices >= shape[:, np.newaxis]).any():
+    if (indices < 0).any() or (indices >= shape[:, np.newaxis]).any():
         raise ValueError(f"{path}: mask_indices reach outside mask_shape {shape.tolist()}; write the file again")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise ValueError(f"{path}: mask_affine must be a (4, 4) matrix that can be inverted, it is {affine.tolist()}")
@@ -300,8 +303,9 @@ def _hdf5_files(path: Path) -> list[Path]:
 def _recorded_space(path: Path) -> str | None:
     with h5py.File(path) as file:
         space = file.attrs.get("space")
+    space = space.item() if isinstance(space, np.ndarray) and space.size == 1 else space
     space = space.decode() if isinstance(space, bytes) else space
-    return SPACE_ALIASES.get(space, space)
+    return SPACE_ALIASES.get(space, space) if isinstance(space, str) else None
 
 
 def _describe(grid: Grid) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import nibabel as nib
+import numpy as np
 
 from bids_lacuna._version import __version__
 from bids_lacuna.grid import Grid
@@ -45,8 +46,17 @@ STATISTICS = {
 }
 """`stat` entity: the map's key and its description."""
 
-REPLACED_ENTITIES = ("space", "res", "label", "desc")
-"""Entities of a mask's name that describe the mask, not the patient; a map's name has its own."""
+# fmt: off
+ENTITY_ORDER = (
+    "sub", "tpl", "ses", "cohort", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec",
+    "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk", "atlas", "seg",
+    "scale", "res", "den", "label", "stat", "desc",
+)
+# fmt: on
+"""BIDS's order of entities, with `stat` where fitlins has it."""
+
+LAST_BEFORE_SPACE = ENTITY_ORDER.index("space") - 0.5
+"""Where an entity goes that BIDS does not know."""
 
 
 @dataclass(frozen=True)
@@ -111,26 +121,27 @@ def map_path(mask: LesionMask, settings: MapSettings, *, stat: str, threshold: f
     threshold
         Names the mask of |stat| above it.
     """
-    kept = {name: label for name, label in mask.entities.items() if name not in REPLACED_ENTITIES}
     desc = mask.entities.get("desc", "") + settings.connectome_name
     if threshold is not None:
         desc += "T" + number_label(threshold)
-    entities = {
-        **kept,
+    entities = mask.entities | {
         "space": settings.space,
-        "res": resolution_label(settings.grid) if "res" in mask.entities else None,
+        "res": resolution_label(settings.grid) if "res" in mask.entities else "",
         "label": mask.entities.get("label", "lesion"),
         "stat": stat,
         "desc": desc,
     }
-    name = "_".join(f"{entity}-{label}" for entity, label in entities.items() if label)
-    folder = PurePosixPath(*(f"{level}-{kept[level]}" for level in ("sub", "ses") if level in kept), "func")
+    ordered = sorted(
+        entities, key=lambda name: ENTITY_ORDER.index(name) if name in ENTITY_ORDER else LAST_BEFORE_SPACE
+    )
+    name = "_".join(f"{entity}-{entities[entity]}" for entity in ordered if entities[entity])
+    folder = PurePosixPath(*(f"{level}-{entities[level]}" for level in ("sub", "ses") if level in entities), "func")
     return folder / f"{name}_{'statmap' if threshold is None else 'mask'}.nii.gz"
 
 
 def number_label(number: float) -> str:
     """Write a number with letters and digits only, as BIDS labels want it: 7.5 is 7p5."""
-    return f"{number:.6f}".rstrip("0").rstrip(".").replace(".", "p")
+    return np.format_float_positional(number, trim="-").replace(".", "p")
 
 
 def resolution_label(grid: Grid) -> str:
@@ -202,18 +213,23 @@ def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[Lesio
 
 def _set_aside_if_done(record: LesionRecord, output_dir: Path, settings: MapSettings) -> None:
     maps = [output_dir / path for path in expected_maps(record.mask, settings)]
-    # The sidecar is written last: a map without one is nobody's finished work.
-    there = [path for path in maps if path.exists() and _sidecar(path).exists()]
-    now = _provenance(record.mask, settings) if there else {}
-    for path in there:
-        if differences := _differences(_sidecar(path), now):
-            record.status = "failed"
-            record.reason = (
-                f"{path.name} is there already, made with {differences}: --overwrite makes it anew, "
-                "another --connectome-name keeps both"
-            )
-            return
-    if len(there) == len(maps):
+    try:
+        # The sidecar is written last: a map without one is nobody's finished work.
+        there = [path for path in maps if path.exists() and _sidecar(path).exists()]
+        now = _provenance(record.mask, settings) if there else {}
+        different = {path.name: words for path in there if (words := _differences(_sidecar(path), now))}
+    except OSError as error:
+        record.status = "failed"
+        record.reason = f"its maps of an earlier run cannot be read ({error}): check the output folder's permissions"
+        return
+    if different:
+        name, words = next(iter(different.items()))
+        record.status = "failed"
+        record.reason = (
+            f"{name} is there already, made with {words}: --overwrite makes it anew, "
+            "another --connectome-name keeps both"
+        )
+    elif len(there) == len(maps):
         record.status = "skipped"
         record.reason = "its maps are all there"
 
@@ -221,15 +237,26 @@ def _set_aside_if_done(record: LesionRecord, output_dir: Path, settings: MapSett
 def _differences(sidecar: Path, now: Mapping[str, Any]) -> str:
     """Tell in what a map on disk differs from what would be made now; "" if in nothing."""
     try:
-        there = json.loads(sidecar.read_text())
+        there = _read_object(sidecar)
     except ValueError:
-        return "a sidecar that is not JSON"
+        return "a sidecar that is damaged"
     words = {
         "ConnectomeHash": "another connectome",
         "LesionHash": "another mask",
         "LesionWeighting": f"{there.get('LesionWeighting')} weighting",
     }
     return " and ".join(word for key, word in words.items() if there.get(key) != now[key])
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that has to hold an object."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): delete it, or write it anew") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object: delete it, or write it anew")  # noqa: TRY004  a wrong value
+    return content
 
 
 def _provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
@@ -257,7 +284,12 @@ class DerivativesWriter:
     """
 
     def __init__(
-        self, output_dir: Path, settings: MapSettings, records: Sequence[LesionRecord], log_dir: Path
+        self,
+        output_dir: Path,
+        settings: MapSettings,
+        records: Sequence[LesionRecord],
+        log_dir: Path,
+        links: Mapping[str, str],
     ) -> None:
         """Prepare to write.
 
@@ -271,11 +303,14 @@ class DerivativesWriter:
             All masks found; `as_lesion` of a pending one makes the lesions that the writer is called with.
         log_dir
             Where lesions.tsv goes.
+        links
+            The name in DatasetLinks of each dataset: as from `prepare_dataset`.
         """
         self.output_dir = output_dir
         self.settings = settings
         self.records = records
         self.log_dir = log_dir
+        self.links = links
 
     def __call__(self, results: Sequence[LesionData]) -> None:
         """Write one batch. A lesion whose maps cannot be written gets its `error`; the others go on."""
@@ -283,7 +318,7 @@ class DerivativesWriter:
             record: LesionRecord = lesion.metadata["record"]
             try:
                 self._write_lesion(record.mask, lesion)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 lesion.error = f"its maps cannot be written: {error}"
                 logger.error("%s: %s", lesion.name, lesion.error)  # noqa: TRY400  the traceback is for -v
                 logger.debug("traceback of the failure above", exc_info=True)
@@ -293,11 +328,12 @@ class DerivativesWriter:
     def write_table(self) -> None:
         """Write lesions.tsv: a row for every mask found."""
         with _renamed_when_whole(self.log_dir / "lesions.tsv") as temporary:
-            temporary.write_text(_table(self.records))
+            temporary.write_text(_table(self.records), encoding="utf-8")
 
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
         maps = lesion.results[ANALYSIS]
         sidecar = self._common_sidecar(mask, lesion, maps["summary_statistics"])
+        self._remove_stale(mask, sidecar)
         for stat, (key, description) in STATISTICS.items():
             if key in maps:
                 path = map_path(mask, self.settings, stat=stat)
@@ -308,23 +344,26 @@ class DerivativesWriter:
             self._write_map(
                 path, image, {"Description": description, "Type": "ROI", "Threshold": threshold, **sidecar}
             )
-        self._remove_stale(mask, sidecar)
 
     def _remove_stale(self, mask: LesionMask, sidecar: Mapping[str, Any]) -> None:
-        """Remove this lesion's maps of an earlier run that were made from something else, and not made anew."""
+        """Remove this lesion's maps that were made from something else, before a new one is taken for theirs."""
         r_map = self.output_dir / map_path(mask, self.settings, stat="r")
         before, after = escape(r_map.name.removesuffix("_statmap.nii.gz")).rsplit("_stat-r_", 1)
+        own = {path.name for path in expected_maps(mask, self.settings)}
         for path in r_map.parent.glob(f"{before}_stat-*_{after}*.json"):
-            there = json.loads(path.read_text())
-            same_maps = all(there.get(key) == sidecar[key] for key in ("Sources", "ConnectomeName"))
-            if same_maps and _differences(path, sidecar):
-                logger.info("removed: %s, made with %s", path.name, _differences(path, sidecar))
-                path.with_name(path.name.removesuffix(".json") + ".nii.gz").unlink(missing_ok=True)
+            map_of_it = path.with_name(path.name.removesuffix(".json") + ".nii.gz")
+            try:
+                ours = _read_object(path).get("ConnectomeName") == self.settings.connectome_name
+            except ValueError:
+                ours = map_of_it.name in own
+            if ours and (differences := _differences(path, sidecar)):
+                logger.info("removed: %s, made with %s", map_of_it.name, differences)
+                map_of_it.unlink(missing_ok=True)
                 path.unlink()
 
     def _common_sidecar(self, mask: LesionMask, lesion: LesionData, summary: Mapping[str, Any]) -> dict[str, Any]:
         sidecar = {
-            "Sources": [f"bids:{mask.dataset}:{mask.path.relative_to(mask.dataset_path).as_posix()}"],
+            "Sources": [f"bids:{self.links[mask.dataset]}:{mask.path.relative_to(mask.dataset_path).as_posix()}"],
             "SpatialReference": self.settings.space,
             "NumberOfConnectomeSubjects": summary["n_subjects"],
             "DegreesOfFreedom": summary["degrees_of_freedom"],
@@ -371,7 +410,7 @@ def _table(records: Sequence[LesionRecord]) -> str:
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
-def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> None:
+def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str, str]:
     """Make the output folder a BIDS derivative dataset, or add to the one that is there.
 
     Jobs of one array may do so at the same time: both files are written by rename, and what another job linked stays.
@@ -383,10 +422,16 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> None:
     datasets
         Name and root of each dataset that masks come from.
 
+    Returns
+    -------
+    dict
+        The name that each dataset has in BIDS URIs: its own, or one with a number where an earlier run gave that
+        name to another folder.
+
     Raises
     ------
     FileExistsError
-        The folder holds another program's dataset.
+        The folder holds another program's dataset, or is a file.
     OSError
         The folder cannot be written to.
     """
@@ -394,15 +439,22 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> None:
         raise FileExistsError(f"{output_dir} is a file, where a folder for the maps is needed: name another place")
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "dataset_description.json"
-    there = json.loads(path.read_text()) if path.exists() else {}
-    generators = [generator.get("Name") for generator in there.get("GeneratedBy", [])]
-    if there and generators[:1] != [PROGRAM]:
-        raise FileExistsError(
-            f"{output_dir} holds another dataset ({there.get('Name')}, by {generators or 'nobody named'}): "
-            "choose a folder of its own for the maps"
-        )
-    links = there.get("DatasetLinks", {})
-    links |= {name: Path(os.path.relpath(root, output_dir)).as_posix() for name, root in datasets.items()}
+    there = _read_object(path) if path.exists() else {"GeneratedBy": [{"Name": PROGRAM}]}
+    match there:
+        case {"GeneratedBy": [{"Name": name}, *_]} if name == PROGRAM:
+            links = there.get("DatasetLinks")
+        case _:
+            raise FileExistsError(
+                f"{output_dir} holds another dataset ({there.get('Name')}, by {there.get('GeneratedBy')}): "
+                "choose a folder of its own for the maps"
+            )
+    links = links if isinstance(links, dict) else {}
+    names = {}
+    for name, root in datasets.items():
+        link = Path(os.path.relpath(root.resolve(), output_dir.resolve())).as_posix()
+        candidates = (f"{name}{number}" for number in ("", *range(2, 1000)))
+        names[name] = next(candidate for candidate in candidates if links.get(candidate, link) == link)
+        links[names[name]] = link
     description = {
         "Name": "bids_lacuna: lesion network maps",
         "BIDSVersion": BIDS_VERSION,
@@ -413,7 +465,8 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> None:
     }
     write_json(path, description)
     with _renamed_when_whole(output_dir / ".bidsignore") as temporary:
-        temporary.write_text("\n".join(BIDSIGNORE) + "\n")
+        temporary.write_text("\n".join(BIDSIGNORE) + "\n", encoding="utf-8")
+    return names
 
 
 def _container(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -428,7 +481,7 @@ def _container(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     with _renamed_when_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -27,6 +27,9 @@ AXIS_ALIGNED_TOLERANCE = 1e-3
 EDGE_DECIMALS = 4
 """Voxel edges are rounded to 1e-4 grid voxels: affines come as float32, and edges that meet must meet exactly."""
 
+SLAB = 16
+"""Slices of a mask that are read at a time: one of float64 at 0.5 mm would take 450 MB whole, and takes 20 MB so."""
+
 PIECE_WIDTH = 0.25
 """Between oblique grids, a lesion voxel is cut into pieces at most this share of a grid voxel wide."""
 
@@ -132,18 +135,9 @@ def load_lesion(
     """
     check_space(lesion.metadata.get("space"), space)
     image = open_mask(lesion.mask) if isinstance(lesion.mask, Path) else lesion.mask
-    try:
-        corner, box = read_mask(image)
-    except UNREADABLE as error:
-        raise OSError(
-            f"the mask's voxels cannot be read ({error}): the file may be truncated; copy it again"
-        ) from error
+    check_header(image)
+    corner, box = read_mask(image)
     affine = image.affine.copy()
-    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise ValueError(
-            f"the mask's affine {affine.tolist()} gives its voxels no volume: "
-            "save the mask with the affine of the image that it was drawn on"
-        )
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
     volume_mm3 = np.count_nonzero(box) * abs(np.linalg.det(affine[:3, :3]))
     shares = grid.vector(weigh(box, affine, grid))
@@ -210,7 +204,8 @@ def open_mask(path: Path) -> SpatialImage:
     if not path.is_file():
         raise FileNotFoundError(f"there is no mask at {path}: check the path")
     try:
-        image: SpatialImage = nib.load(path)  # type: ignore[assignment]
+        # Read in slabs, a compressed file must not be opened anew for each.
+        image: SpatialImage = nib.load(path, keep_file_open=True)  # type: ignore[assignment]
     except PermissionError as error:
         raise PermissionError(f"the mask {path} may not be read: check its permissions") from error
     except UNREADABLE as error:
@@ -218,8 +213,35 @@ def open_mask(path: Path) -> SpatialImage:
     return image
 
 
+def check_header(image: SpatialImage) -> None:
+    """Refuse an image whose header says that it is no lesion mask, before its voxels are read.
+
+    Raises
+    ------
+    ValueError
+        It is no 3D image of real numbers, or it does not say where its voxels lie.
+    """
+    if not isinstance(image, SpatialImage) or image.get_data_dtype().kind not in "biuf":
+        raise ValueError("the mask is no image of real numbers: save the lesion as a NIfTI file of 0 and 1")
+    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
+        raise ValueError(
+            f"the mask has {len(image.shape)} dimensions {image.shape}, a lesion mask has three: "
+            "save each lesion as a 3D file of its own"
+        )
+    # Without either code, nibabel makes an affine up that has the origin in the middle of the volume.
+    says_nothing = (
+        isinstance(image.header, nib.Nifti1Header) and not image.header["sform_code"] + image.header["qform_code"]
+    )
+    affine = image.affine
+    if affine is None or says_nothing or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise ValueError(
+            "the mask's header does not say where its voxels lie (its affine is missing or singular): "
+            "save the mask with the affine of the image that it was drawn on"
+        )
+
+
 def read_mask(image: SpatialImage) -> tuple[Array, Array]:
-    """Read a binary mask, cropped to the lesion.
+    """Read a binary 3D mask, a slab at a time, cropped to the lesion.
 
     Returns
     -------
@@ -231,37 +253,46 @@ def read_mask(image: SpatialImage) -> tuple[Array, Array]:
     Raises
     ------
     ValueError
-        The mask is empty, not 3D or not binary.
+        The mask is empty or not binary.
+    OSError
+        The file is damaged.
     """
-    shape = image.shape
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-        raise ValueError(
-            f"the mask has {len(shape)} dimensions {shape}, a lesion mask has three: "
-            "save each lesion as a 3D file of its own"
-        )
-    values = np.asanyarray(image.dataobj).reshape(shape[:3])
-    lesion = values != 0
-    corner, box_end = _bounding_box(lesion)
-    box = tuple(slice(*ends) for ends in zip(corner, box_end, strict=True))
-    found = np.unique(values[box][lesion[box]])
-    if len(found) == 0:
+    slabs = {}
+    found: set[float] = set()
+    for start in range(0, image.shape[2], SLAB):
+        try:
+            values = np.asanyarray(image.dataobj[:, :, start : start + SLAB]).reshape(*image.shape[:2], -1)
+        # nibabel says with a ValueError that a file ends too early.
+        except (*UNREADABLE, ValueError) as error:
+            raise OSError(
+                f"the mask's voxels cannot be read ({error}): the file may be truncated; copy it again"
+            ) from error
+        lesion = values != 0
+        if lesion.any():
+            slabs[start] = lesion
+            found |= set(np.unique(values[lesion]).tolist())
+            _check_binary(found)
+    if not slabs:
         raise ValueError("the mask is empty: no voxel differs from 0; check that the right file was saved")
-    if np.isnan(found).any():
+    first = min(slabs)
+    nothing = np.zeros((*image.shape[:2], SLAB), dtype=bool)
+    volume = np.concatenate([slabs.get(start, nothing) for start in range(first, max(slabs) + 1, SLAB)], axis=2)
+    filled = [np.flatnonzero(volume.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    box = volume[tuple(slice(places[0], places[-1] + 1) for places in filled)]
+    corner = np.array([places[0] for places in filled])
+    corner[2] += first
+    return corner, box
+
+
+def _check_binary(found: set[float]) -> None:
+    if any(np.isnan(value) for value in found):
         raise ValueError("the mask holds NaN, where 0 is needed: replace NaN by 0 (numpy.nan_to_num)")
-    if len(found) > 1 or not np.isfinite(found[0]) or found[0] < 0:
-        shown = ", ".join(f"{value:g}" for value in found[:4]) + (", …" if len(found) > 4 else "")
+    if len(found) > 1 or not 0 < min(found) < np.inf:
+        shown = ", ".join(f"{value:g}" for value in sorted(found)[:4]) + (", …" if len(found) > 4 else "")
         raise ValueError(
             f"the mask is not binary: besides 0 it holds {shown}, where one positive value is needed; "
             "threshold it, and save one file for each lesion"
         )
-    return corner, lesion[box]
-
-
-def _bounding_box(lesion: Array) -> tuple[Array, Array]:
-    filled = [np.flatnonzero(lesion.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    if not len(filled[0]):
-        return np.zeros(3, int), np.zeros(3, int)
-    return np.array([f[0] for f in filled]), np.array([f[-1] + 1 for f in filled])
 
 
 def weigh(lesion: Array, affine: Array, grid: Grid) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -50,33 +51,26 @@ class NetworkMaps(Mapping[str, Any]):
         Parameters
         ----------
         read_statistics
-            Gives the lesion's voxel vectors, anew at each call.
+            Gives the lesion's voxel vectors, anew at each call, until `keep` or `release`.
         grid, space
             The connectome's.
         compute_t_map, t_thresholds, n_varies
             Which maps there are.
         """
         self._read_statistics: Callable[[], LesionStatistics] | None = read_statistics
+        self._kept: LesionStatistics | None = None
         self._grid = grid
         self._space = space
         self._t_thresholds = t_thresholds
-        self._makers: dict[str, Callable[[LesionStatistics], Any]] = {
-            "correlation_map": lambda statistics: self._image(statistics.r),
-            "z_map": lambda statistics: self._image(statistics.z),
-        }
-        if compute_t_map:
-            self._makers["t_map"] = lambda statistics: self._image(statistics.t)
-        if t_thresholds:
-            self._makers["binary_map"] = lambda statistics: self._binary(statistics, t_thresholds[0])
-            self._makers["binary_maps"] = lambda statistics: {
-                threshold: self._binary(statistics, threshold) for threshold in t_thresholds
-            }
-        if n_varies:
-            self._makers["n_map"] = lambda statistics: self._image(statistics.n, outside=0)
-        self._makers["minus_log10_p_map"] = lambda statistics: self._image(
-            minus_log10_p(statistics.t, statistics.n), outside=0
+        self._keys = (
+            "correlation_map",
+            "z_map",
+            *(["t_map"] if compute_t_map else []),
+            *(["binary_map", "binary_maps"] if t_thresholds else []),
+            *(["n_map"] if n_varies else []),
+            "minus_log10_p_map",
+            "summary_statistics",
         )
-        self._makers["summary_statistics"] = self._summarize
 
     def __getitem__(self, key: str) -> Any:
         """Make one map.
@@ -88,25 +82,43 @@ class NetworkMaps(Mapping[str, Any]):
         RuntimeError
             The batch's callback has returned, and the maps are gone.
         """
-        if key not in self._makers:
-            raise KeyError(f"no {key!r} here: there are {', '.join(self._makers)}")
-        return self._makers[key](self.statistics)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of the maps."""
-        return iter(self._makers)
+        if key not in self._keys:
+            raise KeyError(f"no {key!r} here: there are {', '.join(self._keys)}")
+        statistics = self.statistics
+        match key:
+            case "correlation_map":
+                return self._image(statistics.r)
+            case "z_map":
+                return self._image(statistics.z)
+            case "t_map":
+                return self._image(statistics.t)
+            case "binary_map":
+                return self._binary(statistics, self._t_thresholds[0])
+            case "binary_maps":
+                return {threshold: self._binary(statistics, threshold) for threshold in self._t_thresholds}
+            case "n_map":
+                return self._image(statistics.n, outside=0)
+            case "minus_log10_p_map":
+                return self._image(minus_log10_p(statistics.t, statistics.n), outside=0)
+        return self._summarize(statistics)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether there is a map, without making it."""
-        return key in self._makers
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the maps."""
+        return iter(self._keys)
 
     def __len__(self) -> int:
         """Count the maps."""
-        return len(self._makers)
+        return len(self._keys)
 
     @property
     def statistics(self) -> LesionStatistics:
         """The voxel vectors that the maps are made from."""
+        if self._kept is not None:
+            return self._kept
         if self._read_statistics is None:
             raise RuntimeError(
                 "these maps were released when their batch's callback returned: save what you need in the callback, "
@@ -116,12 +128,12 @@ class NetworkMaps(Mapping[str, Any]):
 
     def keep(self) -> None:
         """Hold the lesion's own voxel vectors from now on, not the batch's moments."""
-        statistics = self.statistics
-        self._read_statistics = lambda: statistics
+        self._kept = self.statistics
+        self._read_statistics = None
 
     def release(self) -> None:
         """Let go of all numbers; no map can be made any more."""
-        self._read_statistics = None
+        self._kept = self._read_statistics = None
 
     def _binary(self, statistics: LesionStatistics, threshold: float) -> nib.Nifti1Image:
         return self._image((np.abs(statistics.t) > threshold).astype(np.uint8), outside=0)
@@ -243,7 +255,7 @@ class FunctionalNetworkMapping:
             error = "no connectome subject has a signal in this lesion: its voxels' series are constant or not finite"
             return replace(lesion, weights=None, error=error)
         maps = NetworkMaps(
-            lambda: moments.lesion(row),
+            partial(moments.lesion, row),
             self.connectome.grid,
             self.connectome.space,
             self.compute_t_map,

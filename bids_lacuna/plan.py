@@ -51,8 +51,8 @@ MOMENT_BYTES = 16
 SEED_BYTES = 8
 """Of each timepoint and lesion: the seed is summed in float64 and then used as float32."""
 
-WEIGHT_BYTES = 8
-"""Of each voxel that a lesion covers: its number, int32, and its share, float32."""
+WEIGHT_BYTES = 16
+"""Of each voxel that a lesion covers: its number, int32, and its share, float32, of the lesion and of its batch."""
 
 GRID_PER_LESION = 10
 """Voxels of the grid for each voxel of a lesion: even a large one covers less than a tenth of the brain."""

@@ -220,9 +220,12 @@ def _check_dataset(root: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{root} has no {path.name}: {need}")
     try:
-        generated_by = _read_object(path).get("GeneratedBy", [])
+        description = _read_object(path)
     except ValueError as error:
         raise DamagedDataset(str(error)) from error
+    generated_by = description.get("GeneratedBy", [])
+    if not isinstance(description.get("PipelineDescription", {}), dict):
+        raise DamagedDataset(f"PipelineDescription in {path} is no object: leave it out")
     if not (isinstance(generated_by, list) and all(isinstance(program, dict) for program in generated_by)):
         raise DamagedDataset(
             f'GeneratedBy in {path} is no list of objects: write [{{"Name": "manual"}}], or leave it out'
@@ -308,7 +311,7 @@ def _sidecar(image: _Image) -> dict[str, Any]:
 def _space(image: _Image) -> str | None:
     """Name the space of an image."""
     space = image.name.get("space") or _sidecar(image).get("SpatialReference")
-    return space if isinstance(space, str) else None
+    return space if space and isinstance(space, str) else None
 
 
 def _entities(image: _Image) -> dict[str, str]:

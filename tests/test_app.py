@@ -77,7 +77,7 @@ def files_below(folder: Path) -> set[str]:
 def read_table(out: Path) -> list[dict[str, str]]:
     """Read the newest lesions.tsv."""
     newest = max(out.glob("logs/*/lesions.tsv"), key=lambda path: path.stat().st_mtime_ns)
-    header, *rows = [line.split("\t") for line in newest.read_text().splitlines()]
+    header, *rows = [line.split("\t") for line in newest.read_text(encoding="utf-8").splitlines()]
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -302,6 +302,51 @@ def test_a_lesion_without_any_signal_fails(bids: Path, brain: np.ndarray, tmp_pa
     assert "no connectome subject has a signal" in sentence(result)
 
 
+def test_an_overwrite_that_is_cut_off_mixes_nothing(
+    bids: Path, connectome: Path, brain: np.ndarray, tmp_path: Path
+) -> None:
+    """Maps of another connectome that a full disk cut off are never taken for finished ones of the first."""
+    out = tmp_path / "out"
+    options = ["--participant-label", "01", "--connectome-name", "C"]
+    assert participant(bids, out, connectome, *options).returncode == 0
+    other = synthetic.write_connectome(tmp_path / "o.h5", synthetic.make_series(int(brain.sum()), [23] * 5), brain)
+    blocked = out / "sub-01" / "func" / f"sub-01_space-{synthetic.SPACE}_label-lesion_stat-z_desc-C_statmap.json"
+    blocked.unlink()
+    (blocked / "in the way").mkdir(parents=True)
+    broken = participant(bids, out, other, *options, "--overwrite")
+    assert broken.returncode == 1
+    assert "cannot be written" in sentence(broken)
+    (blocked / "in the way").rmdir()
+    blocked.rmdir()
+    again = participant(bids, out, connectome, *options)
+    assert again.returncode == 1
+    assert "another connectome" in sentence(again)
+
+
+def test_a_damaged_sidecar_concerns_its_lesion_alone(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """A sidecar on disk that is no JSON object fails its lesion until --overwrite, and no other."""
+    out = tmp_path / "out"
+    assert participant(bids, out, connectome).returncode == 0
+    for content in ("{", "[]"):
+        next(out.rglob("sub-01*label-L_stat-r*.json")).write_text(content)
+        result = participant(bids, out, connectome)
+        assert result.returncode == 1
+        assert sorted(row["status"] for row in read_table(out)) == ["failed"] + ["skipped"] * 3
+        assert "damaged" in sentence(result)
+    assert participant(bids, out, connectome, "--overwrite").returncode == 0
+
+
+def test_words_beyond_ascii_need_no_locale(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """In a C locale, as in many containers, reasons and paths with other letters are written all the same."""
+    voxels = np.arange(385).reshape(synthetic.SHAPE)
+    synthetic.write_mask(bids / f"sub-03/anat/sub-03_space-{synthetic.SPACE}_label-lesion_mask.nii.gz", voxels % 9)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = run(bids, tmp_path / "ö", "participant", "--connectome", connectome, **locale)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert len(read_table(tmp_path / "ö")) == 5
+
+
 def test_killed_leftovers_do_not_count_as_finished(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """A map without its sidecar, which is written last, is made again."""
     out = tmp_path / "out"
@@ -476,9 +521,13 @@ def test_an_unusable_connectome_is_a_sentence(bids: Path, tmp_path: Path, kind: 
         (["--lesion-batch-size", "many"], 64, "above 0"),
         (["--mem", "plenty"], 64, "plenty"),
         (["--nprocs", "0"], 64, "above 0"),
-        (["--connectome-name", "a/b"], 65, "letters and digits"),
+        (["--connectome-name", "a/b"], 64, "letters and digits"),
         (["--mem", "10M"], 1, "10 MiB is available"),
         (["-d", "nowhere"], 66, "no folder nowhere"),
+        (["-d", "some/where"], 66, "no folder some/where"),
+        (["-d", "source=."], 64, "taken"),
+        (["-w", "/proc/none"], 73, "cannot be made"),
+        (["--bids-database-dir", "/proc/none"], 73, "cannot be made"),
         (["--bids-filter-file", "nowhere.json"], 66, "nowhere.json"),
         (["--no-such-option"], 64, "no-such-option"),
     ],
@@ -535,7 +584,7 @@ def test_a_folder_that_is_no_dataset(tmp_path: Path, connectome: Path) -> None:
     assert participant(tmp_path / "nowhere", tmp_path / "out", connectome).returncode == 66
 
 
-@pytest.mark.parametrize("place", [".", "maps", "sub-01/func"])
+@pytest.mark.parametrize("place", [".", "maps", "sub-01/func", "derivatives"])
 def test_the_output_may_not_lie_inside_the_input(bids: Path, connectome: Path, place: str) -> None:
     """An output folder in the input is refused, and the right place is suggested."""
     before = files_below(bids)

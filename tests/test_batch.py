@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -577,3 +578,23 @@ def test_callback_that_counts(analysis: FunctionalNetworkMapping, lesions: list[
     """A function that counts its calls has counted the batches."""
     batch_process(lesions, analysis, lesion_batch_size=2, batch_result_callback=count_batch)
     assert n_batches_done == 4
+
+
+def test_callback_that_tidies_up(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """A callback may empty the results itself, which fails nothing."""
+
+    def save(results: list[LesionData]) -> None:
+        for result in results:
+            result.results = {}
+
+    results = batch_process(lesions, analysis, batch_result_callback=save)
+    assert [result.error for result in results] == [None] * len(lesions)
+
+
+def test_kept_results_travel(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:
+    """Results can be pickled, for joblib and caches, and give the same maps."""
+    (result,) = batch_process(lesions[:1], analysis)
+    travelled = pickle.loads(pickle.dumps(result))
+    for key in ("correlation_map", "t_map"):
+        here, there = (lesion.results["FunctionalNetworkMapping"][key].get_fdata() for lesion in (result, travelled))
+        np.testing.assert_array_equal(here, there)

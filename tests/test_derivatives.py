@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+from bidsschematools.schema import load_schema
 
 from bids_lacuna import derivatives
 from bids_lacuna.derivatives import MapSettings, decide, expected_maps, map_path, prepare_dataset
@@ -37,6 +38,8 @@ def mask(name: str, root: Path = Path("/bids")) -> LesionMask:
         ("sub-01_ses-2_run-3_label-L_mask", "sub-01/ses-2/func/sub-01_ses-2_run-3_space-S_label-L_stat-r_desc-GSP"),
         ("sub-01_acq-x_space-A_res-1_desc-T1lesion_mask",
          "sub-01/func/sub-01_acq-x_space-S_res-2_label-lesion_stat-r_desc-T1lesionGSP"),
+        ("sub-01_seg-a_den-32k_label-lesion_mask",
+         "sub-01/func/sub-01_space-S_seg-a_den-32k_label-lesion_stat-r_desc-GSP"),
         ("sub-01_hemi-L_label-lesion_desc-a_mask", "sub-01/func/sub-01_hemi-L_space-S_label-lesion_stat-r_desc-aGSP"),
     ],
 )  # fmt: skip
@@ -44,6 +47,15 @@ def test_names_keep_what_tells_lesions_apart(name: str, stem: str) -> None:
     """A map's name has the mask's own entities, and the connectome's space and name."""
     expected = stem.replace("space-S", f"space-{synthetic.SPACE}")
     assert str(map_path(mask(name), settings(), stat="r")) == f"{expected}_statmap.nii.gz"
+
+
+def test_entities_have_the_order_of_the_schema() -> None:
+    """The order of entities is that of the BIDS schema, to which `stat` is added."""
+    schema = load_schema()
+    names = [schema.objects.entities[entity].name for entity in schema.rules.entities]
+    ours = [name for name in derivatives.ENTITY_ORDER if name in names]
+    assert [name for name in names if name in ours] == ours
+    assert set(names) - set(ours) == set()
 
 
 def test_thresholds_are_labels_of_letters_and_digits() -> None:
@@ -125,6 +137,40 @@ def test_the_container_is_recorded(
     prepare_dataset(tmp_path, {})
     generator = json.loads((tmp_path / "dataset_description.json").read_text())["GeneratedBy"][0]
     assert generator.get("Container") == container
+
+
+def test_one_name_never_means_two_folders(tmp_path: Path) -> None:
+    """A second dataset of the same name gets another one in URIs, so that earlier sidecars stay right."""
+    out = tmp_path / "out"
+    assert prepare_dataset(out, {"source": tmp_path / "a"}) == {"source": "source"}
+    assert prepare_dataset(out, {"source": tmp_path / "b"}) == {"source": "source2"}
+    assert prepare_dataset(out, {"source": tmp_path / "a"}) == {"source": "source"}
+    assert prepare_dataset(out, {"source": tmp_path / "b"}) == {"source": "source2"}
+    links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links == {"source": "../a", "source2": "../b"}
+
+
+def test_links_hold_from_behind_a_symbolic_link(tmp_path: Path) -> None:
+    """Links are relative to where the output folder really is."""
+    (tmp_path / "a" / "far" / "away").mkdir(parents=True)
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "near").symlink_to(tmp_path / "a" / "far" / "away")
+    prepare_dataset(tmp_path / "near" / "out", {"source": tmp_path / "bids"})
+    link = json.loads((tmp_path / "near" / "out" / "dataset_description.json").read_text())["DatasetLinks"]["source"]
+    assert (tmp_path / "near" / "out" / link).resolve() == tmp_path / "bids"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"GeneratedBy": [{"Name": "fMRIPrep"}]}', "{}", "[1]", '{"GeneratedBy": ["x"]}', '{"GeneratedBy": null}', "{"],
+)
+def test_another_programs_description_is_left_alone(tmp_path: Path, content: str) -> None:
+    """A folder whose description is not this program's is refused, whatever it holds."""
+    path = tmp_path / "dataset_description.json"
+    path.write_text(content)
+    with pytest.raises((FileExistsError, ValueError), match=tmp_path.name):
+        prepare_dataset(tmp_path, {})
+    assert path.read_text() == content
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

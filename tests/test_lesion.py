@@ -14,7 +14,7 @@ from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, SPACE, box, make_mask, write
 
 from bids_lacuna import LesionData
 from bids_lacuna.grid import Grid
-from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, weigh
+from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, open_mask, read_mask, weigh
 
 Array = np.ndarray
 
@@ -338,3 +338,32 @@ def test_from_nifti_reads_nothing(tmp_path: Path, kind: type) -> None:
     metadata.clear()
     write_mask(tmp_path / "later.nii.gz", box((1, 2, 3)))
     assert load_lesion(lesion, GRID).metadata == {"subject_id": "sub-7"}
+
+
+def test_header_that_says_no_place(tmp_path: Path) -> None:
+    """A file without sform and qform, for which nibabel makes a place up, is refused."""
+    nib.save(nib.Nifti1Image(box((1, 1, 1)), None), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match="does not say where its voxels lie"):
+        load_lesion(LesionData.from_nifti(tmp_path / "mask.nii.gz"), GRID)
+
+
+def test_colours_are_no_mask(tmp_path: Path) -> None:
+    """An RGB image is refused with a sentence."""
+    colours = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, RADIOLOGICAL), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match="no image of real numbers"):
+        load_lesion(LesionData.from_nifti(tmp_path / "mask.nii.gz"), GRID)
+
+
+@pytest.mark.parametrize("n_slices", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_slabs_join(tmp_path: Path, n_slices: int, ending: str) -> None:
+    """A mask that is read in slabs is the mask that nibabel reads whole, wherever the lesion lies."""
+    rng = np.random.default_rng(n_slices)
+    voxels = np.zeros((5, 7, n_slices), np.float64)
+    voxels[1:4, 2:, n_slices // 2 :] = rng.random((3, 5, n_slices - n_slices // 2)) < 0.3
+    voxels[2, 3, n_slices // 2] = 1
+    path = tmp_path / f"mask{ending}"
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    corner, lesion = read_mask(open_mask(path))
+    np.testing.assert_array_equal(np.argwhere(lesion) + corner, np.argwhere(nib.load(path).get_fdata()))

@@ -360,7 +360,7 @@ def test_every_term_of_the_plan() -> None:
     result = plan_batches(7, 11, 1009, 10**9, 3, volume_voxels=2003, base_bytes=10007)
     subject = 11 * 1009 * 4 + 1009 * 8
     assert result.fixed_bytes == 10007 + 3 * subject + 3 * 2**20 + 24 * 2003
-    assert result.bytes_per_lesion == 16 * 1009 + 8 * 11 + 8 * 1009 // 10 + 4096
+    assert result.bytes_per_lesion == 16 * 1009 + 8 * 11 + 16 * 1009 // 10 + 4096
     assert result.peak_bytes == result.fixed_bytes + 7 * result.bytes_per_lesion
     assert (result.n_lesions, result.batch_size, result.n_batches) == (7, 7, 1)
     assert result.available_bytes == 10**9
