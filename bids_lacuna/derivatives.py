@@ -49,8 +49,8 @@ STATISTICS = {
 # fmt: off
 ENTITY_ORDER = (
     "sub", "tpl", "ses", "cohort", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec",
-    "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk", "atlas", "seg",
-    "scale", "res", "den", "label", "stat", "desc",
+    "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
+    "atlas", "seg", "scale", "res", "den", "label", "stat", "desc",
 )
 # fmt: on
 """BIDS's order of entities, with `stat` where fitlins has it."""

@@ -23,6 +23,12 @@ R_LIMIT = 1 - 1e-6
 Z_LIMIT = np.float32(math.atanh(R_LIMIT))
 """What a clipped correlation becomes: computed in float64, for float32 has few numbers between R_LIMIT and 1."""
 
+R_ABOVE_LIMIT = np.float32(1 - 2.0**-20)
+"""The smallest float32 above R_LIMIT: its Fisher z is above Z_LIMIT, which is what it is clipped to."""
+
+SQRT_HALF_BITS = np.int32(0x3F3504F3)
+"""The bits of the float32 that is next to the square root of 1/2."""
+
 CONSTANT_SEED = 1e-6
 """As in `reference`."""
 
@@ -134,28 +140,42 @@ def add_fisher_z(seeds: Array, series: Array, scale: Array, total: Array, total_
     total, total_of_squares : shape (n_lesions, n_voxels), float64
         Sums of z and of z² over connectome subjects.
     """
-    n_lesions = len(seeds)
     n_voxels = len(series)
     n_tiles = (n_voxels + TILE - 1) // TILE
     for tile in prange(n_tiles):
-        start = tile * TILE
-        stop = min(start + TILE, n_voxels)
-        r = np.dot(seeds, series[start:stop].T)
-        for lesion in range(n_lesions):
-            for v in range(start, stop):
-                z = np.float64(fisher_z(r[lesion, v - start] * scale[v]))
-                total[lesion, v] += z
-                total_of_squares[lesion, v] += z * z
+        voxels = slice(tile * TILE, min((tile + 1) * TILE, n_voxels))
+        z = np.dot(seeds, series[voxels].T)
+        tile_scale = scale[voxels]
+        for lesion in range(len(seeds)):
+            lesion_z = z[lesion]
+            lesion_total = total[lesion, voxels]
+            lesion_total_of_squares = total_of_squares[lesion, voxels]
+            # Two loops: only the first is float32 throughout, and takes as many voxels at a time as fit a register.
+            for v in range(len(lesion_z)):
+                lesion_z[v] = fisher_z(lesion_z[v] * tile_scale[v])
+            for v in range(len(lesion_z)):
+                lesion_total[v] += np.float64(lesion_z[v])
+                lesion_total_of_squares[v] += np.float64(lesion_z[v]) ** 2
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def fisher_z(r: np.float32) -> np.float32:
-    """Fisher's z of one correlation clipped to ±R_LIMIT."""
-    if r > R_LIMIT:
-        return Z_LIMIT
-    if r < -R_LIMIT:
-        return -Z_LIMIT
-    return np.float32(math.atanh(r))
+    """Fisher's z of one correlation clipped to ±R_LIMIT, to 6e-7, without a branch so that it vectorizes.
+
+    z = log(q) / 2 with q = (1 + r) / (1 - r). With q = 2^n m and m within a square root of 2 of 1, log(m) / 2 is the
+    odd series of s = (m - 1) / (m + 1), |s| < 0.172, of which five terms leave 3e-10.
+    """
+    one = np.float32(1)
+    r = min(max(r, -R_ABOVE_LIMIT), R_ABOVE_LIMIT)
+    q = np.float32((one + r) / (one - r))
+    n = np.int32(np.int32(q.view(np.int32) - SQRT_HALF_BITS) >> np.int32(23))
+    power = np.int32(np.int32(n + np.int32(127)) << np.int32(23)).view(np.float32)
+    s = ((one + r) - power * (one - r)) / ((one + r) + power * (one - r))
+    s2 = s * s
+    series = np.float32(1 / 7) + s2 * np.float32(1 / 9)
+    series = one + s2 * (np.float32(1 / 3) + s2 * (np.float32(1 / 5) + s2 * series))
+    z = np.float32(n) * np.float32(math.log(2) / 2) + s * series
+    return np.float32(min(max(z, -Z_LIMIT), Z_LIMIT))
 
 
 @contextmanager
