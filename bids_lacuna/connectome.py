@@ -6,10 +6,10 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -163,13 +163,13 @@ def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[G
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise ValueError(f"{path}: mask_affine must be a (4, 4) matrix that can be inverted, it is {affine.tolist()}")
     numbers = np.ravel_multi_index(tuple(indices.astype(np.int64)), tuple(shape))
-    order = np.argsort(numbers, kind="stable")
-    if (np.diff(numbers[order]) == 0).any():
+    in_c_order = (np.diff(numbers) > 0).all()
+    order = None if in_c_order else np.argsort(numbers, kind="stable")
+    if order is not None and (np.diff(numbers[order]) == 0).any():
         raise ValueError(f"{path}: mask_indices name a voxel twice; write the file again")
     mask = np.zeros(tuple(shape), dtype=bool)
     mask[tuple(indices)] = True
-    in_c_order = np.array_equal(order, np.arange(len(order)))
-    return Grid(mask, affine.astype(float)), None if in_c_order else order
+    return Grid(mask, affine.astype(float)), order
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,14 +207,8 @@ class Connectome:
             A file has another layout, or another grid than the first, or the name or the space has other characters.
         """
         path = Path(path)
-        parts = tuple(Hdf5Part.open(file) for file in _hdf5_files(path))
+        parts = _open_parts(_hdf5_files(path))
         first = parts[0]
-        for part in parts[1:]:
-            if not part.grid.is_same_as(first.grid):
-                raise ValueError(
-                    f"the connectome's files have different grids: {first.path.name} has {_describe(first.grid)}, "
-                    f"{part.path.name} has {_describe(part.grid)}; keep files of one grid in one folder"
-                )
         # Not resolved: a link has the name that its owner gave it.
         own_name = Path(os.path.abspath(path)).name.removesuffix(path.suffix if path.is_file() else "")  # noqa: PTH100
         name = name or re.sub(r"[^A-Za-z0-9]", "", own_name) or "connectome"
@@ -285,6 +279,24 @@ class Connectome:
         for part in self.parts:
             logger.debug("reading %s: %d subjects of %d timepoints", part.path, part.n_subjects, part.n_timepoints)
             yield from part.subjects()
+
+
+def _open_parts(files: Sequence[Path]) -> tuple[Hdf5Part, ...]:
+    """Open files of one grid. A thousand of them share one mask and one order, which would be gigabytes otherwise."""
+    first = Hdf5Part.open(files[0])
+    parts = [first]
+    for file in files[1:]:
+        part = Hdf5Part.open(file)
+        if not part.grid.is_same_as(first.grid):
+            raise ValueError(
+                f"the connectome's files have different grids: {first.path.name} has {_describe(first.grid)}, "
+                f"{part.path.name} has {_describe(part.grid)}; keep files of one grid in one folder"
+            )
+        order = part.order
+        if order is not None and first.order is not None and np.array_equal(order, first.order):
+            order = first.order
+        parts.append(replace(part, grid=first.grid, order=order))
+    return tuple(parts)
 
 
 def _hdf5_files(path: Path) -> list[Path]:
