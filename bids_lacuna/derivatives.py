@@ -20,8 +20,8 @@ import numpy as np
 
 from bids_lacuna._version import __version__
 from bids_lacuna.grid import Grid
-from bids_lacuna.lesion import LesionData, Weighting, check_space
-from bids_lacuna.query import LesionMask
+from bids_lacuna.lesion import LesionData, Weighting, describe_mismatch
+from bids_lacuna.query import LesionMask, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,10 @@ class LesionRecord:
     """Share of the lesion inside the connectome's mask."""
     batch: int | None = None
     """Counted from 1."""
+
+    def set_aside(self, status: Literal["failed", "skipped"], reason: str) -> None:
+        """Leave the mask out of the run."""
+        self.status, self.reason = status, reason
 
     def as_lesion(self) -> LesionData:
         """Make the lesion that is mapped; its metadata lead back here."""
@@ -184,9 +188,8 @@ def decide(
                 _set_aside_for_space(record, settings.space, right)
             elif len(right) > 1:
                 others = ", ".join(str(other.mask.path) for other in right if other is not record)
-                record.status = "failed"
-                record.reason = (
-                    f"its maps would have the same names as those of {others}: choose by --bids-filter-file"
+                record.set_aside(
+                    "failed", f"its maps would have the same names as those of {others}: choose by --bids-filter-file"
                 )
             elif not overwrite:
                 _set_aside_if_done(record, output_dir, settings)
@@ -195,20 +198,16 @@ def decide(
 
 def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[LesionRecord]) -> None:
     if right:
-        record.status = "skipped"
-        record.reason = f"in space {record.mask.space or '(none named)'}; {right[0].mask.path.name} is in {space}"
-        return
-    record.status = "failed"
-    if record.mask.space is None:
-        record.reason = (
+        own_space = record.mask.space or "(none named)"
+        record.set_aside("skipped", f"in space {own_space}; {right[0].mask.path.name} is in {space}")
+    elif record.mask.space is None:
+        record.set_aside(
+            "failed",
             f"names no space, so it is in the participant's own; the connectome is in {space}: transform the mask "
-            f"to {space} and name it space-{space}, or say SpatialReference in its sidecar"
+            f"to {space} and name it space-{space}, or say SpatialReference in its sidecar",
         )
-        return
-    try:
-        check_space(record.mask.space, space)
-    except ValueError as error:
-        record.reason = str(error)
+    else:
+        record.set_aside("failed", describe_mismatch(record.mask.space, space))
 
 
 def _set_aside_if_done(record: LesionRecord, output_dir: Path, settings: MapSettings) -> None:
@@ -219,25 +218,25 @@ def _set_aside_if_done(record: LesionRecord, output_dir: Path, settings: MapSett
         now = _provenance(record.mask, settings) if there else {}
         different = {path.name: words for path in there if (words := _differences(_sidecar(path), now))}
     except OSError as error:
-        record.status = "failed"
-        record.reason = f"its maps of an earlier run cannot be read ({error}): check the output folder's permissions"
+        record.set_aside(
+            "failed", f"its maps of an earlier run cannot be read ({error}): check the output folder's permissions"
+        )
         return
     if different:
         name, words = next(iter(different.items()))
-        record.status = "failed"
-        record.reason = (
+        record.set_aside(
+            "failed",
             f"{name} is there already, made with {words}: --overwrite makes it anew, "
-            "another --connectome-name keeps both"
+            "another --connectome-name keeps both",
         )
     elif len(there) == len(maps):
-        record.status = "skipped"
-        record.reason = "its maps are all there"
+        record.set_aside("skipped", "its maps are all there")
 
 
 def _differences(sidecar: Path, now: Mapping[str, Any]) -> str:
     """Tell in what a map on disk differs from what would be made now; "" if in nothing."""
     try:
-        there = _read_object(sidecar)
+        there = read_json_object(sidecar)
     except ValueError:
         return "a sidecar that is damaged"
     words = {
@@ -246,17 +245,6 @@ def _differences(sidecar: Path, now: Mapping[str, Any]) -> str:
         "LesionWeighting": f"{there.get('LesionWeighting')} weighting",
     }
     return " and ".join(word for key, word in words.items() if there.get(key) != now[key])
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that has to hold an object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): delete it, or write it anew") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: delete it, or write it anew")  # noqa: TRY004  a wrong value
-    return content
 
 
 def _provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
@@ -353,7 +341,7 @@ class DerivativesWriter:
         for path in r_map.parent.glob(f"{before}_stat-*_{after}*.json"):
             map_of_it = path.with_name(path.name.removesuffix(".json") + ".nii.gz")
             try:
-                ours = _read_object(path).get("ConnectomeName") == self.settings.connectome_name
+                ours = read_json_object(path).get("ConnectomeName") == self.settings.connectome_name
             except ValueError:
                 ours = map_of_it.name in own
             if ours and (differences := _differences(path, sidecar)):
@@ -439,7 +427,7 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str,
         raise FileExistsError(f"{output_dir} is a file, where a folder for the maps is needed: name another place")
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "dataset_description.json"
-    there = _read_object(path) if path.exists() else {"GeneratedBy": [{"Name": PROGRAM}]}
+    there = read_json_object(path) if path.exists() else {"GeneratedBy": [{"Name": PROGRAM}]}
     match there:
         case {"GeneratedBy": [{"Name": name}, *_]} if name == PROGRAM:
             links = there.get("DatasetLinks")

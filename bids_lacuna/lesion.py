@@ -133,7 +133,9 @@ def load_lesion(
     OSError
         The file is missing or cannot be read as NIfTI.
     """
-    check_space(lesion.metadata.get("space"), space)
+    lesion_space = lesion.metadata.get("space")
+    if lesion_space and space and lesion_space != space:
+        raise ValueError(describe_mismatch(lesion_space, space))
     image = open_mask(lesion.mask) if isinstance(lesion.mask, Path) else lesion.mask
     check_header(image)
     corner, box = read_mask(image)
@@ -172,20 +174,12 @@ def _extent(affine: Array, shape: tuple[int, ...]) -> tuple[str, str]:
     return low, high
 
 
-def check_space(lesion_space: str | None, connectome_space: str | None) -> None:
-    """Refuse a lesion that is in another template space than the connectome, where both are known.
-
-    Raises
-    ------
-    ValueError
-        Names both spaces.
-    """
-    if lesion_space and connectome_space and lesion_space != connectome_space:
-        raise ValueError(
-            f"the lesion is in space {lesion_space}, the connectome in {connectome_space}: transform the mask to "
-            f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
-            f"space-{connectome_space}"
-        )
+def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
+    """Say that a lesion is in another template space than the connectome, and what to do."""
+    return (
+        f"the lesion is in space {lesion_space}, the connectome in {connectome_space}: transform the mask to "
+        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it space-{connectome_space}"
+    )
 
 
 def open_mask(path: Path) -> SpatialImage:

@@ -184,7 +184,7 @@ def read_filter_file(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no filter file {path}: check the path")
-    content = _read_object(path)
+    content = read_json_object(path)
     if "lesion" not in content:
         logger.warning(
             '%s has no filters under "lesion" (it has %s): all lesion masks are taken', path, _listing(content)
@@ -197,8 +197,16 @@ def read_filter_file(path: Path) -> dict[str, Any]:
     return filters
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that has to hold an object."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that has to hold an object.
+
+    Raises
+    ------
+    ValueError
+        It holds something else; the message names the file.
+    OSError
+        It cannot be read.
+    """
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
@@ -220,7 +228,7 @@ def _check_dataset(root: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{root} has no {path.name}: {need}")
     try:
-        description = _read_object(path)
+        description = read_json_object(path)
     except ValueError as error:
         raise DamagedDataset(str(error)) from error
     generated_by = description.get("GeneratedBy", [])
@@ -302,7 +310,7 @@ def _sidecar(image: _Image) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return _read_object(path)
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         logger.warning("a sidecar is left out: %s", error)
         return {}
