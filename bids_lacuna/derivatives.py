@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -19,9 +16,10 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
+from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, Weighting, describe_mismatch
-from bids_lacuna.query import LesionMask, read_json_object
+from bids_lacuna.query import LesionMask
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +313,7 @@ class DerivativesWriter:
 
     def write_table(self) -> None:
         """Write lesions.tsv: a row for every mask found."""
-        with _renamed_when_whole(self.log_dir / "lesions.tsv") as temporary:
+        with renamed_when_whole(self.log_dir / "lesions.tsv") as temporary:
             temporary.write_text(_table(self.records), encoding="utf-8")
 
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
@@ -368,7 +366,7 @@ class DerivativesWriter:
 
     def _write_map(self, relative_path: PurePosixPath, image: nib.Nifti1Image, sidecar: Mapping[str, Any]) -> None:
         path = self.output_dir / relative_path
-        with _renamed_when_whole(path) as temporary:
+        with renamed_when_whole(path) as temporary:
             nib.save(image, temporary)
         write_json(_sidecar(path), sidecar)
 
@@ -452,7 +450,7 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str,
         "DatasetLinks": links,
     }
     write_json(path, description)
-    with _renamed_when_whole(output_dir / ".bidsignore") as temporary:
+    with renamed_when_whole(output_dir / ".bidsignore") as temporary:
         temporary.write_text("\n".join(BIDSIGNORE) + "\n", encoding="utf-8")
     return names
 
@@ -464,23 +462,3 @@ def _container(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
     if image := environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER"):
         container |= {"Type": "singularity", "URI": image}
     return {"Container": container} if container else {}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    with _renamed_when_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _renamed_when_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a path, and rename it to that path when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

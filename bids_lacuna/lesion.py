@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -12,11 +11,10 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
-from nibabel.wrapstruct import WrapStructError
+from nibabel.spatialimages import SpatialImage
 
 from bids_lacuna.grid import Grid
+from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image
 
 Array = np.ndarray
 Weighting = Literal["volume", "binary"]
@@ -32,9 +30,6 @@ SLAB = 16
 
 PIECE_WIDTH = 0.25
 """Between oblique grids, a lesion voxel is cut into pieces at most this share of a grid voxel wide."""
-
-UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
-"""What nibabel and gzip raise for a damaged file."""
 
 
 class LesionOutsideGrid(ValueError):  # noqa: N818  a fact about a lesion, not a defect of the program
@@ -136,7 +131,7 @@ def load_lesion(
     lesion_space = lesion.metadata.get("space")
     if lesion_space and space and lesion_space != space:
         raise ValueError(describe_mismatch(lesion_space, space))
-    image = open_mask(lesion.mask) if isinstance(lesion.mask, Path) else lesion.mask
+    image = open_image(lesion.mask, "mask") if isinstance(lesion.mask, Path) else lesion.mask
     check_header(image)
     corner, box = read_mask(image)
     affine = image.affine.copy()
@@ -182,31 +177,6 @@ def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
     )
 
 
-def open_mask(path: Path) -> SpatialImage:
-    """Read a mask's header.
-
-    Raises
-    ------
-    OSError
-        The file is missing or is not NIfTI.
-    """
-    if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(
-            f"the mask {path} is a link to {path.readlink()}, which is not there: "
-            "make the link's target visible (mount it, or `datalad get` the file)"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no mask at {path}: check the path")
-    try:
-        # Read in slabs, a compressed file must not be opened anew for each.
-        image: SpatialImage = nib.load(path, keep_file_open=True)  # type: ignore[assignment]
-    except PermissionError as error:
-        raise PermissionError(f"the mask {path} may not be read: check its permissions") from error
-    except UNREADABLE as error:
-        raise OSError(f"the mask {path} cannot be read as NIfTI ({error}): copy it again, or save it anew") from error
-    return image
-
-
 def check_header(image: SpatialImage) -> None:
     """Refuse an image whose header says that it is no lesion mask, before its voxels are read.
 
@@ -222,12 +192,7 @@ def check_header(image: SpatialImage) -> None:
             f"the mask has {len(image.shape)} dimensions {image.shape}, a lesion mask has three: "
             "save each lesion as a 3D file of its own"
         )
-    # Without either code, nibabel makes an affine up that has the origin in the middle of the volume.
-    says_nothing = (
-        isinstance(image.header, nib.Nifti1Header) and not image.header["sform_code"] + image.header["qform_code"]
-    )
-    affine = image.affine
-    if affine is None or says_nothing or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+    if not has_usable_affine(image):
         raise ValueError(
             "the mask's header does not say where its voxels lie (its affine is missing or singular): "
             "save the mask with the affine of the image that it was drawn on"

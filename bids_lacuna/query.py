@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Config
 
+from bids_lacuna.files import read_json_object
+
 logger = logging.getLogger(__name__)
 
 CONFIGS = ["bids", "derivatives", str(Path(__file__).with_name("bids_config.json"))]
@@ -195,25 +197,6 @@ def read_filter_file(path: Path) -> dict[str, Any]:
             f'"lesion" is {json.dumps(filters)} in {path}: an object is needed, as in {{"lesion": {{"ses": "1"}}}}'
         )
     return filters
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that has to hold an object.
-
-    Raises
-    ------
-    ValueError
-        It holds something else; the message names the file.
-    OSError
-        It cannot be read.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON, correct it: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}: an object is needed, {{…}}")  # noqa: TRY004
-    return content
 
 
 def _check_dataset(root: Path) -> None:

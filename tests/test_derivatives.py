@@ -171,13 +171,3 @@ def test_another_programs_description_is_left_alone(tmp_path: Path, content: str
     with pytest.raises((FileExistsError, ValueError), match=tmp_path.name):
         prepare_dataset(tmp_path, {})
     assert path.read_text() == content
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    """When writing fails half-way, the old file stays whole and no temporary one remains."""
-    path = tmp_path / "a.json"
-    derivatives.write_json(path, {"old": 1})
-    with pytest.raises(TypeError):
-        derivatives.write_json(path, {"new": object()})
-    assert json.loads(path.read_text()) == {"old": 1}
-    assert list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,8 @@ from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, SPACE, box, make_mask, write
 
 from bids_lacuna import LesionData
 from bids_lacuna.grid import Grid
-from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, open_mask, read_mask, weigh
+from bids_lacuna.images import open_image
+from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, read_mask, weigh
 
 Array = np.ndarray
 
@@ -365,5 +366,5 @@ def test_slabs_join(tmp_path: Path, n_slices: int, ending: str) -> None:
     voxels[2, 3, n_slices // 2] = 1
     path = tmp_path / f"mask{ending}"
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
-    corner, lesion = read_mask(open_mask(path))
+    corner, lesion = read_mask(open_image(path, "mask"))
     np.testing.assert_array_equal(np.argwhere(lesion) + corner, np.argwhere(nib.load(path).get_fdata()))

@@ -1,0 +1,73 @@
+"""NIfTI images: opened with a sentence for each thing that may be wrong with the file."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.wrapstruct import WrapStructError
+
+UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
+"""What nibabel and gzip raise for a damaged file."""
+
+
+def check_file(path: Path, kind: str) -> None:
+    """Refuse a path without a file, and a link to nowhere.
+
+    Parameters
+    ----------
+    kind
+        What the file is to the user: "mask".
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"the {kind} {path} is a link to {path.readlink()}, which is not there: "
+            "make the link's target visible (mount it, or `datalad get` the file)"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {kind} at {path}: check the path")
+
+
+def open_image(path: Path, kind: str) -> SpatialImage:
+    """Read an image's header.
+
+    Parameters
+    ----------
+    kind
+        What the image is to the user: "mask".
+
+    Raises
+    ------
+    OSError
+        The file is missing or is not NIfTI.
+    """
+    check_file(path, kind)
+    try:
+        # Read in slabs, a compressed file must not be opened anew for each.
+        image: SpatialImage = nib.load(path, keep_file_open=True)  # type: ignore[assignment]
+    except PermissionError as error:
+        raise PermissionError(f"the {kind} {path} may not be read: check its permissions") from error
+    except UNREADABLE as error:
+        raise OSError(
+            f"the {kind} {path} cannot be read as NIfTI ({error}): copy it again, or save it anew"
+        ) from error
+    return image
+
+
+def has_usable_affine(image: SpatialImage) -> bool:
+    """Tell whether an image's header says where its voxels lie."""
+    # Without either code, nibabel makes an affine up that has the origin in the middle of the volume.
+    says_nothing = (
+        isinstance(image.header, nib.Nifti1Header) and not image.header["sform_code"] + image.header["qform_code"]
+    )
+    affine = image.affine
+    return not (affine is None or says_nothing or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0)
