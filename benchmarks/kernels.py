@@ -20,8 +20,13 @@ from bids_lacuna import kernels, reference
 
 N_VOXELS, N_TIMEPOINTS, LESION_SIZE, ROUNDS = 60_000, 120, 3_000, 5
 
-COMPILE = "import time; from bids_lacuna import kernels; t = time.perf_counter(); kernels.compile_all(); "
-COMPILE += "print(time.perf_counter() - t)"
+COMPILE = """
+import time
+from bids_lacuna import kernels
+start = time.perf_counter()
+kernels.compile_for("float32", ["float32"])
+print(time.perf_counter() - start)
+"""
 
 
 def milliseconds(function: Callable[[], object]) -> float:
@@ -49,9 +54,13 @@ def main() -> None:
     timeseries = (1000 + rng.standard_normal((N_TIMEPOINTS, N_VOXELS))).astype(np.float32)
     print(f"{N_VOXELS} voxels x {N_TIMEPOINTS} timepoints, medians of {ROUNDS}, on {os.cpu_count()} processors")
     print(f"{'':28}{'numba ms':>10}{'NumPy ms':>10}{'ratio':>10}")
-    compare("standardize", lambda: kernels.standardize(timeseries), lambda: reference.standardize(timeseries))
-    standardized = kernels.standardize(timeseries)
+    one_run = np.array([0, N_TIMEPOINTS])
+    compare(
+        "standardize", lambda: kernels.standardize(timeseries, one_run), lambda: reference.standardize(timeseries)
+    )
+    standardized = kernels.standardize(timeseries, one_run)
     series, scale, _ = standardized
+    compare("quantize", lambda: kernels.quantize(series), lambda: reference.quantize(series))
     for n_lesions in (1, 20, 100):
         voxels = np.concatenate([rng.choice(N_VOXELS, LESION_SIZE, replace=False) for _ in range(n_lesions)])
         weights = np.zeros((n_lesions, N_VOXELS))

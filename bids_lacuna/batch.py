@@ -61,8 +61,8 @@ def plan_run(
         Not one lesion fits; the message has both numbers.
     """
     give_back_freed_memory()
-    kernels.compile_all()
     connectome = analysis.connectome
+    kernels.compile_for(connectome.series_dtype, connectome.standardized_dtypes)
     n_voxels, n_timepoints = connectome.grid.n_voxels, connectome.n_timepoints
     return plan_batches(
         n_lesions,
@@ -73,7 +73,8 @@ def plan_run(
         lesion_batch_size=lesion_batch_size,
         volume_voxels=connectome.grid.mask.size,
         keep_results=keep_results,
-        base_bytes=resident_bytes() + connectome.buffer_bytes,
+        base_bytes=resident_bytes(),
+        streaming_bytes=connectome.streaming_bytes,
     )
 
 

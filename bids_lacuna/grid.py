@@ -62,6 +62,12 @@ class Grid:
         """Take the mask's voxels out of a volume: the inverse of `volume`."""
         return volume[self.mask]
 
+    def __str__(self) -> str:
+        """Describe the grid for people."""
+        sizes = " x ".join(f"{size:g}" for size in self.voxel_sizes_mm)
+        origin = ", ".join(f"{x:g}" for x in self.affine[:3, 3])
+        return f"{self.n_voxels} voxels of {sizes} mm in a volume {self.shape} from ({origin})"
+
     def is_same_as(self, other: Grid) -> bool:
         """Tell whether another grid has the same voxels at the same places."""
         return (

@@ -27,15 +27,6 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 SPARED_SHARE = Fraction(1, 10)
 """Of measured free memory, left to other processes, the page cache and the user's callback."""
 
-SUBJECTS_HELD = 3
-"""Connectome subjects in memory: one in use, one read ahead, and one raw buffer that is being standardized."""
-
-SERIES_BYTES = 4
-"""Of each voxel and timepoint of a connectome subject: float32."""
-
-SCALE_BYTES = 8
-"""Of each voxel of a connectome subject: its scale and its sd, float32."""
-
 TILE_BYTES = 2**20
 """Of each thread: the tile of Fisher z that it works on, which is meant to stay in cache."""
 
@@ -289,6 +280,7 @@ def plan_batches(
     volume_voxels: int | None = None,
     keep_results: bool = False,
     base_bytes: int = 0,
+    streaming_bytes: int = 0,
 ) -> BatchPlan:
     """Divide the lesions into as few batches as memory allows.
 
@@ -311,6 +303,8 @@ def plan_batches(
         Whether results of all lesions stay in memory to the end, as they do without a callback.
     base_bytes
         What the interpreter and the libraries occupy.
+    streaming_bytes
+        What the connectome subjects in memory occupy: the one in use, and what reading the next one takes.
 
     Raises
     ------
@@ -320,10 +314,9 @@ def plan_batches(
         Not even one lesion fits.
     """
     requested = _requested_batch_size(lesion_batch_size, n_lesions)
-    subject_bytes = SERIES_BYTES * n_timepoints * n_voxels + SCALE_BYTES * n_voxels
     kept_bytes = n_lesions * KEPT_BYTES * n_voxels if keep_results else 0
     map_bytes = MAP_BYTES * (n_voxels if volume_voxels is None else volume_voxels)
-    fixed_bytes = base_bytes + SUBJECTS_HELD * subject_bytes + n_threads * TILE_BYTES + map_bytes + kept_bytes
+    fixed_bytes = base_bytes + streaming_bytes + n_threads * TILE_BYTES + map_bytes + kept_bytes
     weight_bytes = WEIGHT_BYTES * n_voxels // GRID_PER_LESION
     bytes_per_lesion = MOMENT_BYTES * n_voxels + SEED_BYTES * n_timepoints + weight_bytes + PER_LESION_OVERHEAD
     if n_lesions == 0:

@@ -68,12 +68,12 @@ def reader_threads() -> list[threading.Thread]:
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("affine", [RADIOLOGICAL, OBLIQUE], ids=["radiological", "oblique"])
 def test_one_file(tmp_path: Path, affine: Array, kind: type) -> None:
-    """A file gives its grid and its subjects in order, each under the file's name and its place there."""
+    """A file gives its grid and its subjects in order, numbered from 1."""
     path = write_connectome(tmp_path / "study.h5", EQUAL, MASK, affine)
     connectome = check_all(kind(path), EQUAL)
     np.testing.assert_array_equal(connectome.grid.mask, MASK)
     np.testing.assert_array_equal(connectome.grid.affine, affine)
-    assert [subject.name for subject in connectome.subjects()] == ["study.h5[0]", "study.h5[1]", "study.h5[2]"]
+    assert [subject.name for subject in connectome.subjects()] == ["0001", "0002", "0003"]
 
 
 def test_folder(tmp_path: Path) -> None:

@@ -356,10 +356,9 @@ def test_address_space_limits_are_real(free_mib: int) -> None:
 
 
 def test_every_term_of_the_plan() -> None:
-    """The bytes of a plan are those of the base, subjects, tiles, one lesion's maps, and of each lesion."""
-    result = plan_batches(7, 11, 1009, 10**9, 3, volume_voxels=2003, base_bytes=10007)
-    subject = 11 * 1009 * 4 + 1009 * 8
-    assert result.fixed_bytes == 10007 + 3 * subject + 3 * 2**20 + 24 * 2003
+    """The bytes of a plan are those of the base, subjects in memory, tiles, one lesion's maps, and of each lesion."""
+    result = plan_batches(7, 11, 1009, 10**9, 3, volume_voxels=2003, base_bytes=10007, streaming_bytes=100_003)
+    assert result.fixed_bytes == 10007 + 100_003 + 3 * 2**20 + 24 * 2003
     assert result.bytes_per_lesion == 16 * 1009 + 8 * 11 + 16 * 1009 // 10 + 4096
     assert result.peak_bytes == result.fixed_bytes + 7 * result.bytes_per_lesion
     assert (result.n_lesions, result.batch_size, result.n_batches) == (7, 7, 1)

@@ -1,0 +1,264 @@
+"""Connectomes in HDF5, in Lacuna's layout: one file, or a folder of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import h5py
+import numpy as np
+
+from bids_lacuna.grid import Grid
+from bids_lacuna.importers.source import Source, SourceSubject, read_dtype
+
+Array = np.ndarray
+
+SUFFIXES = (".h5", ".hdf5")
+
+HASH_BLOCKS = 64
+"""Blocks of each file that the content hash reads."""
+
+HASH_BLOCK_BYTES = 65536
+
+CHUNK_CACHE_BYTES = 2**20
+"""HDF5's cache of chunks. Every chunk is read once for each subject, so that a larger one would gain nothing."""
+
+HDF5_BYTES = 8 * 2**20
+"""What HDF5 keeps for itself, the cache included."""
+
+SPACE_ALIASES = {"MNI152_1mm": "MNI152NLin6Asym", "MNI152_2mm": "MNI152NLin6Asym"}
+"""What converters write for the space of FSL's templates."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One HDF5 file."""
+
+    path: Path
+    grid: Grid
+    """Of all files of one connectome alike."""
+    n_subjects: int
+    n_timepoints: int
+    dtype: np.dtype
+    """What the file's numbers are read as: float32 or float64."""
+    order: Array | None
+    """Shape (n_voxels,): the file's voxel for each voxel of the grid; None where the two orders agree."""
+    chunk_bytes: int
+    """Of one decompressed chunk of the file; 0 where it is not chunked."""
+
+    @classmethod
+    def open(cls, path: Path) -> Part:
+        """Read everything but the series.
+
+        Raises
+        ------
+        ValueError
+            The file is not HDF5 or has another layout.
+        """
+        try:
+            with h5py.File(path) as file:
+                return cls._from(file, path)
+        except PermissionError as error:
+            raise PermissionError(f"the connectome file {path} may not be read: check its permissions") from error
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be read as HDF5 ({error}): it may be truncated or something else; copy it again"
+            ) from error
+
+    @classmethod
+    def _from(cls, file: h5py.File, path: Path) -> Part:
+        needed = ("timeseries", "mask_indices", "mask_affine")
+        missing = [name for name in needed if not isinstance(file.get(name), h5py.Dataset)]
+        missing += [] if "mask_shape" in file.attrs else ["the attribute mask_shape"]
+        if missing:
+            raise ValueError(
+                f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(file)) or 'nothing'}. A connectome "
+                "needs the datasets timeseries (n_subjects, n_timepoints, n_voxels), mask_indices (3, n_voxels) "
+                "and mask_affine (4, 4), and the attribute mask_shape"
+            )
+        timeseries = file["timeseries"]
+        indices = np.asarray(file["mask_indices"])
+        # With three voxels both readings fit, and this one is taken.
+        indices = indices if indices.shape[:1] == (3,) else indices.T
+        if timeseries.ndim != 3 or 0 in timeseries.shape or indices.shape != (3, timeseries.shape[2]):
+            raise ValueError(
+                f"{path}: timeseries has shape {timeseries.shape} and mask_indices {file['mask_indices'].shape}; "
+                "needed are (n_subjects, n_timepoints, n_voxels) and (3, n_voxels), none of them 0"
+            )
+        if timeseries.dtype.kind not in "fiu" or timeseries.dtype.itemsize > 8 or indices.dtype.kind not in "iu":
+            raise ValueError(
+                f"{path}: timeseries holds {timeseries.dtype} and mask_indices {indices.dtype}; "
+                "needed are real numbers of up to 8 bytes and whole numbers"
+            )
+        shape = np.asarray(file.attrs["mask_shape"])
+        if shape.shape != (3,) or shape.dtype.kind not in "iuf" or (shape <= 0).any() or np.prod(shape) > 2**31:
+            raise ValueError(
+                f"{path}: the attribute mask_shape is {shape.tolist()}; needed are three numbers of voxels"
+            )
+        grid, order = _grid_of(indices, shape.astype(int), np.asarray(file["mask_affine"]), path)
+        chunk_bytes = int(np.prod(timeseries.chunks or 0)) * timeseries.dtype.itemsize
+        n_subjects, n_timepoints, _ = timeseries.shape
+        return cls(path, grid, n_subjects, n_timepoints, read_dtype(timeseries.dtype), order, chunk_bytes)
+
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that reading one subject takes: HDF5 holds a chunk twice while it inflates it."""
+        n_values = self.n_timepoints * self.grid.n_voxels
+        raw, series = n_values * self.dtype.itemsize, n_values * 4
+        reordering = 2 * raw if self.order is not None else 0
+        return HDF5_BYTES + max(raw + series, raw + self.chunk_bytes, 2 * self.chunk_bytes, reordering)
+
+
+@dataclass(frozen=True)
+class Hdf5Run:
+    """One subject's series in an HDF5 file."""
+
+    part: Part
+    number: int
+    """Of the subject in the file, counted from 0."""
+
+    @property
+    def path(self) -> Path:
+        """As `Run.path`."""
+        return self.part.path
+
+    @property
+    def origin(self) -> str:
+        """As `Run.origin`."""
+        return f"{self.path.name}[{self.number}]"
+
+    @property
+    def n_timepoints(self) -> int:
+        """As `Run.n_timepoints`."""
+        return self.part.n_timepoints
+
+    def read(self, grid: Grid) -> Array:  # noqa: ARG002  the file has the grid's voxels only
+        """As `Run.read`."""
+        part = self.part
+        try:
+            with h5py.File(part.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
+                timeseries = np.empty(file["timeseries"].shape[1:], part.dtype)
+                file["timeseries"].read_direct(timeseries, np.s_[self.number])
+        except OSError as error:
+            raise OSError(
+                f"subject {self.number} of the connectome file {part.path} cannot be read ({error}): "
+                "the file may be damaged; copy it again"
+            ) from error
+        return timeseries if part.order is None else np.take(timeseries, part.order, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Hdf5Source(Source):
+    """A connectome in HDF5, which may also be used as it is."""
+
+    parts: tuple[Part, ...]
+    """Its files, in order."""
+
+    series_dtype: ClassVar[Literal["float32"]] = "float32"
+    """Of the series as `read` gives them."""
+
+    @property
+    def standardized_dtypes(self) -> frozenset[np.dtype]:
+        """Of numbers that `read` standardizes."""
+        return frozenset(part.dtype for part in self.parts)
+
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that reading one subject takes at most."""
+        return max(part.reading_bytes for part in self.parts)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Tell this connectome from others of the same name, without reading all of it.
+
+        SHA-256 over each file's size and 64 blocks of 64 KiB spread evenly over it, in the order of the files.
+        Files of up to 4 MiB are read whole.
+        """
+        digest = hashlib.sha256()
+        for part in self.parts:
+            size = part.path.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            step = max(HASH_BLOCK_BYTES, size // HASH_BLOCKS)
+            with part.path.open("rb") as file:
+                for start in range(0, size, step):
+                    file.seek(start)
+                    digest.update(file.read(HASH_BLOCK_BYTES))
+        return digest.hexdigest()
+
+
+def open_source(path: Path) -> Hdf5Source:
+    """Open one HDF5 file, or all that lie in a folder.
+
+    The subjects, which have no names there, are numbered from 0001. Files may differ in their number of timepoints
+    and in the order of their voxels, not in their grid.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file or folder, or no HDF5 file in it.
+    ValueError
+        A file has another layout, or another grid than the first.
+    """
+    parts = _open_parts(_list_files(path))
+    runs = [Hdf5Run(part, number) for part in parts for number in range(part.n_subjects)]
+    subjects = tuple(SourceSubject(f"{number:04d}", (run,)) for number, run in enumerate(runs, start=1))
+    return Hdf5Source(parts[0].grid, subjects, _recorded_space(parts[0].path), parts)
+
+
+def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[Grid, Array | None]:
+    """Make the grid of a file's voxels, and where its voxel order is not C order, what brings it there."""
+    if (indices < 0).any() or (indices >= shape[:, np.newaxis]).any():
+        raise ValueError(f"{path}: mask_indices reach outside mask_shape {shape.tolist()}; write the file again")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise ValueError(f"{path}: mask_affine must be a (4, 4) matrix that can be inverted, it is {affine.tolist()}")
+    numbers = np.ravel_multi_index(tuple(indices.astype(np.int64)), tuple(shape))
+    in_c_order = (np.diff(numbers) > 0).all()
+    order = None if in_c_order else np.argsort(numbers, kind="stable")
+    if order is not None and (np.diff(numbers[order]) == 0).any():
+        raise ValueError(f"{path}: mask_indices name a voxel twice; write the file again")
+    mask = np.zeros(tuple(shape), dtype=bool)
+    mask[tuple(indices)] = True
+    return Grid(mask, affine.astype(float)), order
+
+
+def _open_parts(files: Sequence[Path]) -> tuple[Part, ...]:
+    """Open files of one grid. A thousand of them share one mask and one order, which would be gigabytes otherwise."""
+    first = Part.open(files[0])
+    parts = [first]
+    for file in files[1:]:
+        part = Part.open(file)
+        if not part.grid.is_same_as(first.grid):
+            raise ValueError(
+                f"the connectome's files have different grids: {first.path.name} has {first.grid}, "
+                f"{part.path.name} has {part.grid}; keep files of one grid in one folder"
+            )
+        order = part.order
+        if order is not None and first.order is not None and np.array_equal(order, first.order):
+            order = first.order
+        parts.append(replace(part, grid=first.grid, order=order))
+    return tuple(parts)
+
+
+def _list_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"there is no connectome at {path}: name an HDF5 file, or a folder of them, and see that it is mounted"
+        )
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"the connectome folder {path} holds no HDF5 file (*.h5, *.hdf5)")
+    return files
+
+
+def _recorded_space(path: Path) -> str | None:
+    with h5py.File(path) as file:
+        space = file.attrs.get("space")
+    space = space.item() if isinstance(space, np.ndarray) and space.size == 1 else space
+    space = space.decode() if isinstance(space, bytes) else space
+    return SPACE_ALIASES.get(space, space) if isinstance(space, str) else None
