@@ -6,16 +6,16 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from bids_lacuna._version import __version__
+from bids_lacuna.command import Exit, Parser, Stop, ending, label, make_folder, positive_integer, run_command
 
 if TYPE_CHECKING:
     from bids_lacuna.connectome import Connectome
@@ -25,39 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bids_lacuna")
 
+STORE_SPEEDUP = 30
+"""How many times as long a pass over gzipped HDF5 takes as one over a store: measured by benchmarks/store.py."""
 
-class Exit(IntEnum):
-    """Exit statuses of BIDS Apps."""
-
-    OK = 0
-    FAILED = 1
-    """A lesion failed, or none could be mapped."""
-    NOT_BIDS = 16
-    UNKNOWN_LEVEL = 17
-    NO_FILES_SELECTED = 18
-    USAGE = 64
-    BAD_DATA = 65
-    NO_INPUT = 66
-    CANNOT_CREATE = 73
-    INPUT_OUTPUT = 74
-    INTERRUPTED = 130
-
-
-class Stop(Exception):  # noqa: N818  an end with a status, not always an error
-    """The program cannot go on: a sentence for the user, and the exit status."""
-
-    def __init__(self, status: Exit, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that exits as BIDS Apps do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the mistake, and exit."""
-        self.print_usage(sys.stderr)
-        self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
+INTERRUPTED = "interrupted; finished batches are on disk, the same command goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,33 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status: 0 when no lesion failed.
     """
-    arguments = build_parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", force=True
-    )
-    logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
-    try:
-        if arguments.analysis_level != "participant":
-            raise Stop(  # noqa: TRY301
-                Exit.UNKNOWN_LEVEL,
-                f"this version has no {arguments.analysis_level} level, only participant: it maps each lesion",
-            )
-        return run_participants(arguments)
-    except Stop as stop:
-        logger.debug("traceback of the error below", exc_info=True)
-        sys.stderr.write(f"bids-lacuna: error: {stop}\n")
-        return stop.status
-    except ModuleNotFoundError as error:
-        sys.stderr.write(
-            f"bids-lacuna: error: {error.name} is not installed for {sys.executable}: run `make demo` and use "
-            ".venv/bin/python, or `pip install .`\n"
+    return run_command(build_parser(), argv, run_level, INTERRUPTED)
+
+
+def run_level(arguments: argparse.Namespace) -> Exit:
+    """Run the level that was asked for."""
+    if arguments.analysis_level != "participant":
+        raise Stop(
+            Exit.UNKNOWN_LEVEL,
+            f"this version has no {arguments.analysis_level} level, only participant: it maps each lesion",
         )
-        return Exit.FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "bids-lacuna: interrupted; finished batches are on disk, the same command goes on from there\n"
-        )
-        return Exit.INTERRUPTED
+    return run_participants(arguments)
 
 
 def build_parser() -> Parser:
@@ -114,8 +69,6 @@ def build_parser() -> Parser:
         "output_dir", type=Path, metavar="OUTPUT_DIR", help="where the maps go, e.g. BIDS_DIR/derivatives/bids-lacuna"
     )
     parser.add_argument("analysis_level", metavar="{participant,group}", help="participant: map each lesion")
-    parser.add_argument("--version", action="version", version=f"bids-lacuna {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more, with a traceback for each failure")
 
     connectome = parser.add_argument_group("connectome")
     connectome.add_argument(
@@ -123,7 +76,8 @@ def build_parser() -> Parser:
         type=Path,
         required=True,
         metavar="PATH",
-        help="HDF5 file, or folder of them, with a normative functional connectome",
+        help="store of a normative functional connectome, as bids-lacuna-connectome makes it; or an HDF5 file, or a "
+        "folder of them",
     )
     connectome.add_argument(
         "--connectome-space",
@@ -337,10 +291,21 @@ def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> l
 def open_connectome(arguments: argparse.Namespace) -> Connectome:
     """Open the connectome that the arguments name."""
     from bids_lacuna.connectome import Connectome
+    from bids_lacuna.store import is_store
 
     with ending(Exit.NO_INPUT, FileNotFoundError, PermissionError), ending(Exit.BAD_DATA, ValueError):
         connectome = Connectome.open(
             arguments.connectome, name=arguments.connectome_name, space=arguments.connectome_space
+        )
+    if not is_store(arguments.connectome):
+        logger.warning(
+            "reading %s as HDF5 takes %d times as long as reading a store of it: make one, once, with "
+            "`bids-lacuna-connectome build %s STORE --space %s --name %s`",
+            arguments.connectome,
+            STORE_SPEEDUP,
+            shlex.quote(str(arguments.connectome)),
+            connectome.space,
+            connectome.name,
         )
     logger.info(
         "connectome %s: %d subjects, %d voxels, space %s",
@@ -379,15 +344,6 @@ def lies_in(folder: Path, source: Path) -> bool:
     """Tell whether a folder is, or is below, an input; a folder of its own in `derivatives` is not."""
     derivatives = source / "derivatives"
     return folder.is_relative_to(source) and not (folder.is_relative_to(derivatives) and folder != derivatives)
-
-
-def make_folder(folder: Path) -> Path:
-    """Make a folder that the program may write to."""
-    with ending(Exit.CANNOT_CREATE, OSError, saying=f"the folder {folder} cannot be made: name another place"):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise Stop(Exit.CANNOT_CREATE, f"the folder {folder} cannot be written to: name another place")
-    return folder
 
 
 def name_datasets(arguments: Sequence[str]) -> dict[str, Path]:
@@ -446,29 +402,6 @@ def conclude(records: Sequence[LesionRecord], table: Path) -> Exit:
     many = f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
     sys.stderr.write(f"bids-lacuna: error: {many}{first}\n")
     return Exit.FAILED
-
-
-@contextmanager
-def ending(status: Exit, *errors: type[Exception], saying: str = "") -> Iterator[None]:
-    """Turn errors of a block into the program's end with a status, in their own words or after those given."""
-    try:
-        yield
-    except errors as error:
-        raise Stop(status, f"{saying} ({error})" if saying else str(error)) from error
-
-
-def label(text: str) -> str:
-    """Read a BIDS label."""
-    if not re.fullmatch(r"[A-Za-z0-9+]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} becomes part of file names: use letters and digits only")
-    return text
-
-
-def positive_integer(text: str) -> int:
-    """Read a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def positive_number(text: str) -> float:

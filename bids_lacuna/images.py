@@ -52,6 +52,8 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     """
     check_file(path, kind)
     try:
+        # nibabel says of a file that may not be read that it is none of its kinds.
+        path.open("rb").close()
         # Read in slabs, a compressed file must not be opened anew for each.
         image: SpatialImage = nib.load(path, keep_file_open=True)  # type: ignore[assignment]
     except PermissionError as error:

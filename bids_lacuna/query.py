@@ -1,4 +1,4 @@
-"""The lesion masks of BIDS datasets: pybids lists the files; their names and sidecars tell what they are.
+"""Lesion masks and BOLD runs of BIDS datasets: pybids lists the files; names and sidecars tell what they are.
 
 pybids' own queries are not used: its patterns match whole paths, so that below a folder `/data/label-lesion` every
 file of a dataset has that label.
@@ -42,6 +42,12 @@ LESION_RULE = (
 )
 """In words, what a lesion mask is when no filter says otherwise."""
 
+BOLD_RULE = (
+    "suffix bold, datatype func, task rest and the space above, without echo; desc denoised, or preproc where no run "
+    "is denoised"
+)
+"""In words, what a run of a connectome is when no filter says otherwise."""
+
 NOT_SEARCHED = (
     re.compile(r"^/(code|derivatives|models|sourcedata|stimuli)(/|$)"),
     # With a .json and a .tsv beside each of 10,000 images, pybids took 10.7 s with them and 3.3 s without.
@@ -52,6 +58,10 @@ NOT_SEARCHED = (
 
 class NoLesionMasks(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
     """No file matches; the message holds the query, near misses and what there is instead."""
+
+
+class NoBoldRuns(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
+    """As `NoLesionMasks`."""
 
 
 class DamagedDataset(ValueError):  # noqa: N818  a fact about the dataset, not a defect of the program
@@ -76,6 +86,18 @@ class LesionMask:
     """`source` for the BIDS dataset itself, else the name that the further dataset was given."""
     dataset_path: Path
     """Absolute path of that dataset's root."""
+
+
+@dataclass(frozen=True)
+class BoldRun:
+    """One BOLD series on disk."""
+
+    path: Path
+    """As `LesionMask.path`."""
+    entities: dict[str, str]
+    """As `LesionMask.entities`."""
+    brain_mask: Path | None
+    """The file of the same name but for `desc-brain_mask`: fMRIPrep writes one for each run, XCP-D none."""
 
 
 class _Image(NamedTuple):
@@ -155,9 +177,7 @@ def find_lesion_masks(
     masks = [
         LesionMask(image.path, _entities(image), _space(image), image.dataset, image.root)
         for image in images
-        if (not sessions or image.name.get("ses") in sessions)
-        and all(_has_label(image, name, labels) for name, labels in query.items())
-        and _is_lesion(image, query)
+        if (not sessions or image.name.get("ses") in sessions) and _fits(image, query) and _is_lesion(image, query)
     ]
     if not masks:
         asked = {"participants": participants, "sessions": sessions, "filters": filters}
@@ -166,18 +186,75 @@ def find_lesion_masks(
     return sorted(masks, key=lambda mask: mask.path)
 
 
-def read_filter_file(path: Path) -> dict[str, Any]:
-    """Read what a BIDS filter file says about lesions.
+def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any] | None = None) -> list[BoldRun]:
+    """Find the runs of a connectome in the derivatives of fMRIPrep or XCP-D.
+
+    Without filters, a run has the suffix bold, the datatype func, the task rest, the space and no echo. If any such
+    run has the desc denoised, those are taken, else those with the desc preproc, with a warning. A filter takes the
+    place of the rule about its entity. What XCP-D joined from several runs is left out, with a warning, where those
+    runs are taken.
+
+    Parameters
+    ----------
+    derivatives_dir
+        Root of the dataset. Datasets below it are not looked in.
+    space
+        The template, as it stands in the files' names.
+    filters
+        As in `find_lesion_masks`.
+
+    Returns
+    -------
+    list of BoldRun
+        Sorted by path. Links are listed even where what they point to is not there.
+
+    Raises
+    ------
+    NoBoldRuns
+        Nothing matches.
+    NotADirectoryError, FileNotFoundError, DamagedDataset, ValueError
+        As in `find_lesion_masks`.
+    """
+    root = derivatives_dir.absolute()
+    _check_dataset(root)
+    rule = {"suffix": "bold", "datatype": "func", "task": "rest", "space": space, "echo": None}
+    query = _read_filters(rule) | _read_filters(filters or {})
+    images = [image for image in _list_images("source", root, (), None) if "sub" in image.name]
+    chosen = [image for image in images if _fits(image, query)]
+    if "desc" not in query:
+        chosen = _prefer_denoised(chosen)
+    if not chosen:
+        near = sorted((image for image in images if image.name["suffix"] == "bold"), key=lambda image: image.path)
+        asked = {"space": space, "filters": filters}
+        names = ("suffix", "task", "space", "desc", "ses", *query)
+        raise NoBoldRuns("\n".join(_explain_nothing("BOLD run", [root], asked, BOLD_RULE, names, images, near)))
+    runs = _leave_out_joined(chosen)
+    logger.info("BOLD runs in %s: %d", root, len(runs))
+    masks = {
+        _likeness(image, "desc", "suffix"): image.path
+        for image in images
+        if image.name["suffix"] == "mask" and image.name.get("desc") == "brain"
+    }
+    return sorted(
+        (BoldRun(run.path, _entities(run), masks.get(_likeness(run, "desc", "suffix"))) for run in runs),
+        key=lambda run: run.path,
+    )
+
+
+def read_filter_file(path: Path, kind: str = "lesion") -> dict[str, Any]:
+    """Read what a BIDS filter file says about one kind of file.
 
     Parameters
     ----------
     path
         JSON file with filters for each kind of file, as in `{"lesion": {"space": "MNI152NLin6Asym"}}`.
+    kind
+        "lesion", or "bold" for the runs of a connectome.
 
     Returns
     -------
     dict
-        The filters under "lesion", {} without any; the other kinds are other programs' business.
+        The filters of this kind, {} without any; the other kinds are other programs' business.
 
     Raises
     ------
@@ -187,14 +264,12 @@ def read_filter_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no filter file {path}: check the path")
     content = read_json_object(path)
-    if "lesion" not in content:
-        logger.warning(
-            '%s has no filters under "lesion" (it has %s): all lesion masks are taken', path, _listing(content)
-        )
-    filters = content.get("lesion") or {}
+    if kind not in content:
+        logger.warning('%s has no filters under "%s" (it has %s): none is applied', path, kind, _listing(content))
+    filters = content.get(kind) or {}
     if not isinstance(filters, dict):
         raise ValueError(  # noqa: TRY004  a wrong value in a file
-            f'"lesion" is {json.dumps(filters)} in {path}: an object is needed, as in {{"lesion": {{"ses": "1"}}}}'
+            f'"{kind}" is {json.dumps(filters)} in {path}: an object is needed, as in {{"{kind}": {{"ses": "1"}}}}'
         )
     return filters
 
@@ -204,7 +279,7 @@ def _check_dataset(root: Path) -> None:
     path = root / "dataset_description.json"
     need = (
         "the root of a BIDS dataset has sub-* folders and a dataset_description.json with at least "
-        '{"Name": "my lesions", "BIDSVersion": "1.10.0"}'
+        '{"Name": "my data", "BIDSVersion": "1.10.0"}'
     )
     if not root.is_dir():
         raise NotADirectoryError(f"there is no folder {root}: {need}")
@@ -274,6 +349,11 @@ def _has_label(image: _Image, name: str, labels: Collection[str | None]) -> bool
     return None in labels if label is None else "*" in labels or _normalize(name, label) in labels
 
 
+def _fits(image: _Image, query: Mapping[str, Collection[str | None]]) -> bool:
+    """Tell whether an image's name has one of the labels that are asked for, of every entity."""
+    return all(_has_label(image, name, labels) for name, labels in query.items())
+
+
 def _is_lesion(image: _Image, filtered: Collection[str] = ()) -> bool:
     """Apply the rule of what a lesion mask is, but for what filters decide."""
     if "suffix" not in filtered and image.name["suffix"] not in MASK_SUFFIXES:
@@ -284,6 +364,51 @@ def _is_lesion(image: _Image, filtered: Collection[str] = ()) -> bool:
         return True
     names = f"{image.name.get('label')} {image.name.get('desc')}".lower()
     return any(word in names for word in LESION_WORDS) or _sidecar(image).get("Type") == "Lesion"
+
+
+def _prefer_denoised(images: Sequence[_Image]) -> list[_Image]:
+    """Take the denoised runs, or if there are none the preprocessed ones."""
+    denoised, preprocessed = (
+        [image for image in images if image.name.get("desc") == desc] for desc in ("denoised", "preproc")
+    )
+    if preprocessed and not denoised:
+        logger.warning(
+            "%d runs, such as %s, are preprocessed but not denoised: nuisance signals and motion are still in "
+            "them, and will be in the maps; denoise them first, for example with XCP-D",
+            len(preprocessed),
+            preprocessed[0].path,
+        )
+    return denoised or preprocessed
+
+
+def _leave_out_joined(images: Sequence[_Image]) -> list[_Image]:
+    """Leave out what XCP-D joined from several runs, where these are taken: they would count twice."""
+    # XCP-D's --combine-runs writes it under the runs' name without `run`, in newer versions also without `dir`.
+    parts = {
+        _likeness(image, *dropped)
+        for image in images
+        for dropped in (("run",), ("run", "dir"))
+        if not image.name.keys().isdisjoint(dropped)
+    }
+    joined = {
+        image.path
+        for image in images
+        if image.name.get("desc", "").startswith("denoised") and _likeness(image) in parts
+    }
+    if joined:
+        logger.warning(
+            "%d series, such as %s, are left out: XCP-D joined them from runs that are taken; the filter "
+            '{"bold": {"run": null}} chooses those without a run in their name instead',
+            len(joined),
+            min(joined),
+        )
+    return [image for image in images if image.path not in joined]
+
+
+def _likeness(image: _Image, *dropped: str) -> tuple[Path, frozenset[tuple[str, str]]]:
+    """Reduce an image to its folder and name, without the extension and what is dropped: what equal ones share."""
+    left_out = ("extension", *dropped)
+    return image.path.parent, frozenset((name, label) for name, label in image.name.items() if name not in left_out)
 
 
 def _sidecar(image: _Image) -> dict[str, Any]:
@@ -349,7 +474,7 @@ def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | 
     # Without metadata: one link to a JSON file that is not there, as in DataLad clones, would stop pybids.
     indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
     with warnings.catch_warnings():
-        # Derivatives of before BIDS 1.4 have it, and it tells nothing about masks.
+        # Derivatives of before BIDS 1.4 have it, and it tells nothing about images.
         warnings.filterwarnings("ignore", "The PipelineDescription field was superseded")
         layout = BIDSLayout(root, validate=False, config=CONFIGS, database_path=database, indexer=indexer)
     paths = [Path(path) for path in layout.get_files() if path.endswith((".nii", ".nii.gz"))]
@@ -367,17 +492,12 @@ def _explain_no_masks(
     database_dir: Path | None,
 ) -> str:
     """Say what was asked for and where, what there is instead, and what may help."""
-    lines = [f"no lesion mask in {_listing(datasets.values())}"]
-    lines += [f"{name}: {json.dumps(value)}" for name, value in asked.items() if value]
-    lines += [f"the rule, where no filter says otherwise: {LESION_RULE}", f"NIfTI files there: {len(images)}"]
-    for name in dict.fromkeys(("suffix", "label", "desc", "space", "ses", *query)):
-        counts = Counter(image.name[name] for image in images if name in image.name)
-        lines.append(f"  {name}: {_listing(f'{label} ({n})' for label, n in sorted(counts.items())) or 'none'}")
     near = sorted(
         (image for image in images if image.name["suffix"] in MASK_SUFFIXES),
         key=lambda image: (not _is_lesion(image), image.path),
     )
-    lines += [f"near miss: {image.path}" for image in near[:5]]
+    names = ("suffix", "label", "desc", "space", "ses", *query)
+    lines = _explain_nothing("lesion mask", datasets.values(), asked, LESION_RULE, names, images, near)
     derivatives = datasets["source"] / "derivatives"
     for folder in [derivatives, *sorted(derivatives.glob("*/"))]:
         paths = folder.glob("sub-*/**/*.nii*")
@@ -391,6 +511,25 @@ def _explain_no_masks(
     if database_dir is not None:
         lines.append(f"the index in {database_dir} may be older than the dataset: delete it to look again")
     return "\n".join(lines)
+
+
+def _explain_nothing(
+    what: str,
+    roots: Iterable[Path],
+    asked: Mapping[str, Any],
+    rule: str,
+    names: Iterable[str],
+    images: Sequence[_Image],
+    near: Sequence[_Image],
+) -> list[str]:
+    """Say in lines what was asked for and where, which labels the files have instead, and what came nearest."""
+    lines = [f"no {what} in {_listing(roots)}"]
+    lines += [f"{name}: {json.dumps(value)}" for name, value in asked.items() if value]
+    lines += [f"the rule, where no filter says otherwise: {rule}", f"NIfTI files there: {len(images)}"]
+    for name in dict.fromkeys(names):
+        counts = Counter(image.name[name] for image in images if name in image.name)
+        lines.append(f"  {name}: {_listing(f'{label} ({n})' for label, n in sorted(counts.items())) or 'none'}")
+    return lines + [f"near miss: {image.path}" for image in near[:5]]
 
 
 def _listing(values: Iterable[object], limit: int = 20) -> str:

@@ -134,8 +134,8 @@ class Store:
         known_dtype = store.series_dtype in ("int16", "float32")
         if not known_dtype or not subjects or expected != (grid.shape, grid.n_voxels):
             raise ValueError(
-                f"{path / DESCRIPTION} and {MASK} do not fit together ({len(subjects)} subjects, {store.series_dtype}, "
-                f"{expected[1]} voxels in {expected[0]}, {grid.n_voxels} in {grid.shape}): "
+                f"{path / DESCRIPTION} and {MASK} do not fit together (series of {store.series_dtype}; "
+                f"{len(subjects)} subjects; {expected[1]} voxels in {expected[0]}, {grid.n_voxels} in {grid.shape}): "
                 "copy or build the store again"
             )
         for subject in subjects:
@@ -172,16 +172,16 @@ class Store:
     @property
     def reading_bytes(self) -> int:
         """Memory that reading one subject takes at most."""
-        return max(
-            subject_bytes(subject.n_timepoints, self.grid.n_voxels, self.series_dtype) for subject in self.subjects
-        )
+        return max(map(self.bytes_of, self.subjects))
 
     @property
     def n_bytes(self) -> int:
-        """Of all subjects' files."""
-        return sum(
-            subject_bytes(subject.n_timepoints, self.grid.n_voxels, self.series_dtype) for subject in self.subjects
-        )
+        """Of all subjects."""
+        return sum(map(self.bytes_of, self.subjects))
+
+    def bytes_of(self, subject: StoredSubject) -> int:
+        """Count the bytes of one subject, in memory or on disk."""
+        return subject_bytes(subject.n_timepoints, self.grid.n_voxels, self.series_dtype)
 
     @cached_property
     def content_hash(self) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -19,6 +21,9 @@ SPACE = "MNI152NLin6Asym"
 
 RADIOLOGICAL = np.array([[-4.0, 0, 0, 8], [0, 4, 0, -12], [0, 0, 4, -20], [0, 0, 0, 1]])
 """4 mm, stored from right to left, centred on the origin: the grid's left is not the array's."""
+
+NOBODY = 65534
+"""The user who owns nothing."""
 
 OBLIQUE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([4.0, 4, 4]), [-11, -13, -17])
 
@@ -116,3 +121,53 @@ def write_dataset(root: Path, masks: dict[str, Array], affine: Array = RADIOLOGI
             root / f"{name}.nii.gz", voxels, affine, {"Type": "Lesion", "Sources": [], "SpatialReference": SPACE}
         )
     return root
+
+
+def make_runs(
+    n_voxels: int, n_timepoints: Sequence[Sequence[int]] = ((23,), (23,), (29, 13), (31,), (37,)), seed: int = 3
+) -> list[list[Array]]:
+    """Make each subject's runs, (n_timepoints, n_voxels) float32: three shared signals, and noise.
+
+    All numbers are whole, and the mean of each series is exactly 1000: a run may be demeaned before or after it is
+    written, in float16 as in float64, without any difference. The last voxel but three of the fourth subject is
+    constant, and the tenth voxel of the third subject in its first run only.
+    """
+    subjects = []
+    for number, lengths in enumerate(n_timepoints):
+        runs = [np.rint(8 * run) for run in make_series(n_voxels, lengths, seed=seed + number)]
+        for run in runs:
+            run += 1000 - 8000
+            run[0] += 1000 * len(run) - run.sum(axis=0)
+        subjects.append(runs)
+    subjects[3][0][:, -3] = 1000
+    subjects[2][0][:, 9] = 1000
+    return subjects
+
+
+def join(runs: Sequence[Array]) -> Array:
+    """Demean each run, and join them: what a subject's runs come to in a file that has no runs."""
+    return np.concatenate([run - run.mean(axis=0, dtype=float) for run in runs]).astype(np.float32)
+
+
+def write_series(path: Path, series: Array, mask: Array, affine: Array = RADIOLOGICAL) -> Path:
+    """Write a run (n_timepoints, n_voxels) as a 4D NIfTI file, with 7 outside the mask."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    volumes = np.full((*mask.shape, len(series)), 7, np.float32)
+    volumes[mask] = series.T
+    image = nib.Nifti1Image(volumes, affine)
+    image.set_sform(affine, 4)
+    nib.save(image, path)
+    return path
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Work as somebody who may not read everything: root may, and lays that down for a while."""
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.seteuid(NOBODY)
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)

@@ -111,7 +111,8 @@ def add_subjects(weights: Array, subjects: list[Array], n_threads: int) -> tuple
 
 
 def test_constants_are_those_of_the_reference() -> None:
-    """Both modules clip and leave out at the same numbers."""
+    """Both modules clip, round and leave out at the same numbers."""
+    assert kernels.INT16_MAX == reference.INT16_MAX
     assert kernels.R_LIMIT == reference.R_LIMIT
     assert kernels.CONSTANT_SEED == reference.CONSTANT_SEED
     assert float(kernels.Z_LIMIT) == pytest.approx(math.log((2 - 1e-6) / 1e-6) / 2, rel=1e-7)
@@ -126,6 +127,53 @@ def test_standardize(timeseries: Array) -> None:
     np.testing.assert_allclose(series, expected_series, atol=2e-7)
     np.testing.assert_array_equal(series.any(axis=1), expected_scale > 0)
     np.testing.assert_allclose(sd, expected_sd, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [(19,), (7, 12), (1, 2, 16)])
+@pytest.mark.parametrize("subject", ["constant voxels", "broken voxels"])
+def test_standardize_runs(subject: str, lengths: tuple[int, ...], dtype: type) -> None:
+    """Runs are demeaned each on its own: series, scale and sd are the reference's, also where one run is constant."""
+    timeseries = SUBJECTS[subject].astype(dtype)
+    starts = np.cumsum([0, *lengths])
+    timeseries[: lengths[0], 11] = 0.1
+    timeseries[:, 12] = np.repeat(0.1 + np.arange(len(lengths)), lengths)
+    timeseries[starts[-2] :, 13] += 1e3
+    series, scale, sd = kernels.standardize(timeseries, starts)
+    expected_series, expected_scale, expected_sd = reference.standardize(timeseries, starts)
+    np.testing.assert_array_equal(scale, expected_scale)
+    np.testing.assert_allclose(series, expected_series, atol=2e-7)
+    np.testing.assert_allclose(sd, expected_sd, rtol=1e-6)
+    assert scale[11:14].tolist() == [len(lengths) > 1, 0, 1]
+
+
+def test_quantize(timeseries: Array) -> None:
+    """Rounded series and scales are the reference's, but for what lies half-way; scaled, they have norm 1."""
+    series, scale, _ = standardize(timeseries)
+    rounded, its_scale = kernels.quantize(series)
+    expected, expected_scale = reference.quantize(series.astype(float))
+    assert (rounded.dtype, its_scale.dtype) == (np.int16, np.float32)
+    assert np.abs(rounded.astype(int) - expected).max() <= 1
+    np.testing.assert_allclose(its_scale, expected_scale, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(rounded.astype(float), axis=1) * its_scale, scale, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_lesions", [1, 41])
+def test_rounded_series(timeseries: Array, n_lesions: int) -> None:
+    """On series in int16, seeds and sums are the reference's on the same numbers."""
+    weights = make_weights(timeseries.shape[1])[:n_lesions]
+    series, _, sd = standardize(timeseries)
+    series, scale = kernels.quantize(series)
+    seeds = kernels.seeds(*compressed_rows(weights), series, scale, sd)
+    exact = (series.astype(float), scale.astype(float), sd.astype(float))
+    expected_seeds = reference.seeds(weights.astype(float), *exact)
+    np.testing.assert_array_equal(seeds.any(axis=1), expected_seeds.any(axis=1))
+    np.testing.assert_allclose(seeds, expected_seeds, atol=R_TOLERANCE)
+    total, squares, expected, expected_squares = np.zeros((4, *weights.shape))
+    with threadpool_limits(1, user_api="blas"):
+        kernels.add_fisher_z(seeds, series, scale, total, squares)
+    reference.add_fisher_z(expected_seeds, *exact[:2], expected, expected_squares)
+    np.testing.assert_allclose(np.tanh(total), np.tanh(expected), atol=R_TOLERANCE)
+    np.testing.assert_allclose(squares, total**2, rtol=1e-12)
 
 
 def test_standardize_takes_any_memory_layout() -> None:

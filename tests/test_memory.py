@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from synthetic import box, make_mask, make_series, write_connectome, write_mask
 
+from bids_lacuna.build import build_store
+from bids_lacuna.importers import hdf5
+
 Array = np.ndarray
 
 SHAPE = (39, 43, 37)
@@ -114,6 +117,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "scrambled": vary(plain, folder / "scrambled.h5", order=scrambled),
         "small chunks": vary(plain, folder / "small.h5", chunks=True),
         "one chunk": vary(plain, folder / "one.h5", chunks=(3, 100, n_voxels)),
+        "store": build_store(
+            hdf5.open_source(plain), folder, folder / "store", name="plain", space="MNI152NLin6Asym"
+        ).path,
     }
 
 
@@ -135,6 +141,9 @@ def test_constant_memory(tmp_path: Path, written: dict[str, Path]) -> None:
         ("one chunk", 20, "save"),
         ("scrambled", 20, "save"),
         ("float64", 20, "save"),
+        ("store", 1, "save"),
+        ("store", 20, "save"),
+        ("store", 200, "save"),
     ],
 )
 def test_plan_holds(tmp_path: Path, written: dict[str, Path], kind: str, n_lesions: int, callback: str) -> None:

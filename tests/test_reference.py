@@ -85,6 +85,28 @@ def test_standardize_keeps_the_standard_deviation() -> None:
     np.testing.assert_allclose(sd, timeseries.std(axis=0), rtol=1e-11)
 
 
+def test_standardize_demeans_each_run() -> None:
+    """Two runs are what NumPy makes of each alone, joined; a voxel that is constant in one of them stays."""
+    timeseries = unequal_series()[0]
+    timeseries[:9, 5], timeseries[:9, 6], timeseries[9:, 6] = 3, 1, 2
+    series, scale, sd = reference.standardize(timeseries, np.array([0, 9, 23]))
+    defined = np.arange(N_VOXELS) != 6
+    joined = np.concatenate([run - run.mean(axis=0) for run in (timeseries[:9], timeseries[9:])])[:, defined]
+    np.testing.assert_array_equal(scale, defined)
+    np.testing.assert_allclose(series[defined], (joined / np.linalg.norm(joined, axis=0)).T, atol=1e-11)
+    np.testing.assert_allclose(sd[defined], joined.std(axis=0), rtol=1e-11)
+
+
+def test_quantize_rounds_to_the_largest_value() -> None:
+    """By hand: the largest value becomes 32767 of its sign, the others its shares; the scale is one over the norm."""
+    series = np.array([[0.5, -0.25, 0.125], [0, 0, 0], [-3, 1, 2]])
+    rounded, scale = reference.quantize(series)
+    assert rounded.tolist() == [[32767, -16384, 8192], [0, 0, 0], [-32767, 10922, 21845]]
+    norm = math.sqrt(32767**2 + 16384**2 + 8192**2)
+    assert scale[0] == pytest.approx(1 / norm, rel=1e-12)
+    assert scale[1] == 0
+
+
 def test_seeds_average_the_series_as_stored(weights: Array) -> None:
     """A seed is the weighted mean of the stored signals: loud voxels count for more than quiet ones."""
     timeseries = unequal_series()[1]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
@@ -54,14 +55,14 @@ class NiftiRun:
 
     def read(self, grid: Grid) -> Array:
         """As `Run.read`: one volume after another, and to the end of the file, where gzip has its checksum."""
-        stored = open_image(self.path, "series").dataobj
+        stored: ArrayProxy = open_image(self.path, "series").dataobj  # type: ignore[assignment]
         volume_shape = stored.shape[:3]
         n_bytes = int(np.prod(volume_shape)) * stored.dtype.itemsize
         # NIfTI counts voxels in Fortran order.
         places = np.ravel_multi_index(np.nonzero(grid.mask), volume_shape, order="F")
         timeseries = np.empty((self.n_timepoints, grid.n_voxels), read_dtype(stored.dtype))
         try:
-            with ImageOpener(self.path) as file:
+            with ImageOpener(str(self.path)) as file:
                 file.seek(stored.offset)
                 for t in range(self.n_timepoints):
                     volume = np.frombuffer(file.read(n_bytes), stored.dtype)
@@ -171,6 +172,6 @@ def check_series(image: SpatialImage, path: Path, grid: Grid) -> int:
         theirs = Grid(np.ones(image.shape[:3], bool), image.affine)
         raise ValueError(
             f"{path} lies on another grid than the brain mask: {theirs}, the mask has {grid}; resample one of them, "
-            "or leave the file out (--pattern)"
+            "or leave the file out"
         )
     return int(image.shape[3])

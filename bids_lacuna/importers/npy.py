@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -89,9 +90,9 @@ def open_source(path: Path, mask: Path, pattern: str | None = None) -> Source:
     return Source(grid, tuple(subjects), None)
 
 
-def _load(path: Path, mmap_mode: str | None = None) -> Array:
+def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> Array:
     try:
-        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)  # type: ignore[call-overload]
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except PermissionError as error:
         raise PermissionError(f"the series {path} may not be read: check its permissions") from error
     except FileNotFoundError as error:

@@ -1,0 +1,433 @@
+"""Make a store of somebody's connectome: subject by subject, in several processes, and on from where it stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+
+from bids_lacuna.files import read_json_object, remove_unfinished, write_json
+from bids_lacuna.importers.source import Source, SourceSubject
+from bids_lacuna.plan import format_bytes, give_back_freed_memory
+from bids_lacuna.store import (
+    BUILDING,
+    DESCRIPTION,
+    Store,
+    StoredRun,
+    StoredSubject,
+    StoreDtype,
+    array_path,
+    subject_bytes,
+    this_software,
+    write_subject,
+)
+
+logger = logging.getLogger(__name__)
+
+PROCESS_BYTES = 200 * 2**20
+"""What the interpreter and the libraries of one process occupy."""
+
+VALUE_BYTES = 16
+"""Of each voxel and timepoint while a subject is read: a float64 beside its copy. Most sources need half of it."""
+
+LOGGED_SHARES = 10
+"""Progress is logged as often in all, for those who read a file instead of watching the bar."""
+
+
+class DamagedSource(ValueError):  # noqa: N818  a fact about the source, not a defect of the program
+    """Some subjects cannot be read; all others are written, and the build can go on once these are mended."""
+
+
+class NoRoom(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
+    """The disk lacks room for the store; the message has both numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What every process of a build knows."""
+
+    source: Source
+    folder: Path
+    dtype: StoreDtype
+    settings: str
+    """Hash of what all files of the store depend on: dtype and grid."""
+
+
+def build_store(
+    source: Source,
+    root: Path,
+    folder: Path,
+    *,
+    name: str,
+    space: str,
+    dtype: StoreDtype = "int16",
+    n_processes: int = 1,
+    show_progress: bool = True,
+) -> Store:
+    """Write a store, or what is missing of it.
+
+    Each subject is written under temporary names and renamed, then recorded; the description comes last. A build
+    that was killed goes on from its records, and ends with the bytes that it would have had. Each process has one
+    subject in memory.
+
+    Parameters
+    ----------
+    source
+        As an importer opened it.
+    root
+        Folder of the source; its files are recorded by their paths below it.
+    folder
+        Of the store: new, empty, or with an unfinished build of the same source.
+    name
+        Of the connectome: letters and digits.
+    space
+        Name of the template that the source is in.
+    dtype
+        Of the series.
+    n_processes
+        How many subjects are read at once.
+    show_progress
+        A bar with bytes and time left, where stderr is a terminal.
+
+    Returns
+    -------
+    Store
+        Finished. One that was finished before is only opened.
+
+    Raises
+    ------
+    FileExistsError
+        The folder holds something else, or another process is building there.
+    NoRoom
+        The disk lacks room; nothing is written.
+    DamagedSource
+        Subjects cannot be read; all others are written.
+    ValueError
+        Two subjects have one name.
+    MemoryError
+        A process was killed from outside.
+    OSError
+        The store cannot be written.
+    """
+    _check_names(source)
+    wanted = _describe(source, root, folder, name, space, dtype)
+    if (folder / DESCRIPTION).exists():
+        return _take_finished(wanted)
+    if folder.exists() and not (folder / BUILDING).is_dir() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} is there already, and is no connectome store: name a new folder for the store"
+        )
+    job = _Job(source, folder, dtype, _hash_settings(wanted))
+    recorded = _read_records(job)
+    _check_room(job, recorded)
+    with _locked(folder):
+        remove_unfinished(folder)
+        remove_unfinished(folder / BUILDING)
+        _remove_unrecorded(folder, recorded)
+        recorded |= _write_subjects(job, recorded, n_processes, show_progress)
+        store = _describe(source, root, folder, name, space, dtype, recorded)
+        store.save()
+        shutil.rmtree(folder / BUILDING)
+    return store
+
+
+def processes_that_fit(source: Source, n_processes: int, available_bytes: int) -> int:
+    """Lower a number of processes to what the memory holds, at least one; a warning says so."""
+    largest = max(subject.n_timepoints for subject in source.subjects) * source.grid.n_voxels * VALUE_BYTES
+    fitting = max(1, min(n_processes, available_bytes // (PROCESS_BYTES + largest)))
+    if fitting < n_processes:
+        logger.warning(
+            "%d processes instead of %d, since each may need %s of the %s that are available",
+            fitting,
+            n_processes,
+            format_bytes(PROCESS_BYTES + largest),
+            format_bytes(available_bytes),
+        )
+    return fitting
+
+
+def _check_names(source: Source) -> None:
+    seen: dict[str, SourceSubject] = {}
+    for subject in source.subjects:
+        if not subject.name.isalnum() or not subject.name.isascii():
+            raise ValueError(f"a subject is called {subject.name!r}: names of letters and digits are needed")
+        # On disks of macOS and Windows, sub-a and sub-A are one file.
+        twin = seen.setdefault(subject.name.lower(), subject)
+        if twin is not subject:
+            raise ValueError(
+                f"two subjects are called {twin.name} and {subject.name} ({twin.runs[0].path}, "
+                f"{subject.runs[0].path}): rename one of them"
+            )
+
+
+def _describe(
+    source: Source,
+    root: Path,
+    folder: Path,
+    name: str,
+    space: str,
+    dtype: StoreDtype,
+    recorded: Mapping[str, StoredSubject] | None = None,
+) -> Store:
+    """Describe the store that the build makes; its hashes are known once its subjects are recorded."""
+    subjects = recorded or {
+        subject.name: StoredSubject(
+            subject.name,
+            subject.n_timepoints,
+            tuple(StoredRun(run.origin, run.n_timepoints) for run in subject.runs),
+            {},
+        )
+        for subject in source.subjects
+    }
+    files = dict.fromkeys(run.path for subject in source.subjects for run in subject.runs)
+    sources = tuple({"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size} for path in files)
+    in_order = tuple(subjects[subject.name] for subject in source.subjects)
+    return Store(folder, name, space, source.grid, dtype, in_order, sources, this_software())
+
+
+def _take_finished(wanted: Store) -> Store:
+    """Open the store that is there, if it is the one that would be made."""
+    there = Store.open(wanted.path)
+    differences = [
+        kind
+        for kind, ours, theirs in (
+            ("name", wanted.name, there.name),
+            ("space", wanted.space, there.space),
+            ("dtype", wanted.series_dtype, there.series_dtype),
+            ("grid", True, wanted.grid.is_same_as(there.grid)),
+            ("subjects", _outline(wanted), _outline(there)),
+            ("source files", wanted.sources, there.sources),
+        )
+        if ours != theirs
+    ]
+    if differences:
+        raise FileExistsError(
+            f"{wanted.path} holds a finished connectome with another {' and '.join(differences)}: name a new folder "
+            "for this one, or remove that one first"
+        )
+    shutil.rmtree(wanted.path / BUILDING, ignore_errors=True)
+    logger.info("%s is finished already", wanted.path)
+    return there
+
+
+def _outline(store: Store) -> list[tuple[str, tuple[StoredRun, ...]]]:
+    return [(subject.name, subject.runs) for subject in store.subjects]
+
+
+def _hash_settings(store: Store) -> str:
+    """Hash what all files of the store depend on: dtype and grid."""
+    grid = store.grid
+    parts = (store.series_dtype.encode(), str(grid.shape).encode(), np.packbits(grid.mask), grid.affine.astype("<f8"))
+    return hashlib.sha256(b"".join(bytes(part) for part in parts)).hexdigest()
+
+
+def _signature(subject: SourceSubject) -> list[Any]:
+    """Say what a subject is read from, so that a file that was mended is read again."""
+    status = [run.path.stat() for run in subject.runs]
+    return [
+        [run.origin, run.n_timepoints, file.st_size, file.st_mtime_ns]
+        for run, file in zip(subject.runs, status, strict=True)
+    ]
+
+
+def _record_path(folder: Path, name: str) -> Path:
+    return folder / BUILDING / f"sub-{name}.json"
+
+
+def _read_records(job: _Job) -> dict[str, StoredSubject]:
+    """Read which subjects an earlier build has written.
+
+    Raises
+    ------
+    FileExistsError
+        It was a build of something else.
+    """
+    recorded = {}
+    subjects = {subject.name: subject for subject in job.source.subjects}
+    for path in sorted((job.folder / BUILDING).glob("sub-*.json")):
+        record = read_json_object(path)
+        subject = subjects.get(record["subject"]["name"])
+        if record["settings"] != job.settings or subject is None:
+            raise FileExistsError(
+                f"{job.folder} holds an unfinished store of other subjects, on another grid or of another dtype: "
+                "name a new folder, or remove that one"
+            )
+        if record["signature"] == _signature(subject):
+            runs = tuple(StoredRun(**run) for run in record["subject"]["runs"])
+            recorded[subject.name] = StoredSubject(**{**record["subject"], "runs": runs})
+    return recorded
+
+
+def _check_room(job: _Job, recorded: Mapping[str, StoredSubject]) -> None:
+    """Refuse a build that would fill the disk."""
+    needed = sum(_bytes_of(job, subject) for subject in job.source.subjects if subject.name not in recorded)
+    there = next(parent for parent in (job.folder.absolute(), *job.folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise NoRoom(
+            f"the store needs {format_bytes(needed)} more, the disk of {there} has {format_bytes(free)} free: make "
+            "room, or name a folder on another disk"
+        )
+
+
+def _bytes_of(job: _Job, subject: SourceSubject) -> int:
+    return subject_bytes(subject.n_timepoints, job.source.grid.n_voxels, job.dtype)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other builds out of the folder; the system lets go of it when the process ends, however it ends."""
+    (folder / BUILDING).mkdir(parents=True, exist_ok=True)
+    with (folder / BUILDING / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(
+                f"another process is building the store {folder}: wait for it, or stop it"
+            ) from error
+        except OSError:
+            logger.debug("the file system of %s has no locks", folder, exc_info=True)
+        yield
+
+
+def _remove_unrecorded(folder: Path, recorded: Mapping[str, StoredSubject]) -> None:
+    """Remove files of subjects that were not finished."""
+    keep = {array_path(folder, name, kind) for name in recorded for kind in ("timeseries", "scale")}
+    for path in set(folder.glob("sub-*.npy")) - keep:
+        path.unlink()
+    for path in set((folder / BUILDING).glob("sub-*.json")) - {_record_path(folder, name) for name in recorded}:
+        path.unlink()
+
+
+def _write_subjects(
+    job: _Job, recorded: Mapping[str, StoredSubject], n_processes: int, show_progress: bool
+) -> dict[str, StoredSubject]:
+    """Write the subjects that are not recorded yet."""
+    places = [place for place, subject in enumerate(job.source.subjects) if subject.name not in recorded]
+    n_bytes = {subject.name: _bytes_of(job, subject) for subject in job.source.subjects}
+    total = sum(n_bytes.values())
+    logger.info(
+        "%d subjects, %s, to write to %s with %d processes; written before: %d",
+        len(n_bytes),
+        format_bytes(total),
+        job.folder,
+        n_processes,
+        len(recorded),
+    )
+    written, damaged = {}, {}
+    with (
+        tqdm(
+            total=total,
+            initial=sum(n_bytes[name] for name in recorded),
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            desc="building",
+            disable=None if show_progress else True,
+        ) as progress,
+        _processes(job, n_processes) as pool,
+    ):
+        futures: list[Future[StoredSubject | _Damage]] = [pool.submit(_write_subject, place) for place in places]
+        try:
+            for n_done, future in enumerate(as_completed(futures), start=1):
+                outcome = future.result()
+                progress.update(n_bytes[outcome.name])
+                if isinstance(outcome, _Damage):
+                    damaged[outcome.name] = outcome.reason
+                    logger.error("sub-%s: %s", outcome.name, outcome.reason)
+                else:
+                    written[outcome.name] = outcome
+                if n_done * LOGGED_SHARES // len(futures) > (n_done - 1) * LOGGED_SHARES // len(futures):
+                    logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
+        except BrokenProcessPool as error:
+            raise MemoryError(
+                "a process of the build was killed, most likely since the memory ran out: run the same command with "
+                "a smaller --nprocs, it goes on from where it stopped"
+            ) from error
+    if damaged:
+        _refuse(damaged, len(n_bytes))
+    return written
+
+
+def _refuse(damaged: Mapping[str, str], n_subjects: int) -> NoReturn:
+    name, reason = min(damaged.items())
+    raise DamagedSource(
+        f"{len(damaged)} of {n_subjects} subjects cannot be read, the first: sub-{name}: {reason}. All others are "
+        "written: mend or remove what is damaged, and run the same command again"
+    )
+
+
+@contextmanager
+def _processes(job: _Job, n_processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Give processes that know the job; what was not begun when the block fails is not begun any more."""
+    pool = ProcessPoolExecutor(
+        n_processes, multiprocessing.get_context("spawn"), initializer=_start_process, initargs=(job,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_job: _Job
+"""Of a process of a build."""
+
+
+def _start_process(job: _Job) -> None:
+    global _job
+    _job = job
+    # Ctrl-C goes to the whole group; the process that started this one answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    give_back_freed_memory()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is killed, which the pool alone would never notice."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        with suppress(OSError):
+            connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """Why a subject cannot be read."""
+
+    name: str
+    reason: str
+
+
+def _write_subject(place: int) -> StoredSubject | _Damage:
+    """Read one subject of the source, write it, and record it."""
+    subject = _job.source.subjects[place]
+    try:
+        signature = _signature(subject)
+        standardized = _job.source.read(subject)
+    except (OSError, ValueError) as error:
+        return _Damage(subject.name, str(error))
+    sha256 = write_subject(_job.folder, subject.name, standardized, _job.dtype)
+    runs = tuple(StoredRun(run.origin, run.n_timepoints) for run in subject.runs)
+    stored = StoredSubject(subject.name, subject.n_timepoints, runs, sha256)
+    write_json(
+        _record_path(_job.folder, subject.name),
+        {"subject": asdict(stored), "signature": signature, "settings": _job.settings},
+    )
+    return stored

@@ -1,0 +1,408 @@
+"""Builds: the same store from every layout, after every interruption, in little memory, and in no wrong place."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matlab
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+import synthetic
+
+from bids_lacuna import build, reference
+from bids_lacuna.build import DamagedSource, NoRoom, build_store, processes_that_fit
+from bids_lacuna.importers import npy
+from bids_lacuna.importers.layouts import ImportOptions, detect_layout, open_source
+from bids_lacuna.lesion import LesionData
+from bids_lacuna.mapping import FunctionalNetworkMapping
+from bids_lacuna.store import Store
+
+Array = np.ndarray
+
+MASK = synthetic.make_mask()
+N_VOXELS = int(MASK.sum())
+RUNS = synthetic.make_runs(N_VOXELS)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Give the bytes of all files below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_hdf5(folder: Path, affine: Array) -> ImportOptions:
+    """Write the subjects as HDF5, each file with its own order of voxels; it knows no runs."""
+    rng = np.random.default_rng(17)
+    for number, runs in enumerate(RUNS):
+        joined = runs[0] if len(runs) == 1 else synthetic.join(runs)
+        order = rng.permutation(N_VOXELS)
+        synthetic.write_connectome(folder / f"{number}.h5", [joined], MASK, affine, order)
+    return ImportOptions(synthetic.SPACE)
+
+
+def write_nifti(folder: Path, affine: Array) -> ImportOptions:
+    """Write the subjects as GSP1000's are: run 2 sorts before run 10."""
+    for number, runs in enumerate(RUNS, start=1):
+        for run, series in zip((2, 10), runs, strict=False):
+            name = f"sub-{number:04d}/func/sub-{number:04d}_bld{run}_rest_skip4_finalmask.nii.gz"
+            synthetic.write_series(folder / name, series, MASK, affine)
+    mask = synthetic.write_mask(folder.with_name("brain.nii.gz"), MASK, affine)
+    return ImportOptions(synthetic.SPACE, mask=mask)
+
+
+def write_bids(folder: Path, affine: Array) -> ImportOptions:
+    """Write the subjects as fMRIPrep's derivatives, runs in two sessions."""
+    synthetic.write_dataset(folder, {})
+    for number, runs in enumerate(RUNS, start=1):
+        for session, series in zip(("a", "b"), runs, strict=False):
+            stem = f"sub-{number:04d}_ses-{session}_task-rest_space-{synthetic.SPACE}_desc"
+            func = folder / f"sub-{number:04d}" / f"ses-{session}" / "func"
+            synthetic.write_series(func / f"{stem}-denoised_bold.nii.gz", series, MASK, affine)
+            synthetic.write_mask(func / f"{stem}-brain_mask.nii.gz", MASK, affine)
+    return ImportOptions(synthetic.SPACE)
+
+
+def write_leaddbs(folder: Path, affine: Array, version: str = "v7") -> ImportOptions:
+    """Write the subjects as Lead-DBS's functional connectomes: MATLAB's voxel order, counted from 1."""
+    places = np.flatnonzero(MASK.ravel(order="F"))
+    to_c_order = np.argsort(np.ravel_multi_index(np.nonzero(MASK), MASK.shape, order="F"))
+    one_based = affine.copy()
+    one_based[:3, 3] -= affine[:3, :3].sum(axis=1)
+    sub_ids = []
+    for number, runs in enumerate(RUNS, start=1):
+        files = [f"sub-{number:04d}_run_{run}.mat" for run in range(1, len(runs) + 1)]
+        sub_ids.append([f"sub-{number:04d}", *files])
+        for file, series in zip(files, runs, strict=True):
+            matlab.write_mat(folder / "vol" / file, {"gmtc": series.T[to_c_order]}, version)
+    space = {"dim": np.array(MASK.shape, float), "mat": one_based}
+    vol = {"space": space, "outidx": places[:, np.newaxis] + 1.0, "subIDs": sub_ids}
+    matlab.write_mat(folder / "dataset_volsurf.mat", {"vol": vol}, version)
+    return ImportOptions(synthetic.SPACE)
+
+
+def write_leaddbs_73(folder: Path, affine: Array) -> ImportOptions:
+    """Write the same as MATLAB's newer files."""
+    return write_leaddbs(folder, affine, "v7.3")
+
+
+def write_npy(folder: Path, affine: Array, dtype: type = np.float32) -> ImportOptions:
+    """Write the subjects as NumPy arrays, the runs of each demeaned and joined."""
+    folder.mkdir()
+    for number, runs in enumerate(RUNS, start=1):
+        joined = runs[0] if len(runs) == 1 else synthetic.join(runs)
+        np.save(folder / f"sub-{number:04d}.npy", joined.astype(dtype))
+        np.save(folder / f"sub-{number:04d}_norms.npy", np.linalg.norm(joined, axis=0))
+    mask = synthetic.write_mask(folder.with_name("brain.nii.gz"), MASK, affine)
+    return ImportOptions(synthetic.SPACE, mask=mask)
+
+
+def write_npy_halves(folder: Path, affine: Array) -> ImportOptions:
+    """Write the same in float16."""
+    return write_npy(folder, affine, np.float16)
+
+
+LAYOUTS: dict[str, Callable[[Path, Array], ImportOptions]] = {
+    "hdf5": write_hdf5,
+    "nifti": write_nifti,
+    "bids": write_bids,
+    "leaddbs": write_leaddbs,
+    "leaddbs 7.3": write_leaddbs_73,
+    "npy": write_npy,
+    "npy float16": write_npy_halves,
+}
+
+AFFINES = {"radiological": synthetic.RADIOLOGICAL, "oblique": synthetic.OBLIQUE.round(2)}
+"""Float32 of a NIfTI header has neither exactly; the stores compare to a micrometre."""
+
+
+def standardized_by_numpy(runs: list[Array]) -> Array:
+    """Demean each run, join them, divide by the norm: (n_voxels, n_timepoints), NaN where constant."""
+    joined = np.concatenate([run - run.mean(axis=0, dtype=float) for run in runs])
+    with np.errstate(invalid="ignore"):
+        return (joined / np.linalg.norm(joined, axis=0)).T
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES.keys())
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_store_and_maps(tmp_path: Path, layout: str, affine: Array) -> None:
+    """Five subjects with unequal runs and constant voxels are the same bytes, and the same maps, from each."""
+    folder = tmp_path / "source"
+    options = LAYOUTS[layout](folder, affine)
+    assert detect_layout(folder) == layout.split()[0]
+    source = open_source(folder, detect_layout(folder), options)
+    store = build_store(source, folder, tmp_path / "store", name="five", space="MNI152NLin6Asym", dtype="float32")
+    np.testing.assert_array_equal(store.grid.mask, MASK)
+    np.testing.assert_allclose(store.grid.affine, affine, atol=1e-5)
+    assert [subject.name for subject in store.subjects] == ["0001", "0002", "0003", "0004", "0005"]
+    for subject, runs in zip(store.subjects, RUNS, strict=True):
+        series, scale, sd = store.read(subject)
+        expected = standardized_by_numpy(runs)
+        # Every layout is held to these very bits, and thereby to every other.
+        np.testing.assert_array_equal(series, np.nan_to_num(expected).astype(np.float32))
+        np.testing.assert_array_equal(scale, np.isfinite(expected).all(axis=1))
+        joined = np.concatenate([run - run.mean(axis=0, dtype=float) for run in runs])
+        np.testing.assert_array_equal(sd, joined.std(axis=0).astype(np.float32))
+    weights = np.zeros((1, N_VOXELS))
+    weights[0, 31:57] = 1
+    lesion = nib.Nifti1Image(store.grid.volume(weights[0].astype(np.uint8), 0), affine)
+    analysis = FunctionalNetworkMapping(store.path)
+    (mapped,) = analysis.map_batch([analysis.load(LesionData.from_nifti(lesion))], n_threads=1)
+    joined_runs = [np.concatenate([run - run.mean(axis=0, dtype=float) for run in runs]) for runs in RUNS]
+    expected_maps = reference.map_lesions(weights, joined_runs)
+    maps = mapped.results["FunctionalNetworkMapping"]
+    r = maps["correlation_map"].get_fdata()[MASK]
+    np.testing.assert_allclose(r, expected_maps["r"][0], atol=1e-6)
+    np.testing.assert_array_equal(maps["n_map"].get_fdata()[MASK], expected_maps["n"][0])
+
+
+def test_the_made_up_subjects_have_constant_voxels() -> None:
+    """One subject has a voxel that is constant, and another one that is so in its first run only."""
+    constant = [np.flatnonzero(np.isnan(standardized_by_numpy(runs)).any(axis=1)).tolist() for runs in RUNS]
+    assert constant == [[], [], [], [N_VOXELS - 3], []]
+    assert [np.flatnonzero(np.ptp(run, axis=0) == 0).tolist() for run in RUNS[2]] == [[9], []]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Write nine subjects, a NumPy file each, and their mask."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number, series in enumerate(synthetic.make_series(N_VOXELS, range(23, 32)), start=1):
+        np.save(folder / f"sub-{number}.npy", series)
+    synthetic.write_mask(tmp_path / "mask.nii.gz", MASK)
+    return folder
+
+
+def make_store(source: Path, folder: Path, n_processes: int = 1, **changes: object) -> Store:
+    """Build a store of the nine subjects."""
+    opened = npy.open_source(source, source.with_name("mask.nii.gz"))
+    options = {"name": "nine", "space": synthetic.SPACE, **changes}
+    return build_store(opened, source, folder, n_processes=n_processes, show_progress=False, **options)
+
+
+def start_build(source: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a build as a process of its own, and of its own group."""
+    command = [sys.executable, "-m", "bids_lacuna.connectome_cli", "build", source, folder, "--name", "nine"]
+    command += ["--space", synthetic.SPACE, "--mask", source.with_name("mask.nii.gz"), *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """List the processes that a build has started."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def wait_for_record(folder: Path, n_before: int = 0) -> None:
+    """Wait until one more subject is recorded, or the store is finished."""
+    deadline = time.monotonic() + 60
+    while len(records(folder)) <= n_before and not (folder / "connectome.json").exists():
+        assert time.monotonic() < deadline, "the build does not get on"
+        time.sleep(0.001)
+
+
+def records(folder: Path) -> list[Path]:
+    """List the records of the subjects that are written."""
+    return list(folder.glob(".building/sub-*.json"))
+
+
+def test_several_processes_make_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    """Three processes write what one writes, and leave nothing else in the folder."""
+    one, three = make_store(source, tmp_path / "one"), make_store(source, tmp_path / "three", 3)
+    assert contents(one.path) == contents(three.path)
+    names = {f"sub-{number}_{kind}.npy" for number in range(1, 10) for kind in ("timeseries", "scale")}
+    assert contents(one.path).keys() == names | {"connectome.json", "mask.nii.gz"}
+
+
+def test_killed_builds_go_on_and_end_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    """A build that is killed five times, at any moment, ends with the bytes of an undisturbed one."""
+    for number, series in enumerate(synthetic.make_series(N_VOXELS, range(30, 130)), start=1):
+        np.save(source / f"sub-{number}.npy", series)
+    expected = contents(make_store(source, tmp_path / "undisturbed").path)
+    folder = tmp_path / "disturbed"
+    moments = random.Random(19)
+    n_written = [0]
+    for _ in range(5):
+        process = start_build(source, folder, "--nprocs", "2")
+        wait_for_record(folder, n_written[-1])
+        time.sleep(moments.uniform(0, 0.02))
+        started = children(process)
+        process.kill()
+        process.communicate()
+        _, alive = psutil.wait_procs(started, timeout=20)
+        assert not alive, "processes of a killed build go on"
+        n_written.append(len(records(folder)))
+    assert 0 < n_written[1] < n_written[-1] < 100
+    assert not (folder / "connectome.json").exists()
+    with start_build(source, folder) as process:
+        _, log = process.communicate()
+    assert process.returncode == 0, log
+    assert f"written before: {n_written[-1]}" in log
+    assert contents(folder) == expected
+
+
+def test_what_is_written_is_not_written_again(source: Path, tmp_path: Path) -> None:
+    """A build goes on after the subjects that are recorded; one whose source has changed is made again."""
+    damaged = source / "sub-9.npy"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1000])
+    with pytest.raises(ValueError, match=r"sub-9\.npy cannot be read"):
+        make_store(source, tmp_path / "store")
+    damaged.write_bytes(whole)
+    opened = npy.open_source(source, source.with_name("mask.nii.gz"))
+    damaged.write_bytes(whole[:-1000])
+    with pytest.raises(DamagedSource, match=r"1 of 9 subjects cannot be read, the first: sub-9: .*sub-9\.npy"):
+        build_store(opened, source, tmp_path / "store", name="nine", space=synthetic.SPACE)
+    assert not (tmp_path / "store" / "connectome.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*.npy")}
+    assert len(before) == 16
+    damaged.write_bytes(whole)
+    series = np.load(source / "sub-4.npy")
+    np.save(source / "sub-4.npy", series[::-1])
+    make_store(source, tmp_path / "store")
+    after = {path: path.stat().st_mtime_ns for path in before}
+    changed = {path.name for path in before if before[path] != after[path]}
+    assert changed == {"sub-4_timeseries.npy", "sub-4_scale.npy"}
+    assert contents(tmp_path / "store") == contents(make_store(source, tmp_path / "anew").path)
+
+
+def test_a_finished_store_is_opened(source: Path, tmp_path: Path) -> None:
+    """The same build once more changes nothing; another one at the same place is refused, and says in what."""
+    folder = make_store(source, tmp_path / "store").path
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(make_store(source, folder).subjects) == 9
+    for changes, word in (({"name": "ten"}, "name"), ({"dtype": "float32"}, "dtype"), ({"space": "T1w"}, "space")):
+        with pytest.raises(FileExistsError, match=f"another {word}"):
+            make_store(source, folder, **changes)
+    (source / "sub-9.npy").unlink()
+    with pytest.raises(FileExistsError, match="another subjects and source files"):
+        make_store(source, folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_an_unfinished_store_of_something_else_is_left_alone(source: Path, tmp_path: Path) -> None:
+    """A build of another dtype, grid or set of subjects does not go on with what is there."""
+    opened = npy.open_source(source, source.with_name("mask.nii.gz"))
+    whole = (source / "sub-9.npy").read_bytes()
+    (source / "sub-9.npy").write_bytes(b"")
+    with pytest.raises(DamagedSource):
+        build_store(opened, source, tmp_path / "store", name="nine", space=synthetic.SPACE)
+    (source / "sub-9.npy").write_bytes(whole)
+    before = contents(tmp_path / "store")
+    with pytest.raises(FileExistsError, match="another dtype"):
+        make_store(source, tmp_path / "store", dtype="float32")
+    (source / "sub-1.npy").rename(source / "sub-10.npy")
+    with pytest.raises(FileExistsError, match="other subjects"):
+        make_store(source, tmp_path / "store")
+    assert contents(tmp_path / "store") == before
+
+
+def test_a_folder_with_other_files_is_left_alone(source: Path, tmp_path: Path) -> None:
+    """A folder that holds anything but a store is refused; an empty one is taken."""
+    with pytest.raises(FileExistsError, match="no connectome store"):
+        make_store(source, source)
+    (tmp_path / "empty").mkdir()
+    make_store(source, tmp_path / "empty")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="no connectome store"):
+        make_store(source, tmp_path / "file")
+
+
+def test_one_build_at_a_time(source: Path, tmp_path: Path) -> None:
+    """While a build is under way, another one in the same folder is refused."""
+    folder = tmp_path / "store"
+    with build._locked(folder), pytest.raises(FileExistsError, match="another process is building"):
+        make_store(source, folder)
+    make_store(source, folder)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    """A source of ten tebibytes, of which the disk holds only the holes, is refused with both numbers."""
+    path = source / "sub-10.npy"
+    n_timepoints = 10 * 2**40 // (4 * N_VOXELS)
+    with path.open("wb") as file:
+        header = {"shape": (n_timepoints, N_VOXELS), "fortran_order": False, "descr": "<f4"}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * n_timepoints * N_VOXELS)
+    with pytest.raises(NoRoom, match=r"needs 5 TiB more, the disk of .* has [0-9.]+ [GT]iB free"):
+        make_store(source, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_subjects_of_one_name(tmp_path: Path) -> None:
+    """Two subjects whose names differ in case only would be one file on many disks."""
+    for name in ("a", "A"):
+        synthetic.write_series(tmp_path / "source" / f"sub-{name}" / "rest.nii.gz", RUNS[0][0], MASK)
+    mask = synthetic.write_mask(tmp_path / "mask.nii.gz", MASK)
+    opened = open_source(
+        tmp_path / "source", "nifti", ImportOptions(synthetic.SPACE, pattern="sub-*/rest.nii.gz", mask=mask)
+    )
+    with pytest.raises(ValueError, match="two subjects are called A and a"):
+        build_store(opened, tmp_path / "source", tmp_path / "store", name="two", space=synthetic.SPACE)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_process_that_is_killed_alone(source: Path, tmp_path: Path) -> None:
+    """Where the system kills one of the processes, as for want of memory, the build ends with advice."""
+    series = synthetic.make_series(N_VOXELS, [400])[0]
+    for number in range(1, 400):
+        np.save(source / f"sub-{number}.npy", series)
+    process = start_build(source, tmp_path / "store", "--nprocs", "1")
+    wait_for_record(tmp_path / "store")
+    (worker,) = [child for child in children(process) if "spawn_main" in " ".join(child.cmdline())]
+    worker.kill()
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in log
+    assert "smaller --nprocs" in log.splitlines()[-1]
+
+
+def test_processes_that_fit(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """There are as many processes as the memory holds subjects, and at least one."""
+    opened = npy.open_source(source, source.with_name("mask.nii.gz"))
+    each = 200 * 2**20 + 16 * 31 * N_VOXELS
+    assert processes_that_fit(opened, 7, 7 * each) == 7
+    assert not caplog.records
+    assert processes_that_fit(opened, 7, 7 * each - 1) == 6
+    assert "6 processes instead of 7" in caplog.text
+    assert processes_that_fit(opened, 7, 1) == 1
+
+
+MEMORY = """
+import json, resource, sys
+from pathlib import Path
+
+from bids_lacuna.build import build_store
+from bids_lacuna.importers import hdf5
+
+if __name__ == "__main__":
+    source, store = map(Path, sys.argv[1:])
+    build_store(hdf5.open_source(source), source.parent, store, name="x", space="MNI152NLin6Asym")
+    print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def test_memory_of_one_subject(tmp_path: Path) -> None:
+    """A process's peak is that of one subject and its rounded copy, whether it writes two subjects or eight."""
+    mask = np.ones((30, 40, 50), bool)
+    script = tmp_path / "build.py"
+    script.write_text(MEMORY)
+    peaks = {}
+    for n_subjects, n_timepoints in ((2, 2), (2, 200), (8, 200)):
+        source = tmp_path / f"{n_subjects}-{n_timepoints}.h5"
+        series = np.random.default_rng(3).standard_normal((n_timepoints, mask.size), dtype=np.float32)
+        synthetic.write_connectome(source, [series] * n_subjects, mask)
+        command = [sys.executable, script, source, source.with_suffix("")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks[n_subjects, n_timepoints] = int(done.stdout.splitlines()[-1])
+        shutil.rmtree(source.with_suffix(""))
+    subject = 4 * 200 * mask.size
+    assert peaks[8, 200] < 1.05 * peaks[2, 200]
+    assert peaks[8, 200] - peaks[2, 2] < 2.25 * subject

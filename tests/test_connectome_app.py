@@ -1,0 +1,376 @@
+"""bids-lacuna-connectome: what it prints, how it ends, and sources with something wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import h5py
+import matlab
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+
+from bids_lacuna import __version__, connectome_cli
+from bids_lacuna.store import Store
+
+Array = np.ndarray
+
+RUN = Path(__file__).parents[1] / "run.py"
+
+MASK = synthetic.make_mask()
+N_VOXELS = int(MASK.sum())
+SERIES = synthetic.make_series(N_VOXELS)
+
+LAYOUTS = ("hdf5", "nifti", "bids", "leaddbs", "npy")
+
+FAULTS = [
+    *product(LAYOUTS, ["truncated", "mislabelled", "of no subject"]),
+    # NumPy's files have no checksum, and any bytes are numbers.
+    *product(LAYOUTS[:-1], ["corrupted"]),
+]
+
+LESION = f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask"
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Give logging back as it was, whatever the program, run within this process, makes of it."""
+    root, ours = logging.getLogger(), logging.getLogger("bids_lacuna")
+    handlers, level, our_level = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    ours.setLevel(our_level)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user does."""
+    command = [sys.executable, "-m", "bids_lacuna.connectome_cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def build(source: Path, store: Path, *options: object) -> int:
+    """Build a store within this process; its processes are real ones."""
+    arguments = ["build", source, store, "--space", synthetic.SPACE, "--name", "GSP5", "--nprocs", "1", *options]
+    return connectome_cli.main(list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def hdf5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a connectome of five subjects in HDF5."""
+    return synthetic.write_connectome_folder(tmp_path_factory.mktemp("source") / "GSP 5", SERIES, MASK)
+
+
+@pytest.fixture(scope="module")
+def built(hdf5: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Build a store of it: its folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("built") / "store"
+    return folder, run("build", hdf5, folder, "--space", synthetic.SPACE, "--name", "GSP5")
+
+
+def test_build_says_what_it_does(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """The log tells what was found, where it goes, how far it is, and what to do with it."""
+    folder, result = built
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert "layout hdf5: 5 subjects, 5 runs" in result.stderr
+    assert "5 of 5 subjects" in result.stderr
+    assert f"--connectome {folder}" in result.stderr
+    assert f"bids-lacuna-connectome verify {folder}" in result.stderr
+
+
+def test_info(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """What the store holds, a row each."""
+    result = run("info", built[0])
+    assert result.returncode == 0, result.stderr
+    rows = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    store = Store.open(built[0])
+    assert rows["name"] == "GSP5"
+    assert rows["space"] == synthetic.SPACE
+    assert rows["grid"].startswith(f"{N_VOXELS} voxels of 4 x 4 x 4 mm")
+    assert (rows["subjects"], rows["runs"], rows["timepoints"]) == ("5", "5", "23 to 37 a subject")
+    assert rows["dtype"] == "int16"
+    n_bytes = sum(path.stat().st_size for path in built[0].glob("*.npy"))
+    assert float(rows["size"].removesuffix(" KiB")) == pytest.approx(n_bytes / 1024, rel=0.02)
+    assert rows["sources"].startswith("4 files of")
+    assert rows["made by"] == f"bids-lacuna {__version__}"
+    assert rows["content hash"] == store.content_hash
+
+
+def test_maps_from_a_store(built: tuple[Path, subprocess.CompletedProcess[str]], hdf5: Path, tmp_path: Path) -> None:
+    """run.py maps from a store what it maps from HDF5, where a warning gives the command that makes the store."""
+    bids = synthetic.write_dataset(tmp_path / "bids", {LESION: synthetic.box((3, 2, 3))})
+    outputs = {}
+    for name, path in (("hdf5", hdf5), ("store", built[0])):
+        command = [sys.executable, RUN, bids, tmp_path / name, "participant", "--connectome", path]
+        outputs[name] = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert outputs[name].returncode == 0, outputs[name].stderr
+    assert (
+        f"bids-lacuna-connectome build '{hdf5}' STORE --space {synthetic.SPACE} --name GSP5" in outputs["hdf5"].stderr
+    )
+    assert "bids-lacuna-connectome" not in outputs["store"].stderr
+    maps = sorted(path.relative_to(tmp_path / "hdf5") for path in (tmp_path / "hdf5").rglob("*_statmap.nii.gz"))
+    assert len(maps) == 3
+    for path in maps:
+        expected, found = (nib.load(tmp_path / name / path).get_fdata() for name in ("hdf5", "store"))
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+        tolerance = 1e-3 if "stat-t" in path.name else 2e-4
+        np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
+        sidecar = json.loads((tmp_path / "store" / path).with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar["ConnectomeHash"] == Store.open(built[0]).content_hash
+    again = [sys.executable, RUN, bids, tmp_path / "hdf5", "participant", "--connectome", built[0]]
+    mixed = subprocess.run(list(map(str, again)), capture_output=True, text=True, check=False)
+    assert mixed.returncode == 1
+    assert "another connectome" in mixed.stderr
+
+
+def test_verify(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """A store of noise is as it was made, but for the hemispheres, which a small grid cannot tell."""
+    result = run("verify", built[0])
+    assert result.returncode == 0, result.stderr
+    assert "as it was made" in result.stdout
+    assert "LAS, stored from right to left (radiological)" in result.stdout
+    assert "no subject can tell" in result.stdout
+
+
+def test_verify_finds_what_is_wrong(built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """A flipped bit and a scale that is not finite are problems, each in a sentence with the file's name."""
+    own = shutil.copytree(built[0], tmp_path / "own")
+    path = own / "sub-0003_timeseries.npy"
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 64
+    path.write_bytes(content)
+    scale = np.load(own / "sub-0005_scale.npy")
+    scale[0, 3] = np.nan
+    np.save(own / "sub-0005_scale.npy", scale)
+    result = run("verify", own)
+    assert result.returncode == 65
+    assert "4 problems" in result.stdout
+    problems = result.stderr.splitlines()
+    assert any("sub-0003_timeseries.npy has another checksum" in problem for problem in problems)
+    assert any("sub-0003 has 1 voxels whose series and scales do not fit" in problem for problem in problems)
+    assert any("sub-0005_scale.npy has another checksum" in problem for problem in problems)
+    assert any("sub-0005 has scales" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["info", "nowhere"], 66, "no connectome store at nowhere"),
+        (["verify", "nowhere"], 66, "no connectome store at nowhere"),
+        (["build", "nowhere", "store", "--space", "MNI", "--name", "x"], 66, "no connectome at nowhere"),
+        (["build", ".", "store", "--space", "MNI", "--name", "x"], 64, "lie in each other"),
+        (["build", "nowhere", "store", "--name", "x"], 64, "--space"),
+        (["build", "nowhere", "store", "--space", "MNI"], 64, "--name"),
+        (["build", "nowhere", "store", "--space", "MNI 152", "--name", "x"], 64, "letters and digits"),
+        (["build", "nowhere", "store", "--space", "MNI", "--name", "a+b"], 64, "letters and digits"),
+        (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--mask-fraction", "2"], 64, "share"),
+        ([], 64, "required"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str],
+    status: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each mistake ends in a sentence, with its status."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = connectome_cli.main(arguments)
+    except SystemExit as end:
+        found = end.code
+    assert found == status
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_other_layouts(hdf5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An option that the layout has no use for is a mistake, and so is a mask that is missing."""
+    assert build(hdf5, tmp_path / "store", "--pattern", "*.h5") == 64
+    assert "--pattern is for the layouts nifti and npy" in capsys.readouterr().err
+    np.save(tmp_path / "sub-1.npy", SERIES[0])
+    (tmp_path / "npy").mkdir()
+    shutil.move(tmp_path / "sub-1.npy", tmp_path / "npy")
+    assert build(tmp_path / "npy", tmp_path / "store") == 64
+    assert "--mask MASK.nii.gz" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_unfinished_store_is_no_connectome(
+    built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a killed build has left is not taken for a store, but for what it is."""
+    own = shutil.copytree(built[0], tmp_path / "own")
+    (own / "connectome.json").unlink()
+    (own / ".building").mkdir()
+    assert connectome_cli.main(["info", str(own)]) == 66
+    assert "is not finished: run its `bids-lacuna-connectome build` again" in capsys.readouterr().err
+
+
+def write_source(folder: Path, layout: str) -> tuple[Path, list[str]]:
+    """Write two subjects in a layout: the file of the second one's series, and options that the layout needs."""
+    folder.mkdir(parents=True)
+    mask = folder.with_name("mask.nii.gz")
+    synthetic.write_mask(mask, MASK)
+    options = ["--mask", str(mask)]
+    match layout:
+        case "hdf5":
+            for number in (1, 2):
+                file = synthetic.write_connectome(folder / f"{number}.h5", [SERIES[number]], MASK)
+            return file, []
+        case "nifti":
+            for number in (1, 2):
+                place = folder / f"sub-{number}" / "func" / f"sub-{number}_rest_skip4_finalmask.nii.gz"
+                file = synthetic.write_series(place, SERIES[number], MASK)
+            return file, options
+        case "bids":
+            synthetic.write_dataset(folder, {})
+            for number in (1, 2):
+                name = f"sub-{number}_task-rest_space-{synthetic.SPACE}_desc-denoised_bold.nii.gz"
+                file = synthetic.write_series(folder / f"sub-{number}" / "func" / name, SERIES[number], MASK)
+            return file, options
+        case "leaddbs":
+            outidx = 1.0 + np.ravel_multi_index(np.nonzero(MASK), MASK.shape, order="F")
+            sub_ids = [[f"sub-{number}", f"sub-{number}_run_1.mat"] for number in (1, 2)]
+            space = {"dim": np.array(MASK.shape, float), "mat": synthetic.RADIOLOGICAL}
+            vol = {"space": space, "outidx": outidx, "subIDs": sub_ids}
+            matlab.write_mat(folder / "dataset_volsurf.mat", {"vol": vol}, "v7")
+            for number in (1, 2):
+                file = folder / "vol" / f"sub-{number}_run_1.mat"
+                matlab.write_mat(file, {"gmtc": SERIES[number].T}, "v7")
+            return file, []
+    for number in (1, 2):
+        np.save(folder / f"sub-{number}.npy", SERIES[number])
+    return folder / "sub-2.npy", options
+
+
+def spoil(source: Path, file: Path, fault: str) -> None:
+    """Put something wrong into a source."""
+    content = file.read_bytes()
+    match fault:
+        case "truncated":
+            file.write_bytes(content[: len(content) * 2 // 3])
+        case "corrupted":
+            middle = len(content) // 2
+            file.write_bytes(content[:middle] + bytes(4096) + content[middle + 4096 :])
+        case "mislabelled":
+            file.write_bytes(b"these are not the series you are looking for\n" * 99)
+        case "of no subject":
+            for path in sorted(source.rglob("*"), reverse=True):
+                if path.name.startswith(("sub-", "vol")) or path.suffix == ".h5":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if (source / "dataset_volsurf.mat").exists():
+                vol = {"space": {"dim": np.ones(3), "mat": np.eye(4)}, "outidx": np.ones(1), "subIDs": []}
+                matlab.write_mat(source / "dataset_volsurf.mat", {"vol": vol}, "v7")
+
+
+@pytest.mark.parametrize(("layout", "fault"), FAULTS)
+def test_faulty_sources_end_in_a_sentence(
+    tmp_path: Path, layout: str, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is wrong with a source is named, with the status of its kind, and nothing looks like a store."""
+    file, options = write_source(tmp_path / "source", layout)
+    spoil(tmp_path / "source", file, fault)
+    status = build(tmp_path / "source", tmp_path / "store", "--format", layout, *options)
+    _, sentence = capsys.readouterr().err.split("bids-lacuna-connectome: error: ")
+    if fault == "of no subject":
+        assert status == {"hdf5": 66, "nifti": 18, "bids": 18, "leaddbs": 65, "npy": 66}[layout]
+    else:
+        assert status == 65
+        assert file.name in sentence
+    assert not (tmp_path / "store" / "connectome.json").exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_forbidden_sources(layout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that may not be read is named, with the status of missing input."""
+    # Others may not enter pytest's own folders.
+    with TemporaryDirectory() as folder:
+        file, options = write_source(Path(folder) / "source", layout)
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        file.chmod(0)
+        with synthetic.as_nobody():
+            status = build(Path(folder) / "source", Path(folder) / "store", "--format", layout, *options)
+        assert status == 66
+        sentence = capsys.readouterr().err.splitlines()[-1]
+        assert file.name in sentence
+        assert "permissions" in sentence
+        assert not (Path(folder) / "store").exists()
+
+
+def test_a_place_that_may_not_be_written_to(hdf5: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store where the user may not write ends with the status of output that cannot be made."""
+    with TemporaryDirectory() as folder:
+        source = shutil.copytree(hdf5, Path(folder) / "source")
+        for path in (Path(folder), source, *source.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        with synthetic.as_nobody():
+            assert build(source, Path(folder) / "store") == 73
+        assert "cannot be made" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"affine": synthetic.OBLIQUE}, "another grid than the brain mask"),
+        ({"mask": synthetic.make_mask(shape=(7, 5, 11))}, "another grid than the brain mask"),
+    ],
+)
+def test_a_run_on_another_grid(
+    tmp_path: Path, changes: dict[str, Array], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A NIfTI file that lies elsewhere than the mask is refused by name, with both grids."""
+    file, options = write_source(tmp_path / "source", "nifti")
+    brain = changes.get("mask", MASK)
+    series = synthetic.make_series(int(brain.sum()))[0]
+    synthetic.write_series(file, series, brain, changes.get("affine", synthetic.RADIOLOGICAL))
+    assert build(tmp_path / "source", tmp_path / "store", *options) == 65
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert file.name in sentence
+    assert words in sentence
+    assert str((5, 7, 11)) in sentence
+
+
+def test_a_checksum_of_gzip_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A NIfTI file that unpacks to other numbers than were packed is damaged."""
+    file, options = write_source(tmp_path / "source", "nifti")
+    content = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), compresslevel=0))
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert build(tmp_path / "source", tmp_path / "store", *options) == 65
+    assert file.name in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_space_that_the_source_contradicts(hdf5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The user's word on the space counts, with a warning where the files say otherwise."""
+    source = shutil.copytree(hdf5, tmp_path / "source")
+    with h5py.File(source / "part0.h5", "r+") as file:
+        file.attrs["space"] = "MNI152NLin2009cAsym"
+    assert build(source, tmp_path / "store") == 0
+    assert "name the space MNI152NLin2009cAsym" in capsys.readouterr().err
+    assert Store.open(tmp_path / "store").space == synthetic.SPACE
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    """--help imports neither numba, pybids, scipy nor nibabel."""
+    command = [sys.executable, "-X", "importtime", "-m", "bids_lacuna.connectome_cli", "build", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
+    assert "argparse" in imported
+    assert not imported & {"numba", "bids", "scipy", "nibabel", "numpy"}
