@@ -26,7 +26,8 @@ LABEL org.opencontainers.image.title="bids-lacuna" \
 
 # NUMBA_CACHE_DIR is left to the program, which takes a folder of this user's own: Apptainer shares /tmp with the
 # host, where a name written here would be the same for all users, and numba runs what it finds cached.
-ENV PYTHONNOUSERSITE=1 \
+ENV PATH=/opt/bids-lacuna/bin:${PATH} \
+    PYTHONNOUSERSITE=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     BIDS_LACUNA_CONTAINER_TYPE=docker \
     BIDS_LACUNA_CONTAINER_TAG=bidslacuna/bids-lacuna:${VERSION}

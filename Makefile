@@ -12,7 +12,8 @@ help:  ## list these targets
 
 demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, into demo/out
 	$(BIN)/python -m bids_lacuna.demo demo
-	$(BIN)/python run.py demo/bids demo/out participant --connectome demo/connectome --t-threshold 7
+	$(BIN)/bids-lacuna-connectome build demo/connectome demo/store --space MNI152NLin6Asym --name synthetic
+	$(BIN)/python run.py demo/bids demo/out participant --connectome demo/store --t-threshold 7
 	@echo "The maps are in demo/out/sub-*, and what became of each lesion in demo/out/logs/*/lesions.tsv."
 	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
 
@@ -26,8 +27,9 @@ lint: .venv/installed-lint  ## check style, types, the direction of imports, and
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-bench: .venv/installed-package  ## time the kernels against their definitions
+bench: .venv/installed-package  ## time the kernels against their definitions, and stores against HDF5
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/store.py
 
 clean:  ## remove all that these targets made
 	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -323,12 +323,12 @@ def _write_subjects(
     n_bytes = {subject.name: _bytes_of(job, subject) for subject in job.source.subjects}
     total = sum(n_bytes.values())
     logger.info(
-        "%d subjects, %s, to write to %s with %d processes; written before: %d",
+        "to write to %s: %d of %d subjects, of %s in all; processes: %d",
+        job.folder,
+        len(places),
         len(n_bytes),
         format_bytes(total),
-        job.folder,
         n_processes,
-        len(recorded),
     )
     written, damaged = {}, {}
     with (

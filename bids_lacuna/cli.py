@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bids_lacuna")
 
 STORE_SPEEDUP = 30
-"""How many times as long a pass over gzipped HDF5 takes as one over a store: measured by benchmarks/store.py."""
+"""How many times as long a pass over gzipped HDF5 takes as one over a store, by benchmarks/store.py."""
 
 INTERRUPTED = "interrupted; finished batches are on disk, the same command goes on from there"
 
@@ -299,7 +299,7 @@ def open_connectome(arguments: argparse.Namespace) -> Connectome:
         )
     if not is_store(arguments.connectome):
         logger.warning(
-            "reading %s as HDF5 takes %d times as long as reading a store of it: make one, once, with "
+            "reading %s takes about %d times as long as reading a store of it: make one, once, with "
             "`bids-lacuna-connectome build %s STORE --space %s --name %s`",
             arguments.connectome,
             STORE_SPEEDUP,
