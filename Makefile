@@ -18,7 +18,7 @@ demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, i
 	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
 
 test: .venv/installed-test  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 lint: .venv/installed-lint  ## check style, types, the direction of imports, and spelling
 	$(BIN)/ruff check

@@ -508,15 +508,15 @@ def test_progress(connectome: Path, tmp_path: Path, terminal: bool, show_progres
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"rmap", "tmap"}),
-        ({"t_threshold": 3}, {"rmap", "tmap", "binary"}),
-        ({"compute_t_map": False}, {"rmap"}),
-        ({"compute_t_map": False, "t_threshold": 3}, {"rmap", "binary"}),
+        ({}, ["rmap", "tmap"]),
+        ({"t_threshold": 3}, ["rmap", "tmap", "binary"]),
+        ({"compute_t_map": False}, ["rmap"]),
+        ({"compute_t_map": False, "t_threshold": 3}, ["rmap", "binary"]),
     ],
     ids=str,
 )
 def test_callback_that_saves(
-    connectome: Path, lesions: list[LesionData], tmp_path: Path, options: dict[str, object], expected: set[str]
+    connectome: Path, lesions: list[LesionData], tmp_path: Path, options: dict[str, object], expected: list[str]
 ) -> None:
     """A callback that saves the maps that there are leaves a file of each, with the values of a run without one."""
     output = tmp_path / "maps"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -375,34 +374,37 @@ def test_processes_that_fit(source: Path, caplog: pytest.LogCaptureFixture) -> N
 
 
 MEMORY = """
-import json, resource, sys
+import resource, sys
 from pathlib import Path
 
 from bids_lacuna.build import build_store
-from bids_lacuna.importers import hdf5
+from bids_lacuna.importers import npy
 
 if __name__ == "__main__":
-    source, store = map(Path, sys.argv[1:])
-    build_store(hdf5.open_source(source), source.parent, store, name="x", space="MNI152NLin6Asym")
+    source, mask = map(Path, sys.argv[1:])
+    store = source.with_name(source.name + "-store")
+    build_store(npy.open_source(source, mask), source, store, name="x", space="MNI152NLin6Asym")
     print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
 def test_memory_of_one_subject(tmp_path: Path) -> None:
     """A process's peak is that of one subject and its rounded copy, whether it writes two subjects or eight."""
-    mask = np.ones((30, 40, 50), bool)
+    voxels = np.ones((30, 40, 50), bool)
+    mask = synthetic.write_mask(tmp_path / "mask.nii.gz", voxels)
     script = tmp_path / "build.py"
     script.write_text(MEMORY)
     peaks = {}
     for n_subjects, n_timepoints in ((2, 2), (2, 200), (8, 200)):
-        source = tmp_path / f"{n_subjects}-{n_timepoints}.h5"
-        series = np.random.default_rng(3).standard_normal((n_timepoints, mask.size), dtype=np.float32)
-        synthetic.write_connectome(source, [series] * n_subjects, mask)
-        command = [sys.executable, script, source, source.with_suffix("")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        source = tmp_path / f"{n_subjects}-{n_timepoints}"
+        source.mkdir()
+        series = np.random.default_rng(3).standard_normal((n_timepoints, voxels.size), dtype=np.float32)
+        np.save(source / "sub-1.npy", series)
+        for number in range(2, n_subjects + 1):
+            (source / f"sub-{number}.npy").symlink_to(source / "sub-1.npy")
+        done = subprocess.run([sys.executable, script, source, mask], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        peaks[n_subjects, n_timepoints] = int(done.stdout.splitlines()[-1])
-        shutil.rmtree(source.with_suffix(""))
-    subject = 4 * 200 * mask.size
+        peaks[n_subjects, n_timepoints] = int(done.stdout)
+    subject = 4 * 200 * voxels.size
     assert peaks[8, 200] < 1.05 * peaks[2, 200]
     assert peaks[8, 200] - peaks[2, 2] < 2.25 * subject
