@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +33,7 @@ from bids_lacuna.store import (
     StoredSubject,
     StoreDtype,
     array_path,
+    is_subject_name,
     subject_bytes,
     this_software,
     write_subject,
@@ -134,16 +135,19 @@ def build_store(
             f"{folder} is there already, and is no connectome store: name a new folder for the store"
         )
     job = _Job(source, folder, dtype, _hash_settings(wanted))
-    recorded = _read_records(job)
-    _check_room(job, recorded)
+    _check_room(job, _read_records(job, wanted))
     with _locked(folder):
+        if (folder / DESCRIPTION).exists():
+            return _take_finished(wanted)
+        recorded = _read_records(job, wanted)
         remove_unfinished(folder)
         remove_unfinished(folder / BUILDING)
         _remove_unrecorded(folder, recorded)
         recorded |= _write_subjects(job, recorded, n_processes, show_progress)
-        store = _describe(source, root, folder, name, space, dtype, recorded)
+        store = replace(wanted, subjects=tuple(recorded[subject.name] for subject in source.subjects))
         store.save()
-        shutil.rmtree(folder / BUILDING)
+        # Network file systems keep the name of a file that is open, such as the lock.
+        shutil.rmtree(folder / BUILDING, ignore_errors=True)
     return store
 
 
@@ -165,7 +169,7 @@ def processes_that_fit(source: Source, n_processes: int, available_bytes: int) -
 def _check_names(source: Source) -> None:
     seen: dict[str, SourceSubject] = {}
     for subject in source.subjects:
-        if not subject.name.isalnum() or not subject.name.isascii():
+        if not is_subject_name(subject.name):
             raise ValueError(f"a subject is called {subject.name!r}: names of letters and digits are needed")
         # On disks of macOS and Windows, sub-a and sub-A are one file.
         twin = seen.setdefault(subject.name.lower(), subject)
@@ -176,29 +180,18 @@ def _check_names(source: Source) -> None:
             )
 
 
-def _describe(
-    source: Source,
-    root: Path,
-    folder: Path,
-    name: str,
-    space: str,
-    dtype: StoreDtype,
-    recorded: Mapping[str, StoredSubject] | None = None,
-) -> Store:
-    """Describe the store that the build makes; its hashes are known once its subjects are recorded."""
-    subjects = recorded or {
-        subject.name: StoredSubject(
-            subject.name,
-            subject.n_timepoints,
-            tuple(StoredRun(run.origin, run.n_timepoints) for run in subject.runs),
-            {},
-        )
-        for subject in source.subjects
-    }
+def _describe(source: Source, root: Path, folder: Path, name: str, space: str, dtype: StoreDtype) -> Store:
+    """Describe the store that the build makes, but for its subjects' hashes."""
+    subjects = tuple(
+        StoredSubject(subject.name, subject.n_timepoints, _stored_runs(subject), {}) for subject in source.subjects
+    )
     files = dict.fromkeys(run.path for subject in source.subjects for run in subject.runs)
     sources = tuple({"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size} for path in files)
-    in_order = tuple(subjects[subject.name] for subject in source.subjects)
-    return Store(folder, name, space, source.grid, dtype, in_order, sources, this_software())
+    return Store(folder, name, space, source.grid, dtype, subjects, sources, this_software())
+
+
+def _stored_runs(subject: SourceSubject) -> tuple[StoredRun, ...]:
+    return tuple(StoredRun(run.origin, run.n_timepoints) for run in subject.runs)
 
 
 def _take_finished(wanted: Store) -> Store:
@@ -250,8 +243,8 @@ def _record_path(folder: Path, name: str) -> Path:
     return folder / BUILDING / f"sub-{name}.json"
 
 
-def _read_records(job: _Job) -> dict[str, StoredSubject]:
-    """Read which subjects an earlier build has written.
+def _read_records(job: _Job, wanted: Store) -> dict[str, StoredSubject]:
+    """Read which subjects an earlier build has written, and their sources have not changed since.
 
     Raises
     ------
@@ -261,16 +254,22 @@ def _read_records(job: _Job) -> dict[str, StoredSubject]:
     recorded = {}
     subjects = {subject.name: subject for subject in job.source.subjects}
     for path in sorted((job.folder / BUILDING).glob("sub-*.json")):
-        record = read_json_object(path)
-        subject = subjects.get(record["subject"]["name"])
-        if record["settings"] != job.settings or subject is None:
+        try:
+            record = read_json_object(path)
+            runs = tuple(StoredRun(**run) for run in record["subject"]["runs"])
+            stored = StoredSubject(**{**record["subject"], "runs": runs})
+            settings, signature = record["settings"], record["signature"]
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is no record of a subject (%r): the subject is written again", path, error)
+            continue
+        subject = subjects.get(stored.name)
+        if settings != job.settings or subject is None:
             raise FileExistsError(
                 f"{job.folder} holds an unfinished store of other subjects, on another grid or of another dtype: "
                 "name a new folder, or remove that one"
             )
-        if record["signature"] == _signature(subject):
-            runs = tuple(StoredRun(**run) for run in record["subject"]["runs"])
-            recorded[subject.name] = StoredSubject(**{**record["subject"], "runs": runs})
+        if signature == _signature(subject) and wanted.has_files_of(stored):
+            recorded[stored.name] = stored
     return recorded
 
 
@@ -424,8 +423,7 @@ def _write_subject(place: int) -> StoredSubject | _Damage:
     except (OSError, ValueError) as error:
         return _Damage(subject.name, str(error))
     sha256 = write_subject(_job.folder, subject.name, standardized, _job.dtype)
-    runs = tuple(StoredRun(run.origin, run.n_timepoints) for run in subject.runs)
-    stored = StoredSubject(subject.name, subject.n_timepoints, runs, sha256)
+    stored = StoredSubject(subject.name, subject.n_timepoints, _stored_runs(subject), sha256)
     write_json(
         _record_path(_job.folder, subject.name),
         {"subject": asdict(stored), "signature": signature, "settings": _job.settings},

@@ -139,6 +139,8 @@ class Store:
                 "copy or build the store again"
             )
         for subject in subjects:
+            if not is_subject_name(subject.name):
+                raise ValueError(f"{path / DESCRIPTION} names a subject {subject.name!r}: build the store again")
             store.check_files(subject)
         return store
 
@@ -217,6 +219,14 @@ class Store:
             if size != expected:
                 raise ValueError(f"{path} has {size} bytes instead of {expected}: copy or build the store again")
 
+    def has_files_of(self, subject: StoredSubject) -> bool:
+        """Tell whether a subject's files are there, in the size that they must have."""
+        try:
+            self.check_files(subject)
+        except ValueError:
+            return False
+        return True
+
     def read(self, subject: StoredSubject) -> tuple[Array, Array, Array]:
         """Read one subject.
 
@@ -253,6 +263,11 @@ class Store:
 def is_store(path: Path) -> bool:
     """Tell whether a folder is a store, finished or not."""
     return (path / DESCRIPTION).exists() or (path / BUILDING).is_dir()
+
+
+def is_subject_name(name: str) -> bool:
+    """Tell whether a name may be part of a file's name: letters and digits only."""
+    return name.isascii() and name.isalnum()
 
 
 def this_software() -> dict[str, str]:

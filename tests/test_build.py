@@ -247,7 +247,7 @@ def test_killed_builds_go_on_and_end_with_the_same_bytes(source: Path, tmp_path:
 
 
 def test_what_is_written_is_not_written_again(source: Path, tmp_path: Path) -> None:
-    """A build goes on after the subjects that are recorded; one whose source has changed is made again."""
+    """A build goes on after what is recorded; a subject whose source, files or record changed is made again."""
     damaged = source / "sub-9.npy"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-1000])
@@ -264,10 +264,12 @@ def test_what_is_written_is_not_written_again(source: Path, tmp_path: Path) -> N
     damaged.write_bytes(whole)
     series = np.load(source / "sub-4.npy")
     np.save(source / "sub-4.npy", series[::-1])
+    (tmp_path / "store" / "sub-5_scale.npy").unlink()
+    (tmp_path / "store" / ".building" / "sub-6.json").write_text("{}")
     make_store(source, tmp_path / "store")
     after = {path: path.stat().st_mtime_ns for path in before}
     changed = {path.name for path in before if before[path] != after[path]}
-    assert changed == {"sub-4_timeseries.npy", "sub-4_scale.npy"}
+    assert changed == {f"sub-{number}_{kind}.npy" for number in (4, 5, 6) for kind in ("timeseries", "scale")}
     assert contents(tmp_path / "store") == contents(make_store(source, tmp_path / "anew").path)
 
 

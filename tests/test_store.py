@@ -161,6 +161,7 @@ DAMAGE = {
     "another mask": "do not fit together",
     "another affine": "another affine",
     "no subjects": "do not fit together",
+    "a subject elsewhere": "names a subject '../0001'",
     "subject missing": "lacks .*sub-0002_timeseries.npy",
     "subject cut off": "sub-0002_timeseries.npy has 1000 bytes instead of",
     "scale cut off": "sub-0003_scale.npy has 0 bytes instead of",
@@ -192,6 +193,9 @@ def damage(folder: Path, kind: str) -> None:
             nib.save(nib.Nifti1Image(MASK.astype(np.uint8), synthetic.RADIOLOGICAL), folder / "mask.nii.gz")
         case "no subjects":
             path.write_text(json.dumps(description | {"subjects": []}))
+        case "a subject elsewhere":
+            subject = description["subjects"][0] | {"name": "../0001"}
+            path.write_text(json.dumps(description | {"subjects": [subject]}))
         case "subject missing":
             (folder / "sub-0002_timeseries.npy").unlink()
         case "subject cut off":
