@@ -33,6 +33,7 @@ from bids_lacuna.store import (
     StoredSubject,
     StoreDtype,
     array_path,
+    is_store,
     is_subject_name,
     subject_bytes,
     this_software,
@@ -128,12 +129,9 @@ def build_store(
     """
     _check_names(source)
     wanted = _describe(source, root, folder, name, space, dtype)
+    check_folder(folder)
     if (folder / DESCRIPTION).exists():
         return _take_finished(wanted)
-    if folder.exists() and not (folder / BUILDING).is_dir() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} is there already, and is no connectome store: name a new folder for the store"
-        )
     job = _Job(source, folder, dtype, _hash_settings(wanted))
     _check_room(job, _read_records(job, wanted))
     with _locked(folder):
@@ -149,6 +147,14 @@ def build_store(
         # Network file systems keep the name of a file that is open, such as the lock.
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
     return store
+
+
+def check_folder(folder: Path) -> None:
+    """Raise FileExistsError where a folder holds something else than a store, finished or not."""
+    if folder.exists() and not is_store(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} is there already, and is no connectome store: name a new folder for the store"
+        )
 
 
 def processes_that_fit(source: Source, n_processes: int, available_bytes: int) -> int:
@@ -186,7 +192,10 @@ def _describe(source: Source, root: Path, folder: Path, name: str, space: str, d
         StoredSubject(subject.name, subject.n_timepoints, _stored_runs(subject), {}) for subject in source.subjects
     )
     files = dict.fromkeys(run.path for subject in source.subjects for run in subject.runs)
-    sources = tuple({"path": path.relative_to(root).as_posix(), "bytes": path.stat().st_size} for path in files)
+    sources = tuple(
+        {"path": path.absolute().relative_to(root.absolute()).as_posix(), "bytes": path.stat().st_size}
+        for path in files
+    )
     return Store(folder, name, space, source.grid, dtype, subjects, sources, this_software())
 
 
@@ -211,11 +220,15 @@ def _take_finished(wanted: Store) -> Store:
     ]
     if differences:
         raise FileExistsError(
-            f"{wanted.path} holds a finished connectome with another {' and '.join(differences)}: name a new folder "
+            f"{wanted.path} holds a finished store that differs in {' and '.join(differences)}: name a new folder "
             "for this one, or remove that one first"
         )
     shutil.rmtree(wanted.path / BUILDING, ignore_errors=True)
-    logger.info("%s is finished already", wanted.path)
+    logger.info(
+        "%s is finished already, nothing is done; to make it anew, of files that have the same names and sizes but "
+        "other numbers, remove it first",
+        wanted.path,
+    )
     return there
 
 
@@ -342,7 +355,7 @@ def _write_subjects(
         ) as progress,
         _processes(job, n_processes) as pool,
     ):
-        futures: list[Future[StoredSubject | _Damage]] = [pool.submit(_write_subject, place) for place in places]
+        futures: list[Future[_Written | _Damage]] = [pool.submit(_write_subject, place) for place in places]
         try:
             for n_done, future in enumerate(as_completed(futures), start=1):
                 outcome = future.result()
@@ -350,8 +363,14 @@ def _write_subjects(
                 if isinstance(outcome, _Damage):
                     damaged[outcome.name] = outcome.reason
                     logger.error("sub-%s: %s", outcome.name, outcome.reason)
-                else:
-                    written[outcome.name] = outcome
+                    continue
+                written[outcome.name] = outcome.stored
+                if not outcome.has_signal:
+                    logger.warning(
+                        "sub-%s has no signal in any voxel, since each series is constant or has a value that is not "
+                        "finite: it will count in no map",
+                        outcome.name,
+                    )
                 if n_done * LOGGED_SHARES // len(futures) > (n_done - 1) * LOGGED_SHARES // len(futures):
                     logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
         except BrokenProcessPool as error:
@@ -407,6 +426,16 @@ def _end_with_parent() -> None:
 
 
 @dataclass(frozen=True)
+class _Written:
+    """A subject that was written."""
+
+    name: str
+    stored: StoredSubject
+    has_signal: bool
+    """In any voxel."""
+
+
+@dataclass(frozen=True)
 class _Damage:
     """Why a subject cannot be read."""
 
@@ -414,7 +443,7 @@ class _Damage:
     reason: str
 
 
-def _write_subject(place: int) -> StoredSubject | _Damage:
+def _write_subject(place: int) -> _Written | _Damage:
     """Read one subject of the source, write it, and record it."""
     subject = _job.source.subjects[place]
     try:
@@ -428,4 +457,4 @@ def _write_subject(place: int) -> StoredSubject | _Damage:
         _record_path(_job.folder, subject.name),
         {"subject": asdict(stored), "signature": signature, "settings": _job.settings},
     )
-    return stored
+    return _Written(stored.name, stored, has_signal=bool(standardized[1].any()))

@@ -89,7 +89,7 @@ def build_parser() -> Parser:
         "--connectome-name",
         type=label,
         metavar="NAME",
-        help="its name in the maps' names (default: the letters and digits of PATH's name)",
+        help="its name in the maps' names (default: the store's own, or the letters and digits of PATH's name)",
     )
 
     lesions = parser.add_argument_group("which lesions")
@@ -299,7 +299,7 @@ def open_connectome(arguments: argparse.Namespace) -> Connectome:
         )
     if not is_store(arguments.connectome):
         logger.warning(
-            "reading %s takes about %d times as long as reading a store of it: make one, once, with "
+            "each pass over %s takes about %d times as long to read as one over a store of it: make one, once, with "
             "`bids-lacuna-connectome build %s STORE --space %s --name %s`",
             arguments.connectome,
             STORE_SPEEDUP,

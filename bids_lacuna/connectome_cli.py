@@ -117,7 +117,8 @@ def build_parser() -> Parser:
     verify = commands.add_parser(
         "verify",
         help="check a store",
-        description="Read all of a store: checksums, shapes, scales, voxels without a signal, left against right.",
+        description="Read all of a store: checksums, shapes, scales, voxels without a signal, and whether the "
+        "hemispheres mirror each other, which scrambled or shifted voxels do not.",
     )
     verify.set_defaults(run=run_verify)
     for command in (info, verify):
@@ -127,13 +128,15 @@ def build_parser() -> Parser:
 
 def run_build(arguments: argparse.Namespace) -> Exit:
     """Make a store, or what is missing of it."""
-    check_places(arguments.source, arguments.store)
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from bids_lacuna.build import DamagedSource, NoRoom, build_store, processes_that_fit
+    from bids_lacuna.build import DamagedSource, NoRoom, build_store, check_folder, processes_that_fit
     from bids_lacuna.plan import available_cpus, format_bytes, memory_budget
 
+    check_places(arguments.source, arguments.store)
+    with ending(Exit.CANNOT_CREATE, FileExistsError):
+        check_folder(arguments.store)
     source = open_source(arguments)
     if source.space not in (None, arguments.space):
         logger.warning(
@@ -162,7 +165,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
             n_processes=n_processes,
         )
     logger.info(
-        "done: %d subjects, %s; map lesions with --connectome %s, check it with %s verify %s",
+        "the store has %d subjects, %s: map lesions with --connectome %s, check it with %s verify %s",
         len(store.subjects),
         format_bytes(store.n_bytes),
         store.path,
@@ -197,7 +200,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
         layout = layouts.detect_layout(arguments.source) if arguments.format == "auto" else arguments.format
         source = layouts.open_source(arguments.source, layout, import_options(arguments))
     logger.info(
-        "%s, layout %s: %d subjects, %d runs, %s",
+        "%s, layout %s: subjects %d, runs %d, %s",
         arguments.source,
         layout,
         len(source.subjects),
@@ -216,6 +219,8 @@ def import_options(arguments: argparse.Namespace) -> ImportOptions:
     if arguments.bids_filter_file:
         with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
             filters = read_filter_file(arguments.bids_filter_file, "bold")
+        if not filters:
+            raise Stop(Exit.USAGE, f'{arguments.bids_filter_file} has no filters under "bold", as {{"bold": {{…}}}}')
     return ImportOptions(arguments.space, arguments.pattern, arguments.mask, arguments.mask_fraction, filters)
 
 
@@ -293,9 +298,11 @@ def describe_verification(store: Store, found: Verification) -> dict[str, str]:
         "store": f"{store.path}: {n_subjects} subjects, {store.grid.n_voxels} voxels",
         "without a signal": f"{some} voxels in at least one subject, {all_} in all, at most "
         f"{found.n_constant.max()} subjects at a voxel",
-        "orientation": ", ".join([found.orientation, *stored]),
-        "left and right": mirror,
-        "verdict": f"{len(found.problems)} problems" if found.problems else "as it was made",
+        "orientation": ", ".join(
+            [found.orientation, *stored, "to be compared with the source: no series tells a flip"]
+        ),
+        "mirror symmetry": mirror,
+        "verdict": f"problems: {len(found.problems)}" if found.problems else "no problem found",
     }
 
 

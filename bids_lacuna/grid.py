@@ -64,9 +64,14 @@ class Grid:
 
     def __str__(self) -> str:
         """Describe the grid for people."""
+        return f"{self.n_voxels} voxels in {self.place}"
+
+    @property
+    def place(self) -> str:
+        """Describe the volume for people, without the mask."""
         sizes = " x ".join(f"{size:g}" for size in self.voxel_sizes_mm)
         origin = ", ".join(f"{x:g}" for x in self.affine[:3, 3])
-        return f"{self.n_voxels} voxels of {sizes} mm in a volume {self.shape} from ({origin})"
+        return f"a volume {self.shape} of {sizes} mm voxels from ({origin})"
 
     def is_same_as(self, other: Grid) -> bool:
         """Tell whether another grid has the same voxels at the same places."""

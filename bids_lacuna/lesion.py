@@ -173,7 +173,9 @@ def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
     """Say that a lesion is in another template space than the connectome, and what to do."""
     return (
         f"the lesion is in space {lesion_space}, the connectome in {connectome_space}: transform the mask to "
-        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it space-{connectome_space}"
+        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
+        f"space-{connectome_space}; or, if it is the connectome's space that has the wrong name, give the right one "
+        "(--connectome-space)"
     )
 
 

@@ -43,8 +43,8 @@ LESION_RULE = (
 """In words, what a lesion mask is when no filter says otherwise."""
 
 BOLD_RULE = (
-    "suffix bold, datatype func, task rest and the space above, without echo; desc denoised, or preproc where no run "
-    "is denoised"
+    "suffix bold, datatype func, task rest and the space asked for, without echo; desc denoised, or preproc where no "
+    "run is denoised"
 )
 """In words, what a run of a connectome is when no filter says otherwise."""
 
@@ -229,7 +229,8 @@ def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any]
         names = ("suffix", "task", "space", "desc", "ses", *query)
         raise NoBoldRuns("\n".join(_explain_nothing("BOLD run", [root], asked, BOLD_RULE, names, images, near)))
     runs = _leave_out_joined(chosen)
-    logger.info("BOLD runs in %s: %d", root, len(runs))
+    n_bold = sum(image.name["suffix"] == "bold" for image in images)
+    logger.info("BOLD runs taken in %s: %d of %d; the rule: %s", root, len(runs), n_bold, BOLD_RULE)
     masks = {
         _likeness(image, "desc", "suffix"): image.path
         for image in images
@@ -259,7 +260,7 @@ def read_filter_file(path: Path, kind: str = "lesion") -> dict[str, Any]:
     Raises
     ------
     ValueError
-        The file is no JSON, or holds anything but objects there.
+        The file is no JSON, holds anything but objects there, or names an unknown entity.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no filter file {path}: check the path")
@@ -271,6 +272,7 @@ def read_filter_file(path: Path, kind: str = "lesion") -> dict[str, Any]:
         raise ValueError(  # noqa: TRY004  a wrong value in a file
             f'"{kind}" is {json.dumps(filters)} in {path}: an object is needed, as in {{"{kind}": {{"ses": "1"}}}}'
         )
+    _read_filters(filters)
     return filters
 
 

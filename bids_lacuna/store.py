@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -39,6 +39,10 @@ BUILDING = ".building"
 
 LAYOUT_VERSION = 1
 """Of the store's layout, in case that it changes."""
+
+
+REMEDY = "copy it again, or remove the store and build it anew"
+"""What to do about a damaged store."""
 
 
 @dataclass(frozen=True)
@@ -99,48 +103,31 @@ class Store:
                     "it goes on from where it stopped"
                 )
             raise FileNotFoundError(f"there is no connectome store at {path}: it would hold a {DESCRIPTION}")
-        description = read_json_object(path / DESCRIPTION)
         try:
+            description = read_json_object(path / DESCRIPTION)
             version = description["layout_version"]
-            grid = _read_grid(path / MASK, np.array(description["affine"], float))
-            subjects = tuple(
-                StoredSubject(
-                    str(subject["name"]),
-                    int(subject["n_timepoints"]),
-                    tuple(StoredRun(str(run["source"]), int(run["n_timepoints"])) for run in subject["runs"]),
-                    {kind: str(subject["sha256"][kind]) for kind in ("timeseries", "scale")},
-                )
-                for subject in description["subjects"]
-            )
-            store = cls(
-                path,
-                str(description["name"]),
-                str(description["space"]),
-                grid,
-                description["dtype"],
-                subjects,
-                tuple(description["sources"]),
-                dict(description["software"]),
-            )
-            expected = (tuple(description["shape"]), int(description["n_voxels"]))
-        except (KeyError, TypeError, IndexError) as error:
+            shape, n_voxels = tuple(description["shape"]), int(description["n_voxels"])
+            affine = np.array(description["affine"], float)
+            subjects = tuple(map(_read_subject, description["subjects"]))
+            names = [str(description[key]) for key in ("name", "space")]
+            sources, software = tuple(description["sources"]), dict(description["software"])
+            dtype = description["dtype"]
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): build it again"
+                f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): {REMEDY}"
             ) from error
         if version != LAYOUT_VERSION:
             raise ValueError(
                 f"the store {path} has layout {version}, this program reads layout {LAYOUT_VERSION}: use a newer one"
             )
-        known_dtype = store.series_dtype in ("int16", "float32")
-        if not known_dtype or not subjects or expected != (grid.shape, grid.n_voxels):
+        grid = _read_grid(path / MASK, affine)
+        if dtype not in get_args(StoreDtype) or not subjects or (shape, n_voxels) != (grid.shape, grid.n_voxels):
             raise ValueError(
-                f"{path / DESCRIPTION} and {MASK} do not fit together (series of {store.series_dtype}; "
-                f"{len(subjects)} subjects; {expected[1]} voxels in {expected[0]}, {grid.n_voxels} in {grid.shape}): "
-                "copy or build the store again"
+                f"{path / DESCRIPTION} and {MASK} do not fit together (series of {dtype}; {len(subjects)} subjects; "
+                f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
             )
+        store = cls(path, names[0], names[1], grid, dtype, subjects, sources, software)
         for subject in subjects:
-            if not is_subject_name(subject.name):
-                raise ValueError(f"{path / DESCRIPTION} names a subject {subject.name!r}: build the store again")
             store.check_files(subject)
         return store
 
@@ -214,10 +201,10 @@ class Store:
             try:
                 size = path.stat().st_size
             except OSError as error:
-                raise ValueError(f"the store lacks {path} ({error}): copy or build it again") from error
+                raise ValueError(f"the store lacks {path} ({error}): {REMEDY}") from error
             expected = len(_npy_header(shape, dtype)) + int(np.prod(shape)) * dtype.itemsize
             if size != expected:
-                raise ValueError(f"{path} has {size} bytes instead of {expected}: copy or build the store again")
+                raise ValueError(f"{path} has {size} bytes instead of {expected}: {REMEDY}")
 
     def has_files_of(self, subject: StoredSubject) -> bool:
         """Tell whether a subject's files are there, in the size that they must have."""
@@ -248,13 +235,10 @@ class Store:
             except PermissionError as error:
                 raise PermissionError(f"the store's {path} may not be read: check its permissions") from error
             except (OSError, ValueError, EOFError) as error:
-                raise OSError(
-                    f"the store's {path} cannot be read ({error}): it may be damaged; copy or build it again"
-                ) from error
+                raise OSError(f"the store's {path} cannot be read ({error}): it may be damaged; {REMEDY}") from error
             if array.shape != shape or array.dtype != dtype:
                 raise OSError(
-                    f"the store's {path} holds {array.shape} {array.dtype} instead of {shape} {dtype}: "
-                    "copy or build it again"
+                    f"the store's {path} holds {array.shape} {array.dtype} instead of {shape} {dtype}: {REMEDY}"
                 )
             arrays[kind] = array
         return arrays["timeseries"], *arrays["scale"]
@@ -333,6 +317,18 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return file.getvalue()
 
 
+def _read_subject(description: Mapping[str, Any]) -> StoredSubject:
+    name = str(description["name"])
+    if not is_subject_name(name):
+        raise ValueError(f"a subject is called {name}")
+    return StoredSubject(
+        name,
+        int(description["n_timepoints"]),
+        tuple(StoredRun(str(run["source"]), int(run["n_timepoints"])) for run in description["runs"]),
+        {kind: str(description["sha256"][kind]) for kind in ("timeseries", "scale")},
+    )
+
+
 def _read_grid(path: Path, affine: Array) -> Grid:
     """Read the mask. The description's affine is the exact one: NIfTI has it in float32."""
     try:
@@ -341,7 +337,7 @@ def _read_grid(path: Path, affine: Array) -> Grid:
     except PermissionError:
         raise
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy or build the store again") from error
+        raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
     if affine.shape != (4, 4) or not np.allclose(image.affine, affine, rtol=1e-5, atol=1e-3):
-        raise ValueError(f"{path} has another affine than {DESCRIPTION}: copy or build the store again")
+        raise ValueError(f"{path} has another affine than {DESCRIPTION}: {REMEDY}")
     return Grid(mask, affine)

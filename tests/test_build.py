@@ -130,9 +130,12 @@ def standardized_by_numpy(runs: list[Array]) -> Array:
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES.keys())
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_store_and_maps(tmp_path: Path, layout: str, affine: Array) -> None:
+def test_every_layout_gives_the_same_store_and_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, affine: Array
+) -> None:
     """Five subjects with unequal runs and constant voxels are the same bytes, and the same maps, from each."""
-    folder = tmp_path / "source"
+    monkeypatch.chdir(tmp_path)
+    folder = Path("source")
     options = LAYOUTS[layout](folder, affine)
     assert detect_layout(folder) == layout.split()[0]
     source = open_source(folder, detect_layout(folder), options)
@@ -273,16 +276,27 @@ def test_what_is_written_is_not_written_again(source: Path, tmp_path: Path) -> N
     assert contents(tmp_path / "store") == contents(make_store(source, tmp_path / "anew").path)
 
 
+def test_a_subject_without_signal_is_told(source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A subject whose series are all constant, or all have a NaN, is written, with a warning that names it."""
+    for number, (timepoint, value) in {2: (slice(None), 3), 7: (5, np.nan)}.items():
+        series = np.load(source / f"sub-{number}.npy")
+        series[timepoint] = value
+        np.save(source / f"sub-{number}.npy", series)
+    make_store(source, tmp_path / "store")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sorted(warning.split()[0] for warning in warnings) == ["sub-2", "sub-7"]
+
+
 def test_a_finished_store_is_opened(source: Path, tmp_path: Path) -> None:
     """The same build once more changes nothing; another one at the same place is refused, and says in what."""
     folder = make_store(source, tmp_path / "store").path
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(make_store(source, folder).subjects) == 9
     for changes, word in (({"name": "ten"}, "name"), ({"dtype": "float32"}, "dtype"), ({"space": "T1w"}, "space")):
-        with pytest.raises(FileExistsError, match=f"another {word}"):
+        with pytest.raises(FileExistsError, match=f"differs in {word}"):
             make_store(source, folder, **changes)
     (source / "sub-9.npy").unlink()
-    with pytest.raises(FileExistsError, match="another subjects and source files"):
+    with pytest.raises(FileExistsError, match="differs in subjects and source files"):
         make_store(source, folder)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 

@@ -132,4 +132,6 @@ def _common_grid(runs: Sequence[BoldRun], mask_fraction: float) -> Grid:
 def _check_same_place(path: Path, grid: Grid, first_path: Path, first: Grid, advice: str) -> None:
     """Raise ValueError where two files have different shapes or affines."""
     if grid.shape != first.shape or not np.allclose(grid.affine, first.affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
-        raise ValueError(f"{path} lies on another grid than {first_path}: {grid}, the other has {first}; {advice}")
+        raise ValueError(
+            f"{path} lies on another grid than {first_path}: {grid.place}, the other is {first.place}; {advice}"
+        )

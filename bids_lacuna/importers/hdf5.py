@@ -252,7 +252,10 @@ def _list_files(path: Path) -> list[Path]:
         )
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
     if not files:
-        raise FileNotFoundError(f"the connectome folder {path} holds no HDF5 file (*.h5, *.hdf5)")
+        raise FileNotFoundError(
+            f"the connectome folder {path} holds no HDF5 file (*.h5, *.hdf5), and is no store; what else you have "
+            "becomes a store with `bids-lacuna-connectome build`"
+        )
     return files
 
 

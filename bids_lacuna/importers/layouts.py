@@ -91,7 +91,7 @@ def open_source(path: Path, layout: Layout, options: ImportOptions) -> Source:
     for name in sorted(given - set(USED_OPTIONS[layout])):
         others = [other for other, names in USED_OPTIONS.items() if name in names]
         option = "--" + name.replace("_", "-")
-        raise MistakenOption(f"{option} is for the layouts {' and '.join(others)}; {path} is read as {layout}")
+        raise MistakenOption(f"{option} is only for the layout {' or '.join(others)}; {path} is read as {layout}")
     match layout:
         case "hdf5":
             return hdf5.open_source(path)

@@ -171,7 +171,7 @@ def check_series(image: SpatialImage, path: Path, grid: Grid) -> int:
     if image.shape[:3] != grid.shape or not np.allclose(image.affine, grid.affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
         theirs = Grid(np.ones(image.shape[:3], bool), image.affine)
         raise ValueError(
-            f"{path} lies on another grid than the brain mask: {theirs}, the mask has {grid}; resample one of them, "
-            "or leave the file out"
+            f"{path} lies on another grid than the brain mask: {theirs.place}, the mask is {grid.place}; bring the "
+            "mask to the grid of the series, or leave the file out"
         )
     return int(image.shape[3])
