@@ -20,7 +20,7 @@ from bids_lacuna import kernels
 from bids_lacuna.build import build_store
 from bids_lacuna.connectome import Connectome
 from bids_lacuna.importers import hdf5
-from bids_lacuna.plan import format_bytes
+from bids_lacuna.plan import available_cpus, format_bytes
 
 SHAPE, N_TIMEPOINTS, N_SUBJECTS, ROUNDS = (66, 66, 66), 120, 6, 3
 """About as many voxels as a brain of 2 mm."""
@@ -49,7 +49,6 @@ def seconds_a_subject(path: Path, drop_cache: bool = False) -> float:
         forget(path)
     start = time.perf_counter()
     for subject in connectome.subjects():
-        # Touch it: a page that was not read costs nothing.
         subject.series[::64].sum()
     return (time.perf_counter() - start) / connectome.n_subjects
 
@@ -73,7 +72,7 @@ def main() -> None:
         opened = hdf5.open_source(source)
         print(
             f"{len(opened.subjects)} subjects, {opened.grid.n_voxels} voxels x {opened.subjects[0].n_timepoints} "
-            f"timepoints, medians of {ROUNDS} passes, on {os.cpu_count()} processors"
+            f"timepoints, medians of {ROUNDS} passes, on {available_cpus()} processors"
         )
         paths = {"gzip HDF5": source}
         for dtype in ("int16", "float32"):
@@ -86,7 +85,7 @@ def main() -> None:
                 name="bench",
                 space="MNI152NLin6Asym",
                 dtype=dtype,
-                n_processes=os.cpu_count() or 1,
+                n_processes=available_cpus(),
             )
             seconds = time.perf_counter() - start
             print(f"built as {dtype} in {seconds:.1f} s, {format_bytes(store.n_bytes)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -45,8 +46,8 @@ logger = logging.getLogger(__name__)
 PROCESS_BYTES = 200 * 2**20
 """What the interpreter and the libraries of one process occupy."""
 
-VALUE_BYTES = 16
-"""Of each voxel and timepoint while a subject is read: a float64 beside its copy. Most sources need half of it."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
 
 LOGGED_SHARES = 10
 """Progress is logged as often in all, for those who read a file instead of watching the bar."""
@@ -54,6 +55,10 @@ LOGGED_SHARES = 10
 
 class DamagedSource(ValueError):  # noqa: N818  a fact about the source, not a defect of the program
     """Some subjects cannot be read; all others are written, and the build can go on once these are mended."""
+
+
+class NoPlace(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
+    """The store's folder cannot be made."""
 
 
 class NoRoom(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
@@ -86,7 +91,7 @@ def build_store(
 
     Each subject is written under temporary names and renamed, then recorded; the description comes last. A build
     that was killed goes on from its records, and ends with the bytes that it would have had. Each process has one
-    subject in memory.
+    subject in memory. Processes are started afresh: a script that calls this needs `if __name__ == "__main__":`.
 
     Parameters
     ----------
@@ -116,6 +121,8 @@ def build_store(
     ------
     FileExistsError
         The folder holds something else, or another process is building there.
+    NoPlace
+        The folder cannot be made.
     NoRoom
         The disk lacks room; nothing is written.
     DamagedSource
@@ -133,7 +140,6 @@ def build_store(
     if (folder / DESCRIPTION).exists():
         return _take_finished(wanted)
     job = _Job(source, folder, dtype, _hash_settings(wanted))
-    _check_room(job, _read_records(job, wanted))
     with _locked(folder):
         if (folder / DESCRIPTION).exists():
             return _take_finished(wanted)
@@ -141,8 +147,11 @@ def build_store(
         remove_unfinished(folder)
         remove_unfinished(folder / BUILDING)
         _remove_unrecorded(folder, recorded)
+        _check_room(job, recorded)
         recorded |= _write_subjects(job, recorded, n_processes, show_progress)
         store = replace(wanted, subjects=tuple(recorded[subject.name] for subject in source.subjects))
+        for subject in store.subjects:
+            store.check_files(subject)
         store.save()
         # Network file systems keep the name of a file that is open, such as the lock.
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
@@ -158,15 +167,21 @@ def check_folder(folder: Path) -> None:
 
 
 def processes_that_fit(source: Source, n_processes: int, available_bytes: int) -> int:
-    """Lower a number of processes to what the memory holds, at least one; a warning says so."""
-    largest = max(subject.n_timepoints for subject in source.subjects) * source.grid.n_voxels * VALUE_BYTES
-    fitting = max(1, min(n_processes, available_bytes // (PROCESS_BYTES + largest)))
+    """Lower a number of processes to what the memory holds, at least one; a warning says so.
+
+    Parameters
+    ----------
+    available_bytes
+        What all processes together may occupy.
+    """
+    each = PROCESS_BYTES + source.reading_bytes
+    fitting = max(1, min(n_processes, available_bytes // each))
     if fitting < n_processes:
         logger.warning(
-            "%d processes instead of %d, since each may need %s of the %s that are available",
+            "processes: %d instead of %d, since each may need %s of the %s that are available",
             fitting,
             n_processes,
-            format_bytes(PROCESS_BYTES + largest),
+            format_bytes(each),
             format_bytes(available_bytes),
         )
     return fitting
@@ -175,15 +190,21 @@ def processes_that_fit(source: Source, n_processes: int, available_bytes: int) -
 def _check_names(source: Source) -> None:
     seen: dict[str, SourceSubject] = {}
     for subject in source.subjects:
+        path = subject.runs[0].path
         if not is_subject_name(subject.name):
-            raise ValueError(f"a subject is called {subject.name!r}: names of letters and digits are needed")
+            raise ValueError(f"the subject of {path} is called {subject.name!r}: letters and digits are needed")
         # On disks of macOS and Windows, sub-a and sub-A are one file.
         twin = seen.setdefault(subject.name.lower(), subject)
         if twin is not subject:
             raise ValueError(
-                f"two subjects are called {twin.name} and {subject.name} ({twin.runs[0].path}, "
-                f"{subject.runs[0].path}): rename one of them"
+                f"two subjects are called {twin.name} and {subject.name} ({twin.runs[0].path}, {path}): "
+                "rename one of them"
             )
+        for run in subject.runs:
+            try:
+                run.origin.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"the name of {run.path!r} is not in UTF-8: rename the file") from error
 
 
 def _describe(source: Source, root: Path, folder: Path, name: str, space: str, dtype: StoreDtype) -> Store:
@@ -304,18 +325,32 @@ def _bytes_of(job: _Job, subject: SourceSubject) -> int:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other builds out of the folder; the system lets go of it when the process ends, however it ends."""
-    (folder / BUILDING).mkdir(parents=True, exist_ok=True)
-    with (folder / BUILDING / "lock").open("w") as file:
+    """Keep other builds out of the folder; the system lets go of it when the process ends, however it ends.
+
+    A build that has written nothing leaves nothing behind.
+    """
+    was_there = folder.exists()
+    try:
+        (folder / BUILDING).mkdir(parents=True, exist_ok=True)
+        file = (folder / BUILDING / "lock").open("w")
+    except OSError as error:
+        raise NoPlace(f"the store {folder} cannot be made ({error.strerror}): name another place") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FileExistsError(
                 f"another process is building the store {folder}: wait for it, or stop it"
             ) from error
-        except OSError:
-            logger.debug("the file system of %s has no locks", folder, exc_info=True)
-        yield
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning("the file system of %s has no locks: see that no second build is writing there", folder)
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.glob("**/*")} == {BUILDING, "lock"}:
+                shutil.rmtree(folder / BUILDING if was_there else folder, ignore_errors=True)
 
 
 def _remove_unrecorded(folder: Path, recorded: Mapping[str, StoredSubject]) -> None:
@@ -355,7 +390,9 @@ def _write_subjects(
         ) as progress,
         _processes(job, n_processes) as pool,
     ):
-        futures: list[Future[_Written | _Damage]] = [pool.submit(_write_subject, place) for place in places]
+        # Processes that are just starting must not answer Ctrl-C: they take this over.
+        with _ignoring_interrupts():
+            futures: list[Future[_Written | _Damage]] = [pool.submit(_write_subject, place) for place in places]
         try:
             for n_done, future in enumerate(as_completed(futures), start=1):
                 outcome = future.result()
@@ -375,8 +412,8 @@ def _write_subjects(
                     logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
         except BrokenProcessPool as error:
             raise MemoryError(
-                "a process of the build was killed, most likely since the memory ran out: run the same command with "
-                "a smaller --nprocs, it goes on from where it stopped"
+                "a process of the build was killed, most likely since the memory ran out, or could not start: run "
+                "the same command with a smaller --nprocs, it goes on from where it stopped"
             ) from error
     if damaged:
         _refuse(damaged, len(n_bytes))
@@ -387,7 +424,7 @@ def _refuse(damaged: Mapping[str, str], n_subjects: int) -> NoReturn:
     name, reason = min(damaged.items())
     raise DamagedSource(
         f"{len(damaged)} of {n_subjects} subjects cannot be read, the first: sub-{name}: {reason}. All others are "
-        "written: mend or remove what is damaged, and run the same command again"
+        "written: mend what is damaged, and run the same command again"
     )
 
 
@@ -401,6 +438,19 @@ def _processes(job: _Job, n_processes: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, where signals may be set: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _job: _Job

@@ -55,7 +55,7 @@ def build_parser() -> Parser:
     build.add_argument(
         "source", type=Path, metavar="SOURCE", help="what you have: a file, or the folder of the files"
     )
-    build.add_argument("store", type=Path, metavar="STORE", help="a new folder; one that was stopped is gone on with")
+    build.add_argument("store", type=Path, metavar="STORE", help="a new folder, or that of a build that was stopped")
     build.add_argument(
         "--space",
         type=label,
@@ -83,7 +83,7 @@ def build_parser() -> Parser:
         "--mask",
         type=Path,
         metavar="MASK.nii.gz",
-        help="nifti, npy: brain mask, on the series' grid; bids: instead of the runs' own",
+        help="brain mask on the series' grid; nifti and npy need it, bids takes it instead of the runs' own masks",
     )
     build.add_argument(
         "--mask-fraction",
@@ -131,11 +131,11 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from bids_lacuna.build import DamagedSource, NoRoom, build_store, check_folder, processes_that_fit
+    from bids_lacuna.build import DamagedSource, NoPlace, NoRoom, build_store, check_folder, processes_that_fit
     from bids_lacuna.plan import available_cpus, format_bytes, memory_budget
 
     check_places(arguments.source, arguments.store)
-    with ending(Exit.CANNOT_CREATE, FileExistsError):
+    with ending(Exit.CANNOT_CREATE, OSError):
         check_folder(arguments.store)
     source = open_source(arguments)
     if source.space not in (None, arguments.space):
@@ -152,8 +152,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
         ending(Exit.INPUT_OUTPUT, OSError, saying=f"the store {arguments.store} could not be written"),
         ending(Exit.FAILED, MemoryError),
         ending(Exit.BAD_DATA, DamagedSource, ValueError),
-        ending(Exit.CANNOT_CREATE, FileExistsError, NoRoom),
-        ending(Exit.CANNOT_CREATE, PermissionError, saying=f"the store {arguments.store} cannot be made"),
+        ending(Exit.CANNOT_CREATE, FileExistsError, NoPlace, NoRoom),
     ):
         store = build_store(
             source,
@@ -177,7 +176,9 @@ def run_build(arguments: argparse.Namespace) -> Exit:
 
 def check_places(source: Path, store: Path) -> None:
     """Refuse a store that would lie among its own sources, or the other way round."""
-    if not source.exists():
+    with ending(Exit.NO_INPUT, OSError, saying=f"the connectome {source} may not be looked at"):
+        there = source.exists()
+    if not there:
         raise Stop(Exit.NO_INPUT, f"there is no connectome at {source}: check the path, and see that it is mounted")
     inside, outside = store.resolve(), source.resolve()
     if inside.is_relative_to(outside) or outside.is_relative_to(inside):

@@ -9,7 +9,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+
+import numpy as np
+
+NOT_NUMPY = (ValueError, EOFError, SyntaxError, TokenError)
+"""What NumPy raises for a damaged file."""
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
 """The temporary name of a file that is being written."""
@@ -38,6 +44,32 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     with renamed_when_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read a NumPy file.
+
+    Raises
+    ------
+    ValueError
+        It is damaged, or something else.
+    OSError
+        It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except NOT_NUMPY as error:
+        raise ValueError(f"{path} cannot be read as a NumPy array ({error}): copy it again") from error
+
+
+def read_array_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the shape and the dtype in a NumPy file; raises what `read_array` raises."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except NOT_NUMPY as error:
+        raise ValueError(f"{path} cannot be read as a NumPy array ({error}): copy it again") from error
+    return array.shape, array.dtype
 
 
 @contextmanager

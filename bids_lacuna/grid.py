@@ -80,3 +80,33 @@ class Grid:
             and np.allclose(self.affine, other.affine, rtol=0, atol=1e-4)
             and np.array_equal(self.mask, other.mask)
         )
+
+
+def order_voxels(indices: Array, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """Make the mask of voxels that are listed in any order, and what brings them to C order.
+
+    Parameters
+    ----------
+    indices : shape (3, n_voxels), whole numbers
+        Within `shape`.
+    shape
+        Of the volume.
+
+    Returns
+    -------
+    mask : shape `shape`, boolean
+    order : shape (n_voxels,), or None
+        The place in the list of each voxel of the mask; None where the list is in C order.
+
+    Raises
+    ------
+    ValueError
+        A voxel is listed twice.
+    """
+    numbers = np.ravel_multi_index(tuple(indices.astype(np.int64)), shape)
+    order = None if (np.diff(numbers) > 0).all() else np.argsort(numbers, kind="stable")
+    if order is not None and (np.diff(numbers[order]) == 0).any():
+        raise ValueError("a voxel is listed twice")
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(indices)] = True
+    return mask, order

@@ -58,7 +58,8 @@ def open_image(path: Path, kind: str) -> SpatialImage:
         image: SpatialImage = nib.load(path, keep_file_open=True)  # type: ignore[assignment]
     except PermissionError as error:
         raise PermissionError(f"the {kind} {path} may not be read: check its permissions") from error
-    except UNREADABLE as error:
+    # Of an image that is no volume, nibabel says so with a TypeError.
+    except (*UNREADABLE, TypeError) as error:
         raise OSError(
             f"the {kind} {path} cannot be read as NIfTI ({error}): copy it again, or save it anew"
         ) from error

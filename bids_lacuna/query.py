@@ -380,6 +380,14 @@ def _prefer_denoised(images: Sequence[_Image]) -> list[_Image]:
             len(preprocessed),
             preprocessed[0].path,
         )
+    lost = {image.name["sub"] for image in preprocessed} - {image.name["sub"] for image in denoised}
+    if denoised and lost:
+        logger.warning(
+            "participants left out: %d, such as sub-%s; they have preprocessed runs but no denoised ones, which "
+            "the others have",
+            len(lost),
+            min(lost),
+        )
     return denoised or preprocessed
 
 

@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
+from bids_lacuna.files import read_array, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
 from bids_lacuna.kernels import quantize
@@ -110,9 +110,12 @@ class Store:
             affine = np.array(description["affine"], float)
             subjects = tuple(map(_read_subject, description["subjects"]))
             names = [str(description[key]) for key in ("name", "space")]
-            sources, software = tuple(description["sources"]), dict(description["software"])
+            sources = tuple(
+                {"path": str(file["path"]), "bytes": int(file["bytes"])} for file in description["sources"]
+            )
+            software = {key: str(description["software"][key]) for key in ("name", "version")}
             dtype = description["dtype"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IsADirectoryError) as error:
             raise ValueError(
                 f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): {REMEDY}"
             ) from error
@@ -121,9 +124,11 @@ class Store:
                 f"the store {path} has layout {version}, this program reads layout {LAYOUT_VERSION}: use a newer one"
             )
         grid = _read_grid(path / MASK, affine)
-        if dtype not in get_args(StoreDtype) or not subjects or (shape, n_voxels) != (grid.shape, grid.n_voxels):
+        n_names = len({subject.name for subject in subjects})
+        fits = (shape, n_voxels) == (grid.shape, grid.n_voxels) and dtype in get_args(StoreDtype)
+        if not fits or not sources or not subjects or n_names < len(subjects):
             raise ValueError(
-                f"{path / DESCRIPTION} and {MASK} do not fit together (series of {dtype}; {len(subjects)} subjects; "
+                f"{path / DESCRIPTION} and {MASK} do not fit together (series of {dtype}; {n_names} subjects; "
                 f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
             )
         store = cls(path, names[0], names[1], grid, dtype, subjects, sources, software)
@@ -231,7 +236,7 @@ class Store:
         arrays = {}
         for kind, (path, shape, dtype) in self.arrays(subject).items():
             try:
-                array = np.load(path, allow_pickle=False)
+                array = read_array(path)
             except PermissionError as error:
                 raise PermissionError(f"the store's {path} may not be read: check its permissions") from error
             except (OSError, ValueError, EOFError) as error:
@@ -325,7 +330,7 @@ def _read_subject(description: Mapping[str, Any]) -> StoredSubject:
         name,
         int(description["n_timepoints"]),
         tuple(StoredRun(str(run["source"]), int(run["n_timepoints"])) for run in description["runs"]),
-        {kind: str(description["sha256"][kind]) for kind in ("timeseries", "scale")},
+        {kind: bytes.fromhex(description["sha256"][kind]).hex() for kind in ("timeseries", "scale")},
     )
 
 

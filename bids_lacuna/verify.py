@@ -46,14 +46,8 @@ class MirrorPairs:
     """Shape (1 + n_displacements, n_pairs): voxels at the mirrored places, then at displaced ones."""
 
     @classmethod
-    def of(cls, grid: Grid, seed: int = 1) -> MirrorPairs:
-        """Find the pairs of a grid, in world coordinates; all partners of a voxel are inside the mask.
-
-        Parameters
-        ----------
-        seed
-            Of the choice among more than `N_PAIRS`.
-        """
+    def of(cls, grid: Grid) -> MirrorPairs:
+        """Find the pairs of a grid, in world coordinates; all partners of a voxel are inside the mask."""
         places = np.full(grid.shape, -1, np.int32)
         places[grid.mask] = np.arange(grid.n_voxels)
         world = nib.affines.apply_affine(grid.affine, np.argwhere(grid.mask))
@@ -68,7 +62,7 @@ class MirrorPairs:
         )
         complete = np.flatnonzero((partners >= 0).all(axis=0))
         if len(complete) > N_PAIRS:
-            complete = np.sort(np.random.default_rng(seed).choice(complete, N_PAIRS, replace=False))
+            complete = np.sort(np.random.default_rng(N_PAIRS).choice(complete, N_PAIRS, replace=False))
         return cls(left[complete], partners[:, complete])
 
     def correlations(self, series: Array, scale: Array) -> Array:
@@ -125,9 +119,9 @@ def verify_store(store: Store, on_subject: Callable[[StoredSubject], object] = l
     """Read all of a store, and check it against its description and against itself.
 
     Mirrored voxels of the two hemispheres correlate more than displaced ones in every healthy brain: where the
-    mirrored place is not the best, the voxels may be scrambled, or shifted to one side. A shift along the other two
-    axes, and left and right exchanged as a whole, cannot be told from the series: compare the orientation and the
-    grid with those of the source.
+    mirrored place is not the best, the voxels may be scrambled, or shifted to one side by 4 mm or more. A smaller
+    shift, one along the other two axes, and left and right exchanged as a whole cannot be told from the series:
+    compare the orientation and the grid with those of the source.
 
     Parameters
     ----------

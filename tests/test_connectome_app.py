@@ -6,10 +6,13 @@ import gzip
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -112,28 +115,53 @@ def test_info(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
 def test_maps_from_a_store(built: tuple[Path, subprocess.CompletedProcess[str]], hdf5: Path, tmp_path: Path) -> None:
     """run.py maps from a store what it maps from HDF5, where a warning gives the command that makes the store."""
     bids = synthetic.write_dataset(tmp_path / "bids", {LESION: synthetic.box((3, 2, 3))})
-    outputs = {}
-    for name, path in (("hdf5", hdf5), ("store", built[0])):
-        command = [sys.executable, RUN, bids, tmp_path / name, "participant", "--connectome", path]
-        outputs[name] = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert outputs[name].returncode == 0, outputs[name].stderr
-    assert (
-        f"bids-lacuna-connectome build '{hdf5}' STORE --space {synthetic.SPACE} --name GSP5" in outputs["hdf5"].stderr
-    )
-    assert "bids-lacuna-connectome" not in outputs["store"].stderr
+    assert build(hdf5, tmp_path / "exact", "--dtype", "float32") == 0
+    logs = {}
+    for name, path in (("hdf5", hdf5), ("int16", built[0]), ("float32", tmp_path / "exact")):
+        result = map_lesions(bids, tmp_path / name, path)
+        assert result.returncode == 0, result.stderr
+        logs[name] = result.stderr
+    assert f"bids-lacuna-connectome build '{hdf5}' STORE --space {synthetic.SPACE} --name GSP5" in logs["hdf5"]
+    assert "bids-lacuna-connectome" not in logs["int16"]
     maps = sorted(path.relative_to(tmp_path / "hdf5") for path in (tmp_path / "hdf5").rglob("*_statmap.nii.gz"))
     assert len(maps) == 3
-    for path in maps:
-        expected, found = (nib.load(tmp_path / name / path).get_fdata() for name in ("hdf5", "store"))
-        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
-        tolerance = 1e-3 if "stat-t" in path.name else 2e-4
-        np.testing.assert_allclose(found, expected, atol=tolerance, rtol=tolerance)
-        sidecar = json.loads((tmp_path / "store" / path).with_name(path.name.replace(".nii.gz", ".json")).read_text())
-        assert sidecar["ConnectomeHash"] == Store.open(built[0]).content_hash
-    again = [sys.executable, RUN, bids, tmp_path / "hdf5", "participant", "--connectome", built[0]]
-    mixed = subprocess.run(list(map(str, again)), capture_output=True, text=True, check=False)
+    # Rounding is seven times as far off as over hundreds of subjects of hundreds of timepoints.
+    for name, in_r, in_t in (("int16", 4e-5, 1e-3), ("float32", 1e-6, 1e-4)):
+        for path in maps:
+            expected, found = (nib.load(tmp_path / folder / path).get_fdata() for folder in ("hdf5", name))
+            np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+            tolerance = in_t * np.fmax(1, np.abs(expected)) if "stat-t" in path.name else in_r
+            assert np.nanmax(np.abs(found - expected) / tolerance) < 1
+            sidecar = (tmp_path / name / path).with_name(path.name.replace(".nii.gz", ".json"))
+            store = built[0] if name == "int16" else tmp_path / "exact"
+            assert json.loads(sidecar.read_text())["ConnectomeHash"] == Store.open(store).content_hash
+    mixed = map_lesions(bids, tmp_path / "hdf5", built[0])
     assert mixed.returncode == 1
     assert "another connectome" in mixed.stderr
+
+
+def map_lesions(bids: Path, out: Path, connectome: Path) -> subprocess.CompletedProcess[str]:
+    """Map the lesions of a dataset."""
+    command = [sys.executable, RUN, bids, out, "participant", "--connectome", connectome]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
+def test_the_bar_shows_bytes_and_time(hdf5: Path, tmp_path: Path) -> None:
+    """On a terminal, a bar shows the bytes that are written, of how many, and the time that is left."""
+    main_end, program_end = os.openpty()
+    termios.tcsetwinsize(program_end, (24, 120))
+    command = [sys.executable, "-m", "bids_lacuna.connectome_cli", "build", hdf5, tmp_path / "store"]
+    command += ["--space", synthetic.SPACE, "--name", "x"]
+    process = subprocess.Popen(list(map(str, command)), stderr=program_end)
+    os.close(program_end)
+    shown = b""
+    # Reading a terminal whose program has ended is an error on Linux.
+    with suppress(OSError):
+        while block := os.read(main_end, 4096):
+            shown += block
+    os.close(main_end)
+    assert process.wait() == 0
+    assert re.search(rb"building: +100%.*99\.\dk/99\.\dk \[\d\d:\d\d<\d\d:\d\d, .*B/s\]", shown)
 
 
 def test_verify(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -311,6 +339,22 @@ def test_forbidden_sources(layout: str, capsys: pytest.CaptureFixture[str]) -> N
         sentence = capsys.readouterr().err.splitlines()[-1]
         assert file.name in sentence
         assert "permissions" in sentence
+        assert not (Path(folder) / "store").exists()
+
+
+@pytest.mark.parametrize("layout", ["nifti", "bids", "npy"])
+def test_forbidden_folders(layout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that may not be searched is an error: its subjects are not left out without a word."""
+    with TemporaryDirectory() as folder:
+        file, options = write_source(Path(folder) / "source", layout)
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        file.parent.chmod(0)
+        with synthetic.as_nobody():
+            status = build(Path(folder) / "source", Path(folder) / "store", "--format", layout, *options)
+        file.parent.chmod(0o755)
+        assert status == 66
+        assert "permissions" in capsys.readouterr().err.splitlines()[-1]
         assert not (Path(folder) / "store").exists()
 
 

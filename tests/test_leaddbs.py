@@ -325,7 +325,7 @@ def test_run_without_series(tmp_path: Path, version: str, variables: dict[str, o
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("outidx", np.append(OUTIDX[1:], OUTIDX[2]), "names a voxel twice"),
+        ("outidx", np.append(OUTIDX[1:], OUTIDX[2]), "a voxel is listed twice"),
         ("outidx", OUTIDX - 1, "counted from 1"),
         ("outidx", np.append(OUTIDX[1:], MASK.size + 1), r"not all voxels of a volume \(5, 7, 11\), counted from 1"),
         ("outidx", OUTIDX - 0.5, "not all voxels"),

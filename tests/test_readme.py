@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import synthetic
+import test_build
+
+from bids_lacuna.store import Store
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -25,6 +30,43 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
         f"sub-01_{kind}.nii.gz" for kind in ("rmap", "tmap", "binary")
     }
     assert result.stdout.startswith("sub-02_lesion.nii.gz failed: the mask is empty")
+
+
+def test_every_layouts_command_makes_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of the table of layouts makes a store of five subjects, from where its relative paths begin."""
+    monkeypatch.chdir(tmp_path)
+    rows = re.findall(r"^\| (.*) \| `(.* STORE .*)` \|$", README.read_text(), re.MULTILINE)
+    writers = (
+        test_build.write_hdf5,
+        test_build.write_nifti,
+        test_build.write_nifti,
+        test_build.write_bids,
+        test_build.write_bids,
+        test_build.write_leaddbs,
+        test_build.write_npy,
+    )
+    synthetic.write_mask(tmp_path / "brain_mask.nii.gz", test_build.MASK)
+    for number, ((_, command), write) in enumerate(zip(rows, writers, strict=True)):
+        source, store, *options = shlex.split(
+            command.replace("2009cAsym", "6Asym").replace("sub-*/*_bold", "*/*/*_rest_*")
+        )
+        Path(source).parent.mkdir(exist_ok=True)
+        write(Path(source), synthetic.RADIOLOGICAL)
+        store = f"{store}{number}"
+        program = [
+            sys.executable,
+            "-m",
+            "bids_lacuna.connectome_cli",
+            "build",
+            source,
+            store,
+            *options,
+            "--nprocs",
+            "1",
+        ]
+        result = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert len(Store.open(Path(store)).subjects) == 5
 
 
 def test_the_options_that_it_names_exist() -> None:

@@ -12,12 +12,16 @@ from typing import ClassVar, Literal
 import h5py
 import numpy as np
 
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, order_voxels
+from bids_lacuna.images import check_file
 from bids_lacuna.importers.source import Source, SourceSubject, read_dtype
 
 Array = np.ndarray
 
 SUFFIXES = (".h5", ".hdf5")
+
+DAMAGE = (OSError, RuntimeError, TypeError, LookupError)
+"""What h5py raises for a damaged file, beside ValueError."""
 
 HASH_BLOCKS = 64
 """Blocks of each file that the content hash reads."""
@@ -59,12 +63,13 @@ class Part:
         ValueError
             The file is not HDF5 or has another layout.
         """
+        check_file(path, "connectome file")
         try:
             with h5py.File(path) as file:
                 return cls._from(file, path)
         except PermissionError as error:
             raise PermissionError(f"the connectome file {path} may not be read: check its permissions") from error
-        except OSError as error:
+        except DAMAGE as error:
             raise ValueError(
                 f"{path} cannot be read as HDF5 ({error}): it may be truncated or something else; copy it again"
             ) from error
@@ -143,7 +148,7 @@ class Hdf5Run:
             with h5py.File(part.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
                 timeseries = np.empty(file["timeseries"].shape[1:], part.dtype)
                 file["timeseries"].read_direct(timeseries, np.s_[self.number])
-        except OSError as error:
+        except (*DAMAGE, ValueError) as error:
             raise OSError(
                 f"subject {self.number} of the connectome file {part.path} cannot be read ({error}): "
                 "the file may be damaged; copy it again"
@@ -215,13 +220,10 @@ def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[G
         raise ValueError(f"{path}: mask_indices reach outside mask_shape {shape.tolist()}; write the file again")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise ValueError(f"{path}: mask_affine must be a (4, 4) matrix that can be inverted, it is {affine.tolist()}")
-    numbers = np.ravel_multi_index(tuple(indices.astype(np.int64)), tuple(shape))
-    in_c_order = (np.diff(numbers) > 0).all()
-    order = None if in_c_order else np.argsort(numbers, kind="stable")
-    if order is not None and (np.diff(numbers[order]) == 0).any():
-        raise ValueError(f"{path}: mask_indices name a voxel twice; write the file again")
-    mask = np.zeros(tuple(shape), dtype=bool)
-    mask[tuple(indices)] = True
+    try:
+        mask, order = order_voxels(indices, tuple(shape))
+    except ValueError as error:
+        raise ValueError(f"{path}: in mask_indices {error}; write the file again") from error
     return Grid(mask, affine.astype(float)), order
 
 
@@ -250,7 +252,9 @@ def _list_files(path: Path) -> list[Path]:
         raise FileNotFoundError(
             f"there is no connectome at {path}: name an HDF5 file, or a folder of them, and see that it is mounted"
         )
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    files = sorted(
+        file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
     if not files:
         raise FileNotFoundError(
             f"the connectome folder {path} holds no HDF5 file (*.h5, *.hdf5), and is no store; what else you have "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from bids_lacuna.importers import bids, hdf5, leaddbs, nifti, npy
+from bids_lacuna.importers import hdf5, leaddbs, nifti, npy
 from bids_lacuna.importers.source import Source
 
 Layout = Literal["hdf5", "nifti", "bids", "leaddbs", "npy"]
@@ -92,12 +92,19 @@ def open_source(path: Path, layout: Layout, options: ImportOptions) -> Source:
         others = [other for other, names in USED_OPTIONS.items() if name in names]
         option = "--" + name.replace("_", "-")
         raise MistakenOption(f"{option} is only for the layout {' or '.join(others)}; {path} is read as {layout}")
+    if options.pattern is not None and Path(options.pattern).is_absolute():
+        raise MistakenOption(f"--pattern {options.pattern} begins at the root: name the paths below {path}")
+    if options.mask is not None and options.mask_fraction is not None:
+        raise MistakenOption("--mask-fraction is of the runs' own brain masks, which --mask takes the place of")
     match layout:
         case "hdf5":
             return hdf5.open_source(path)
         case "nifti":
             return nifti.open_source(path, _required_mask(options), options.pattern)
         case "bids":
+            # Not at the top: pybids takes a second to import, and reads a file of settings in the user's home.
+            from bids_lacuna.importers import bids
+
             return bids.open_source(
                 path,
                 options.space,

@@ -17,7 +17,7 @@ from scipy.io import loadmat, whosmat
 from scipy.io.matlab import MatReadError
 
 from bids_lacuna.files import read_json_object
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, order_voxels
 from bids_lacuna.images import check_file
 from bids_lacuna.importers.source import Source, group_by_subject, read_dtype
 
@@ -184,19 +184,18 @@ def _read_grid(vol: Any, file: Path) -> tuple[Grid, Array | None]:
             f"{file}: vol.outidx holds {outidx.size} numbers, which are not all voxels of a volume "
             f"{tuple(map(int, shape))}, counted from 1; copy the file again"
         )
-    mask = np.zeros(tuple(shape.astype(int)), bool)
-    indices = np.unravel_index(outidx.astype(np.int64) - 1, mask.shape, order="F")
-    numbers = np.ravel_multi_index(indices, mask.shape)
-    order = np.argsort(numbers, kind="stable")
-    if (np.diff(numbers[order]) == 0).any():
+    volume = tuple(map(int, shape))
+    indices = np.array(np.unravel_index(outidx.astype(np.int64) - 1, volume, order="F"))
+    try:
+        mask, order = order_voxels(indices, volume)
+    except ValueError as error:
         raise ValueError(
-            f"{file}: vol.outidx names a voxel twice, as in connectomes that were made from CIFTI; "
+            f"{file}: in vol.outidx {error}, as in connectomes that were made from CIFTI; "
             "a connectome with one series for each voxel is needed"
-        )
-    mask[indices] = True
+        ) from error
     # SPM's matrix is for voxels that are counted from 1.
     affine = mat @ np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
-    return Grid(mask, affine), None if (np.diff(numbers) > 0).all() else order
+    return Grid(mask, affine), order
 
 
 def _read_subjects(vol: Any, file: Path) -> dict[str, list[PurePosixPath]]:

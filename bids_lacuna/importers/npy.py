@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from bids_lacuna.files import read_array, read_array_header
 from bids_lacuna.grid import Grid
+from bids_lacuna.images import check_file
 from bids_lacuna.importers.nifti import read_grid
 from bids_lacuna.importers.source import Source, SourceSubject, find_files, read_dtype, subject_name
 
@@ -39,17 +42,20 @@ class NpyRun:
         ValueError
             The file is damaged, or has another shape or dtype.
         """
-        array = _load(path, "r")
-        if array.ndim != 2 or array.shape[1] != grid.n_voxels or len(array) < 2 or array.dtype.kind not in "iuf":
+        check_file(path, "series")
+        with _permitted(path):
+            shape, dtype = read_array_header(path)
+        if len(shape) != 2 or shape[1] != grid.n_voxels or shape[0] < 2 or dtype.kind not in "iuf":
             raise ValueError(
-                f"{path} holds {array.shape} {array.dtype}: needed are real numbers (n_timepoints, {grid.n_voxels}), "
+                f"{path} holds {shape} {dtype}: needed are real numbers (n_timepoints, {grid.n_voxels}), "
                 "a column for each voxel of the mask in C order"
             )
-        return cls(path, origin, len(array))
+        return cls(path, origin, shape[0])
 
     def read(self, grid: Grid) -> Array:  # noqa: ARG002  the file has the grid's voxels only
         """As `Run.read`."""
-        array = _load(self.path)
+        with _permitted(self.path):
+            array = read_array(self.path)
         return array.astype(read_dtype(array.dtype), order="C", copy=False)
 
 
@@ -90,12 +96,9 @@ def open_source(path: Path, mask: Path, pattern: str | None = None) -> Source:
     return Source(grid, tuple(subjects), None)
 
 
-def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> Array:
+@contextmanager
+def _permitted(path: Path) -> Iterator[None]:
     try:
-        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        yield
     except PermissionError as error:
         raise PermissionError(f"the series {path} may not be read: check its permissions") from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no series at {path}: a link may lead nowhere") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a NumPy array ({error}): copy it again") from error

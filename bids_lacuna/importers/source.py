@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from bids_lacuna.grid import Grid
 from bids_lacuna.kernels import standardize
 
 Array = np.ndarray
+
+
+VALUE_BYTES = 24
+"""Of each voxel and timepoint while a subject is read: three copies of a float64. Most sources need a third of it."""
 
 
 class NothingMatches(LookupError):  # noqa: N818  a fact about the source, not a defect of the program
@@ -75,6 +80,11 @@ class Source:
     space: str | None
     """The template that the files themselves name, if they do."""
 
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that reading one subject takes at most."""
+        return max(subject.n_timepoints for subject in self.subjects) * self.grid.n_voxels * VALUE_BYTES
+
     def read(self, subject: SourceSubject) -> tuple[Array, Array, Array]:
         """Read one subject's runs, demean each, and join them: `kernels.standardize`.
 
@@ -103,10 +113,16 @@ def read_dtype(stored: np.dtype) -> np.dtype:
     return np.result_type(stored.newbyteorder("="), np.float32)
 
 
-def subject_name(path: Path) -> str:
-    """Name the subject of a file: the first `sub-<label>` in its path, else the letters and digits of its name."""
-    entity = re.search(r"(?:^|[/_])sub-([A-Za-z0-9]+)", path.as_posix())
-    return entity[1] if entity else re.sub(r"[^A-Za-z0-9]", "", path.name.partition(".")[0])
+def subject_name(place: Path) -> str:
+    """Name the subject of a file by its path below the source.
+
+    It is the first `sub-<label>`, else the letters and digits of the whole path: files without a label are subjects
+    of their own.
+    """
+    entity = re.search(r"(?:^|[/_])sub-([A-Za-z0-9]+)(?=[/_.]|$)", place.as_posix())
+    return (
+        entity[1] if entity else re.sub(r"[^A-Za-z0-9]", "", place.as_posix().removesuffix("".join(place.suffixes)))
+    )
 
 
 def natural_order(path: Path) -> list[str | int]:
@@ -129,8 +145,22 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     ------
     FileNotFoundError
         There is no such folder.
+    PermissionError
+        A folder may not be searched.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: name the folder that holds the series")
+    check_folders(folder, len(Path(pattern).parts))
     found = (path for path in folder.glob(pattern) if not path.name.startswith("."))
     return sorted(found, key=lambda path: natural_order(path.relative_to(folder)))
+
+
+def check_folders(folder: Path, depth: int) -> None:
+    """Raise PermissionError where a folder may not be searched: glob would pass over it without a word."""
+    try:
+        with os.scandir(folder) as entries:
+            below = [Path(entry) for entry in entries if depth > 1 and entry.is_dir() and entry.name[0] != "."]
+    except PermissionError as error:
+        raise PermissionError(f"the folder {folder} may not be searched: check its permissions") from error
+    for path in below:
+        check_folders(path, depth - 1)
