@@ -40,7 +40,6 @@ BUILDING = ".building"
 LAYOUT_VERSION = 1
 """Of the store's layout, in case that it changes."""
 
-
 REMEDY = "copy it again, or remove the store and build it anew"
 """What to do about a damaged store."""
 

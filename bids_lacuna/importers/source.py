@@ -16,7 +16,6 @@ from bids_lacuna.kernels import standardize
 
 Array = np.ndarray
 
-
 VALUE_BYTES = 24
 """Of each voxel and timepoint while a subject is read: three copies of a float64. Most sources need a third of it."""
 
