@@ -36,7 +36,6 @@ from bids_lacuna.store import (
     array_path,
     is_store,
     is_subject_name,
-    subject_bytes,
     this_software,
     write_subject,
 )
@@ -147,8 +146,8 @@ def build_store(
         remove_unfinished(folder)
         remove_unfinished(folder / BUILDING)
         _remove_unrecorded(folder, recorded)
-        _check_room(job, recorded)
-        recorded |= _write_subjects(job, recorded, n_processes, show_progress)
+        _check_room(wanted, recorded)
+        recorded |= _write_subjects(job, wanted, recorded, n_processes, show_progress)
         store = replace(wanted, subjects=tuple(recorded[subject.name] for subject in source.subjects))
         for subject in store.subjects:
             store.check_files(subject)
@@ -307,20 +306,15 @@ def _read_records(job: _Job, wanted: Store) -> dict[str, StoredSubject]:
     return recorded
 
 
-def _check_room(job: _Job, recorded: Mapping[str, StoredSubject]) -> None:
+def _check_room(wanted: Store, recorded: Mapping[str, StoredSubject]) -> None:
     """Refuse a build that would fill the disk."""
-    needed = sum(_bytes_of(job, subject) for subject in job.source.subjects if subject.name not in recorded)
-    there = next(parent for parent in (job.folder.absolute(), *job.folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    needed = sum(wanted.bytes_of(subject) for subject in wanted.subjects if subject.name not in recorded)
+    free = shutil.disk_usage(wanted.path).free
     if needed > free:
         raise NoRoom(
-            f"the store needs {format_bytes(needed)} more, the disk of {there} has {format_bytes(free)} free: make "
-            "room, or name a folder on another disk"
+            f"the store needs {format_bytes(needed)} more, the disk of {wanted.path} has {format_bytes(free)} free: "
+            "make room, or name a folder on another disk"
         )
-
-
-def _bytes_of(job: _Job, subject: SourceSubject) -> int:
-    return subject_bytes(subject.n_timepoints, job.source.grid.n_voxels, job.dtype)
 
 
 @contextmanager
@@ -363,24 +357,23 @@ def _remove_unrecorded(folder: Path, recorded: Mapping[str, StoredSubject]) -> N
 
 
 def _write_subjects(
-    job: _Job, recorded: Mapping[str, StoredSubject], n_processes: int, show_progress: bool
+    job: _Job, wanted: Store, recorded: Mapping[str, StoredSubject], n_processes: int, show_progress: bool
 ) -> dict[str, StoredSubject]:
     """Write the subjects that are not recorded yet."""
     places = [place for place, subject in enumerate(job.source.subjects) if subject.name not in recorded]
-    n_bytes = {subject.name: _bytes_of(job, subject) for subject in job.source.subjects}
-    total = sum(n_bytes.values())
+    n_bytes = {subject.name: wanted.bytes_of(subject) for subject in wanted.subjects}
     logger.info(
         "to write to %s: %d of %d subjects, of %s in all; processes: %d",
         job.folder,
         len(places),
         len(n_bytes),
-        format_bytes(total),
+        format_bytes(wanted.n_bytes),
         n_processes,
     )
     written, damaged = {}, {}
     with (
         tqdm(
-            total=total,
+            total=wanted.n_bytes,
             initial=sum(n_bytes[name] for name in recorded),
             unit="B",
             unit_scale=True,

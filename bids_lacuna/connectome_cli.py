@@ -214,10 +214,11 @@ def open_source(arguments: argparse.Namespace) -> Source:
 def import_options(arguments: argparse.Namespace) -> ImportOptions:
     """Collect what the user says about the source."""
     from bids_lacuna.importers.layouts import ImportOptions
-    from bids_lacuna.query import read_filter_file
 
     filters = None
     if arguments.bids_filter_file:
+        from bids_lacuna.query import read_filter_file
+
         with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
             filters = read_filter_file(arguments.bids_filter_file, "bold")
         if not filters:
@@ -244,10 +245,7 @@ def run_verify(arguments: argparse.Namespace) -> Exit:
             total=store.n_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="verifying", disable=None
         ) as bar,
     ):
-        found = verify_store(
-            store,
-            lambda subject: bar.update(store.bytes_of(subject)),
-        )
+        found = verify_store(store, lambda subject: bar.update(store.bytes_of(subject)))
     sys.stdout.write(layout_rows(describe_verification(store, found)))
     for problem in found.problems:
         sys.stderr.write(f"{PROGRAM}: error: {problem}\n")

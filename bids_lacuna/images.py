@@ -66,6 +66,27 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     return image
 
 
+def read_mask(image: SpatialImage, path: Path) -> np.ndarray:
+    """Read where a mask is not 0, without axes of length 1 at its end: boolean.
+
+    Raises
+    ------
+    OSError
+        The file is damaged.
+    ValueError
+        It holds no real numbers.
+    """
+    try:
+        voxels = np.asanyarray(image.dataobj)
+    except (*UNREADABLE, ValueError) as error:
+        raise OSError(f"the mask {path} cannot be read ({error}): it may be truncated; copy it again") from error
+    if voxels.dtype.kind not in "biuf":
+        raise ValueError(f"the mask {path} holds {voxels.dtype}: save it as an image of 0 and 1")
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    return np.nan_to_num(voxels) != 0
+
+
 def has_usable_affine(image: SpatialImage) -> bool:
     """Tell whether an image's header says where its voxels lie."""
     # Without either code, nibabel makes an affine up that has the origin in the middle of the volume.

@@ -24,7 +24,7 @@ import numpy as np
 from bids_lacuna._version import __version__
 from bids_lacuna.files import read_array, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import open_image
+from bids_lacuna.images import open_image, read_mask
 from bids_lacuna.kernels import quantize
 
 Array = np.ndarray
@@ -238,7 +238,7 @@ class Store:
                 array = read_array(path)
             except PermissionError as error:
                 raise PermissionError(f"the store's {path} may not be read: check its permissions") from error
-            except (OSError, ValueError, EOFError) as error:
+            except (OSError, ValueError) as error:
                 raise OSError(f"the store's {path} cannot be read ({error}): it may be damaged; {REMEDY}") from error
             if array.shape != shape or array.dtype != dtype:
                 raise OSError(
@@ -337,10 +337,10 @@ def _read_grid(path: Path, affine: Array) -> Grid:
     """Read the mask. The description's affine is the exact one: NIfTI has it in float32."""
     try:
         image = open_image(path, "mask of the store")
-        mask = np.asarray(image.dataobj) != 0
+        mask = read_mask(image, path)
     except PermissionError:
         raise
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
     if affine.shape != (4, 4) or not np.allclose(image.affine, affine, rtol=1e-5, atol=1e-3):
         raise ValueError(f"{path} has another affine than {DESCRIPTION}: {REMEDY}")

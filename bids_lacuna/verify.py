@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna.grid import Grid
-from bids_lacuna.store import Store, StoredSubject, hash_file
+from bids_lacuna.store import REMEDY, Store, StoredSubject, hash_file
 
 Array = np.ndarray
 
@@ -171,7 +171,7 @@ def _check_hashes(store: Store, subject: StoredSubject) -> list[str]:
             problems.append(f"{path} cannot be read ({error})")
             continue
         if found != subject.sha256[kind]:
-            problems.append(f"{path} has another checksum than when it was made: copy it again, or build it anew")
+            problems.append(f"{path} has another checksum than when it was made: {REMEDY}")
     return problems
 
 

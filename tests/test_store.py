@@ -158,6 +158,7 @@ DAMAGE = {
     "another dtype": "do not fit together",
     "no mask": "cannot be read",
     "mask cut off": "cannot be read",
+    "mask overwritten": "cannot be read",
     "another mask": "do not fit together",
     "another affine": "another affine",
     "no subjects": "do not fit together",
@@ -187,6 +188,9 @@ def damage(folder: Path, kind: str) -> None:
             (folder / "mask.nii.gz").unlink()
         case "mask cut off":
             (folder / "mask.nii.gz").write_bytes((folder / "mask.nii.gz").read_bytes()[:-40])
+        case "mask overwritten":
+            content = (folder / "mask.nii.gz").read_bytes()
+            (folder / "mask.nii.gz").write_bytes(content[:60] + bytes(40) + content[100:])
         case "another mask":
             nib.save(nib.Nifti1Image(np.ones(MASK.shape, np.uint8), synthetic.OBLIQUE), folder / "mask.nii.gz")
         case "another affine":

@@ -11,7 +11,7 @@ import numpy as np
 
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
-from bids_lacuna.importers.nifti import AFFINE_TOLERANCE_MM, NiftiRun, check_affine, read_grid
+from bids_lacuna.importers.nifti import NiftiRun, check_affine, lie_alike, read_grid
 from bids_lacuna.importers.source import NothingMatches, Source, group_by_subject, natural_order
 from bids_lacuna.query import BoldRun, NoBoldRuns, find_bold_runs
 
@@ -131,7 +131,7 @@ def _common_grid(runs: Sequence[BoldRun], mask_fraction: float) -> Grid:
 
 def _check_same_place(path: Path, grid: Grid, first_path: Path, first: Grid, advice: str) -> None:
     """Raise ValueError where two files have different shapes or affines."""
-    if grid.shape != first.shape or not np.allclose(grid.affine, first.affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
+    if not lie_alike(grid, first):
         raise ValueError(
             f"{path} lies on another grid than {first_path}: {grid.place}, the other is {first.place}; {advice}"
         )

@@ -51,11 +51,11 @@ def detect_layout(path: Path) -> Layout:
     FileNotFoundError
         It looks like none of them; the message says what each looks like.
     """
-    if path.is_file() and path.suffix in hdf5.SUFFIXES:
+    if path.is_file() and path.suffix.lower() in hdf5.SUFFIXES:
         return "hdf5"
     if path.is_dir():
         names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
-        suffixes = {Path(name).suffix for name in names}
+        suffixes = {Path(name).suffix.lower() for name in names}
         if not names.isdisjoint(leaddbs.DATASET_FILES):
             return "leaddbs"
         if not suffixes.isdisjoint(hdf5.SUFFIXES):

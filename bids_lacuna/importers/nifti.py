@@ -12,7 +12,7 @@ from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image
+from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image, read_mask
 from bids_lacuna.importers.source import (
     NothingMatches,
     Source,
@@ -118,7 +118,7 @@ def read_grid(mask: Path) -> Grid:
         It is missing or damaged.
     """
     image = open_image(mask, "brain mask")
-    voxels = read_volume(image, mask)
+    voxels = read_mask(image, mask)
     if voxels.ndim != 3 or not voxels.any():
         raise ValueError(
             f"the brain mask {mask} has the shape {image.shape} and {np.count_nonzero(voxels)} voxels above 0: "
@@ -126,25 +126,6 @@ def read_grid(mask: Path) -> Grid:
         )
     check_affine(image, mask)
     return Grid(voxels, np.asarray(image.affine, float))
-
-
-def read_volume(image: SpatialImage, path: Path) -> Array:
-    """Read where a mask is not 0, without axes of length 1 at its end: boolean.
-
-    Raises
-    ------
-    OSError
-        The file is damaged.
-    """
-    try:
-        voxels = np.asanyarray(image.dataobj)
-    except (*UNREADABLE, ValueError) as error:
-        raise OSError(f"the mask {path} cannot be read ({error}): it may be truncated; copy it again") from error
-    if voxels.dtype.kind not in "biuf":
-        raise ValueError(f"the mask {path} holds {voxels.dtype}: save it as an image of 0 and 1")
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    return np.nan_to_num(voxels) != 0
 
 
 def check_affine(image: SpatialImage, path: Path) -> None:
@@ -168,10 +149,15 @@ def check_series(image: SpatialImage, path: Path, grid: Grid) -> int:
     if len(image.shape) != 4 or image.shape[3] < 2 or dtype.kind not in "iuf":
         raise ValueError(f"{path} holds {image.shape} {dtype}: a 4D series of real numbers is needed")
     check_affine(image, path)
-    if image.shape[:3] != grid.shape or not np.allclose(image.affine, grid.affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
-        theirs = Grid(np.ones(image.shape[:3], bool), image.affine)
+    theirs = Grid(np.ones(image.shape[:3], bool), image.affine)
+    if not lie_alike(theirs, grid):
         raise ValueError(
             f"{path} lies on another grid than the brain mask: {theirs.place}, the mask is {grid.place}; bring the "
             "mask to the grid of the series, or leave the file out"
         )
     return int(image.shape[3])
+
+
+def lie_alike(grid: Grid, other: Grid) -> bool:
+    """Tell whether two grids have the same volume, whatever their masks."""
+    return grid.shape == other.shape and np.allclose(grid.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM)
