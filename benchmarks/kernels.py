@@ -75,8 +75,8 @@ def main() -> None:
         )
         compare(
             f"add_fisher_z, {n_lesions} lesions",
-            lambda seeds=seeds, sums=sums: kernels.add_fisher_z(seeds, series, scale, *sums),
-            lambda seeds=seeds, sums=sums: reference.add_fisher_z(seeds, series, scale, *sums),
+            lambda seeds=seeds, sums=sums: kernels.add_fisher_z([seeds], [series], [scale], *sums),
+            lambda seeds=seeds, sums=sums: reference.add_fisher_z([seeds], [series], [scale], *sums),
         )
     with tempfile.TemporaryDirectory() as cache:
         command, environ = [sys.executable, "-c", COMPILE], os.environ | {"NUMBA_CACHE_DIR": cache}

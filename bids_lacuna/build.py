@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from bids_lacuna.files import read_json_object, remove_unfinished, write_json
 from bids_lacuna.importers.source import Source, SourceSubject
 from bids_lacuna.plan import format_bytes, give_back_freed_memory
+from bids_lacuna.rank import TOLERANCE, Rank, most_components, rotate, rotation_bytes
 from bids_lacuna.store import (
     BUILDING,
     DESCRIPTION,
@@ -71,8 +73,10 @@ class _Job:
     source: Source
     folder: Path
     dtype: StoreDtype
+    rank: Rank
+    rank_tolerance: float
     settings: str
-    """Hash of what all files of the store depend on: dtype and grid."""
+    """Hash of what all files of the store depend on: dtype, rank and grid."""
 
 
 def build_store(
@@ -83,6 +87,8 @@ def build_store(
     name: str,
     space: str,
     dtype: StoreDtype = "int16",
+    rank: Rank = "full",
+    rank_tolerance: float = TOLERANCE,
     n_processes: int = 1,
     show_progress: bool = True,
 ) -> Store:
@@ -106,6 +112,12 @@ def build_store(
         Name of the template that the source is in.
     dtype
         Of the series.
+    rank
+        How many components each subject's series are stored in: one for each timepoint, as they are ("full"); as
+        few as `rank_tolerance` allows ("auto"); or a number, where there are more timepoints.
+    rank_tolerance
+        In r: the largest bound on the error ("auto"), or the one above which there is a warning (a number). See
+        `rank.error_bounds`.
     n_processes
         How many subjects are read at once.
     show_progress
@@ -134,11 +146,11 @@ def build_store(
         The store cannot be written.
     """
     _check_names(source)
-    wanted = _describe(source, root, folder, name, space, dtype)
+    wanted = _describe(source, root, folder, name, space, dtype, rank, rank_tolerance)
     check_folder(folder)
     if (folder / DESCRIPTION).exists():
         return _take_finished(wanted)
-    job = _Job(source, folder, dtype, _hash_settings(wanted))
+    job = _Job(source, folder, dtype, rank, rank_tolerance, _hash_settings(wanted))
     with _locked(folder):
         if (folder / DESCRIPTION).exists():
             return _take_finished(wanted)
@@ -154,6 +166,7 @@ def build_store(
         store.save()
         # Network file systems keep the name of a file that is open, such as the lock.
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
+    _warn_of_bound(store, rank_tolerance)
     return store
 
 
@@ -165,15 +178,21 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def processes_that_fit(source: Source, n_processes: int, available_bytes: int) -> int:
+def processes_that_fit(source: Source, n_processes: int, available_bytes: int, rank: Rank = "full") -> int:
     """Lower a number of processes to what the memory holds, at least one; a warning says so.
 
     Parameters
     ----------
     available_bytes
         What all processes together may occupy.
+    rank
+        As `build_store` is given.
     """
-    each = PROCESS_BYTES + source.reading_bytes
+    subject_bytes = source.reading_bytes
+    if rank != "full":
+        n_timepoints = max(subject.n_timepoints for subject in source.subjects)
+        subject_bytes = max(subject_bytes, rotation_bytes(n_timepoints, source.grid.n_voxels))
+    each = PROCESS_BYTES + subject_bytes
     fitting = max(1, min(n_processes, available_bytes // each))
     if fitting < n_processes:
         logger.warning(
@@ -206,17 +225,37 @@ def _check_names(source: Source) -> None:
                 raise ValueError(f"the name of {run.path!r} is not in UTF-8: rename the file") from error
 
 
-def _describe(source: Source, root: Path, folder: Path, name: str, space: str, dtype: StoreDtype) -> Store:
-    """Describe the store that the build makes, but for its subjects' hashes."""
+def _describe(
+    source: Source,
+    root: Path,
+    folder: Path,
+    name: str,
+    space: str,
+    dtype: StoreDtype,
+    rank: Rank,
+    rank_tolerance: float,
+) -> Store:
+    """Describe the store that the build makes, but for its subjects' hashes, and at its largest."""
     subjects = tuple(
-        StoredSubject(subject.name, subject.n_timepoints, _stored_runs(subject), {}) for subject in source.subjects
+        StoredSubject(
+            subject.name,
+            subject.n_timepoints,
+            most_components(rank, subject.n_timepoints),
+            0.0,
+            _stored_runs(subject),
+            {},
+        )
+        for subject in source.subjects
     )
     files = dict.fromkeys(run.path for subject in source.subjects for run in subject.runs)
     sources = tuple(
         {"path": path.absolute().relative_to(root.absolute()).as_posix(), "bytes": path.stat().st_size}
         for path in files
     )
-    return Store(folder, name, space, source.grid, dtype, subjects, sources, this_software())
+    deciding_tolerance = rank_tolerance if rank == "auto" else None
+    return Store(
+        folder, name, space, source.grid, dtype, rank, deciding_tolerance, subjects, sources, this_software()
+    )
 
 
 def _stored_runs(subject: SourceSubject) -> tuple[StoredRun, ...]:
@@ -232,6 +271,7 @@ def _take_finished(wanted: Store) -> Store:
             ("name", wanted.name, there.name),
             ("space", wanted.space, there.space),
             ("dtype", wanted.series_dtype, there.series_dtype),
+            ("rank", (wanted.rank, wanted.rank_tolerance), (there.rank, there.rank_tolerance)),
             ("grid", True, wanted.grid.is_same_as(there.grid)),
             ("subjects", _outline(wanted), _outline(there)),
             ("source files", wanted.sources, there.sources),
@@ -256,10 +296,34 @@ def _outline(store: Store) -> list[tuple[str, tuple[StoredRun, ...]]]:
     return [(subject.name, subject.runs) for subject in store.subjects]
 
 
+def _warn_of_bound(store: Store, tolerance: float) -> None:
+    """Tell where a number of components leaves out more than is tolerated."""
+    bounds = {subject.name: subject.r_error_bound for subject in store.subjects}
+    n_above = sum(bound > tolerance for bound in bounds.values())
+    if n_above:
+        worst = max(bounds, key=bounds.__getitem__)
+        logger.warning(
+            "rank %s: in %d of %d subjects the bound on the error in r is above %g, the largest is %.2g, of sub-%s; "
+            "more components, or the rank auto, leave less out",
+            store.rank,
+            n_above,
+            len(bounds),
+            tolerance,
+            bounds[worst],
+            worst,
+        )
+
+
 def _hash_settings(store: Store) -> str:
-    """Hash what all files of the store depend on: dtype and grid."""
+    """Hash what all files of the store depend on: dtype, rank and grid."""
     grid = store.grid
-    parts = (store.series_dtype.encode(), str(grid.shape).encode(), np.packbits(grid.mask), grid.affine.astype("<f8"))
+    parts = (
+        store.series_dtype.encode(),
+        f"{store.rank} {store.rank_tolerance}".encode(),
+        str(grid.shape).encode(),
+        np.packbits(grid.mask),
+        grid.affine.astype("<f8"),
+    )
     return hashlib.sha256(b"".join(bytes(part) for part in parts)).hexdigest()
 
 
@@ -298,8 +362,8 @@ def _read_records(job: _Job, wanted: Store) -> dict[str, StoredSubject]:
         subject = subjects.get(stored.name)
         if settings != job.settings or subject is None:
             raise FileExistsError(
-                f"{job.folder} holds an unfinished store of other subjects, on another grid or of another dtype: "
-                "name a new folder, or remove that one"
+                f"{job.folder} holds an unfinished store of other subjects, another grid, another dtype or another "
+                "rank: name a new folder, or remove that one"
             )
         if signature == _signature(subject) and wanted.has_files_of(stored):
             recorded[stored.name] = stored
@@ -307,7 +371,7 @@ def _read_records(job: _Job, wanted: Store) -> dict[str, StoredSubject]:
 
 
 def _check_room(wanted: Store, recorded: Mapping[str, StoredSubject]) -> None:
-    """Refuse a build that would fill the disk."""
+    """Refuse a build that would fill the disk; with the rank "auto", as if every component were kept."""
     needed = sum(wanted.bytes_of(subject) for subject in wanted.subjects if subject.name not in recorded)
     free = shutil.disk_usage(wanted.path).free
     if needed > free:
@@ -361,19 +425,20 @@ def _write_subjects(
 ) -> dict[str, StoredSubject]:
     """Write the subjects that are not recorded yet."""
     places = [place for place, subject in enumerate(job.source.subjects) if subject.name not in recorded]
-    n_bytes = {subject.name: wanted.bytes_of(subject) for subject in wanted.subjects}
+    n_bytes = {subject.name: wanted.bytes_of(recorded.get(subject.name, subject)) for subject in wanted.subjects}
     logger.info(
-        "to write to %s: %d of %d subjects, of %s in all; processes: %d",
+        "to write to %s: %d of %d subjects, of %s in all%s; processes: %d",
         job.folder,
         len(places),
         len(n_bytes),
-        format_bytes(wanted.n_bytes),
+        format_bytes(sum(n_bytes.values())),
+        " at most" if job.rank == "auto" else "",
         n_processes,
     )
     written, damaged = {}, {}
     with (
         tqdm(
-            total=wanted.n_bytes,
+            total=sum(n_bytes.values()),
             initial=sum(n_bytes[name] for name in recorded),
             unit="B",
             unit_scale=True,
@@ -389,6 +454,11 @@ def _write_subjects(
         try:
             for n_done, future in enumerate(as_completed(futures), start=1):
                 outcome = future.result()
+                if isinstance(outcome, _Written):
+                    # Fewer than planned, where the rank "auto" left components out.
+                    progress.total -= n_bytes[outcome.name]
+                    n_bytes[outcome.name] = wanted.bytes_of(outcome.stored)
+                    progress.total += n_bytes[outcome.name]
                 progress.update(n_bytes[outcome.name])
                 if isinstance(outcome, _Damage):
                     damaged[outcome.name] = outcome.reason
@@ -457,6 +527,8 @@ def _start_process(job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     give_back_freed_memory()
+    # There is a process for each processor; and one thread adds in the same order each time.
+    threadpool_limits(1, user_api="blas")
 
 
 def _end_with_parent() -> None:
@@ -494,8 +566,12 @@ def _write_subject(place: int) -> _Written | _Damage:
         standardized = _job.source.read(subject)
     except (OSError, ValueError) as error:
         return _Damage(subject.name, str(error))
+    standardized, r_error_bound = rotate(standardized, _job.rank, _job.rank_tolerance)
     sha256 = write_subject(_job.folder, subject.name, standardized, _job.dtype)
-    stored = StoredSubject(subject.name, subject.n_timepoints, _stored_runs(subject), sha256)
+    n_components = standardized[0].shape[1]
+    stored = StoredSubject(
+        subject.name, subject.n_timepoints, n_components, r_error_bound, _stored_runs(subject), sha256
+    )
     write_json(
         _record_path(_job.folder, subject.name),
         {"subject": asdict(stored), "signature": signature, "settings": _job.settings},

@@ -23,6 +23,10 @@ DEFAULT_SPACE = "MNI152NLin6Asym"
 """The space of GSP1000, which is what people have in HDF5; that layout has no place for the space's name."""
 
 
+SUBJECTS_IN_USE = 2
+"""Connectome subjects that are mapped together, so that the moments are read and written half as often."""
+
+
 @dataclass(frozen=True, eq=False)
 class ConnectomeSubject:
     """One person of the connectome. A series times its `scale` has norm 1."""
@@ -122,9 +126,9 @@ class Connectome:
 
     @property
     def streaming_bytes(self) -> int:
-        """Memory that `subjects` takes: for the one in use, and for reading the next one."""
-        in_use = subject_bytes(self.n_timepoints, self.grid.n_voxels, self.recordings.series_dtype)
-        return in_use + self.recordings.reading_bytes
+        """Memory that `subjects` takes: for the `SUBJECTS_IN_USE`, and for reading the next one."""
+        each = subject_bytes(self.n_timepoints, self.grid.n_voxels, self.recordings.series_dtype)
+        return SUBJECTS_IN_USE * each + self.recordings.reading_bytes
 
     @property
     def content_hash(self) -> str:

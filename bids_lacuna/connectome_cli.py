@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from bids_lacuna.command import Exit, Parser, Stop, ending, label, positive_integer, run_command
@@ -105,6 +106,20 @@ def build_parser() -> Parser:
         "(default: %(default)s)",
     )
     build.add_argument(
+        "--rank",
+        type=rank,
+        default="full",
+        metavar="{full,auto,K}",
+        help="components that a subject's series are stored in: one for each timepoint; as few as the tolerance "
+        "allows, which saves space and time where series are filtered; or K (default: %(default)s)",
+    )
+    build.add_argument(
+        "--rank-tolerance",
+        type=tolerance,
+        metavar="R",
+        help="auto: largest bound on the error in r; K: a warning where it is above (default: 1e-5)",
+    )
+    build.add_argument(
         "--nprocs",
         "--n-cpus",
         type=positive_integer,
@@ -133,7 +148,10 @@ def run_build(arguments: argparse.Namespace) -> Exit:
 
     from bids_lacuna.build import DamagedSource, NoPlace, NoRoom, build_store, check_folder, processes_that_fit
     from bids_lacuna.plan import available_cpus, format_bytes, memory_budget
+    from bids_lacuna.rank import TOLERANCE
 
+    if arguments.rank == "full" and arguments.rank_tolerance is not None:
+        raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
     check_places(arguments.source, arguments.store)
     with ending(Exit.CANNOT_CREATE, OSError):
         check_folder(arguments.store)
@@ -146,7 +164,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
             arguments.space,
         )
     n_processes = min(arguments.nprocs or available_cpus(), available_cpus(), len(source.subjects))
-    n_processes = processes_that_fit(source, n_processes, memory_budget().available_bytes)
+    n_processes = processes_that_fit(source, n_processes, memory_budget().available_bytes, arguments.rank)
     with (
         logging_redirect_tqdm(),
         ending(Exit.INPUT_OUTPUT, OSError, saying=f"the store {arguments.store} could not be written"),
@@ -161,8 +179,12 @@ def run_build(arguments: argparse.Namespace) -> Exit:
             name=arguments.name,
             space=arguments.space,
             dtype=arguments.dtype,
+            rank=arguments.rank,
+            rank_tolerance=arguments.rank_tolerance or TOLERANCE,
             n_processes=n_processes,
         )
+    if store.rank != "full":
+        logger.info("rank %s", describe_rank(store))
     logger.info(
         "the store has %d subjects, %s: map lesions with --connectome %s, check it with %s verify %s",
         len(store.subjects),
@@ -275,10 +297,28 @@ def describe_store(store: Store) -> dict[str, str]:
         "timepoints": f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} a subject",
         "size": format_bytes(store.n_bytes),
         "dtype": store.series_dtype,
+        "rank": describe_rank(store),
         "sources": f"{len(store.sources)} files of {format_bytes(source_bytes)}, from {store.sources[0]['path']} on",
         "made by": " ".join(store.software.values()),
         "content hash": store.content_hash,
     }
+
+
+def describe_rank(store: Store) -> str:
+    """Tell how many components a store has, what that saves, and what it may cost."""
+    from bids_lacuna.plan import format_bytes
+
+    if store.rank == "full":
+        return "full"
+    kept = sorted(subject.n_components for subject in store.subjects)
+    share = 100 * (1 - store.n_bytes / store.full_bytes)
+    rule = f"{store.rank}" if store.rank_tolerance is None else f"{store.rank}, tolerance {store.rank_tolerance:g}"
+    counts = f"{kept[0]}" if kept[0] == kept[-1] else f"{kept[0]} to {kept[-1]}, median {median(kept):g}"
+    return (
+        f"{rule}: components {counts} a subject; {format_bytes(store.full_bytes - store.n_bytes)} saved "
+        f"({share:.0f} %); bound on the error in r "
+        f"{max(subject.r_error_bound for subject in store.subjects):.2g}"
+    )
 
 
 def describe_verification(store: Store, found: Verification) -> dict[str, str]:
@@ -316,6 +356,27 @@ def connectome_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} becomes part of file names: use letters and digits only")
     return text
+
+
+def rank(text: str) -> str | int:
+    """Read how many components are kept."""
+    if text in ("auto", "full"):
+        return text
+    try:
+        return positive_integer(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither full nor auto nor a whole number above 0") from error
+
+
+def tolerance(text: str) -> float:
+    """Read by how much a correlation may be off."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a difference in r above 0 and below 1")
+    return number
 
 
 def fraction(text: str) -> float:

@@ -7,7 +7,7 @@ cached: the first call of a process then takes 0.2 s and 46 MB, not 5.9 s and 12
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numba
@@ -16,6 +16,7 @@ import scipy.linalg.cython_blas  # noqa: F401  numba's np.dot calls this BLAS; l
 from numba import njit, prange
 
 Array = np.ndarray
+Arrays = tuple[np.ndarray, ...]
 
 R_LIMIT = 1 - 1e-6
 """As in `reference`."""
@@ -26,8 +27,11 @@ Z_LIMIT = np.float32(math.atanh(R_LIMIT))
 R_ABOVE_LIMIT = np.float32(1 - 2.0**-20)
 """The smallest float32 above R_LIMIT: its Fisher z is above Z_LIMIT, which is what it is clipped to."""
 
-SQRT_HALF_BITS = np.int32(0x3F3504F3)
-"""The bits of the float32 that is next to the square root of 1/2."""
+EXPONENT_SHIFT = np.int32(23)
+"""Where a float32's exponent begins among its bits."""
+
+HALF_EXPONENT = np.int32(1 << 22)
+"""Half of one in a float32's exponent."""
 
 CONSTANT_SEED = 1e-4
 """As in `reference`."""
@@ -35,8 +39,20 @@ CONSTANT_SEED = 1e-4
 INT16_MAX = 32767.0
 """As in `reference`."""
 
+CONTRACT = {"contract"}
+"""The one licence of `fastmath` that is taken: a product and a sum may be rounded once, not twice. NaN stays."""
+
 TILE = 128
-"""Voxels whose z are in cache at one time, for every lesion of the batch."""
+"""Voxels whose z are in cache at one time."""
+
+LESIONS = 512
+"""Lesions whose z are in cache at one time: 0.5 MB for a group of subjects in a tile."""
+
+ROWS = 512
+"""Voxels whose series are in cache while seeds are summed."""
+
+GROUP = 2
+"""Connectome subjects that one call of `add_fisher_z` takes at most."""
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -62,35 +78,40 @@ def standardize(timeseries: Array, run_starts: Array) -> tuple[Array, Array, Arr
     series = np.zeros((n_voxels, n_timepoints), dtype=np.float32)
     scale = np.zeros(n_voxels, dtype=np.float32)
     sd = np.zeros(n_voxels, dtype=np.float32)
-    n_runs = len(run_starts) - 1
     for start in range(0, n_voxels, TILE):
-        tile = timeseries[:, start : start + TILE]
-        mean = np.zeros((n_runs, tile.shape[1]))
-        squares = np.zeros(tile.shape[1])
-        varies = np.zeros(tile.shape[1], dtype=np.bool_)
-        for run in range(n_runs):
-            low = tile[run_starts[run]].copy()
-            high = tile[run_starts[run]].copy()
-            for t in range(run_starts[run], run_starts[run + 1]):
-                for v in range(tile.shape[1]):
-                    mean[run, v] += tile[t, v]
-                    low[v] = min(low[v], tile[t, v])
-                    high[v] = max(high[v], tile[t, v])
-            mean[run] /= run_starts[run + 1] - run_starts[run]
-            varies |= high > low
-            for t in range(run_starts[run], run_starts[run + 1]):
-                for v in range(tile.shape[1]):
-                    squares[v] += (tile[t, v] - mean[run, v]) ** 2
-        for v in range(tile.shape[1]):
+        stop = min(start + TILE, n_voxels)
+        squares = np.zeros(stop - start)
+        varies = np.zeros(stop - start, dtype=np.bool_)
+        means = np.zeros((len(run_starts) - 1, stop - start))
+        for run in range(len(means)):
+            demean(timeseries[run_starts[run] : run_starts[run + 1], start:stop], means[run], squares, varies)
+        for v in range(stop - start):
             norm = math.sqrt(squares[v])
-            # A NaN or an infinity anywhere in a run shows in its mean.
-            if varies[v] and math.isfinite(mean[:, v].sum()) and norm > 0:
+            # A NaN or an infinity anywhere in a run shows in its mean, and so in its squares.
+            if varies[v] and math.isfinite(norm) and norm > 0:
                 scale[start + v] = 1
                 sd[start + v] = norm / math.sqrt(n_timepoints)
-                for run in range(n_runs):
+                for run in range(len(means)):
                     for t in range(run_starts[run], run_starts[run + 1]):
-                        series[start + v, t] = (tile[t, v] - mean[run, v]) / norm
+                        series[start + v, t] = (timeseries[t, start + v] - means[run, v]) / norm
     return series, scale, sd
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def demean(run: Array, mean: Array, squares: Array, varies: Array) -> None:
+    """Find the mean of each voxel's run; add its squares about it, and whether it varies, to those of other runs."""
+    low, high = run[0].copy(), run[0].copy()
+    for t in range(len(run)):
+        for v in range(len(mean)):
+            mean[v] += run[t, v]
+            low[v] = min(low[v], run[t, v])
+            high[v] = max(high[v], run[t, v])
+    for v in range(len(mean)):
+        mean[v] /= len(run)
+        varies[v] |= high[v] > low[v]
+    for t in range(len(run)):
+        for v in range(len(mean)):
+            squares[v] += (run[t, v] - mean[v]) ** 2
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -125,16 +146,18 @@ def quantize(series: Array) -> tuple[Array, Array]:
     return rounded, scale
 
 
-@njit(nogil=True, parallel=True, error_model="numpy", cache=True)
 def seeds(starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array) -> Array:
     """Average the connectome subject's signal over each lesion.
+
+    Each thread takes some of the lesions through the voxels, a block of rows at a time, so that what many lesions
+    share is read from memory once. A seed is summed in the order of its voxels whatever the number of threads.
 
     Parameters
     ----------
     starts : shape (n_lesions + 1,), int64
         Where each lesion's part of `voxels` and `weights` begins and ends (compressed sparse rows).
     voxels, weights : shape (total number of the lesions' voxels,), int32 and float32
-        The voxels that each lesion covers, and what share of them.
+        The voxels that each lesion covers, in ascending order, and what share of them.
     series : shape (n_voxels, n_timepoints), float32 or int16
     scale, sd : shape (n_voxels,)
         As from `standardize`; or series and scale as from `quantize`.
@@ -142,81 +165,177 @@ def seeds(starts: Array, voxels: Array, weights: Array, series: Array, scale: Ar
     Returns
     -------
     shape (n_lesions, n_timepoints), float32
-        Each lesion's seed, demeaned, with norm 1; 0 where the seed is constant.
+        Each lesion's seed, with norm 1; 0 where the seed is constant.
     """
+    return _seeds(starts, voxels, weights, series, scale, sd, numba.get_num_threads())
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+def _seeds(
+    starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array, n_threads: int
+) -> Array:
+    """Do the work of `seeds`; what asks for the number of threads itself cannot be cached."""
     n_lesions = len(starts) - 1
-    n_timepoints = series.shape[1]
-    unit_seeds = np.zeros((n_lesions, n_timepoints), dtype=np.float32)
-    for lesion in prange(n_lesions):
-        seed = np.zeros(n_timepoints)
-        largest_norm = 0.0
-        for i in range(starts[lesion], starts[lesion + 1]):
-            voxel = voxels[i]
-            norm = np.float64(weights[i]) * sd[voxel]
-            largest_norm += norm
-            to_stored_units = norm * scale[voxel]
-            for t in range(n_timepoints):
-                seed[t] += to_stored_units * series[voxel, t]
-        seed -= seed.mean()
-        norm = math.sqrt((seed**2).sum())
-        if norm > CONSTANT_SEED * largest_norm:
-            unit_seeds[lesion] = (seed / norm).astype(np.float32)
+    unit_seeds = np.zeros((n_lesions, series.shape[1]), dtype=np.float32)
+    for thread in prange(n_threads):
+        first, last = thread * n_lesions // n_threads, (thread + 1) * n_lesions // n_threads
+        sum_seeds(starts[first : last + 1], voxels, weights, series, scale, sd, unit_seeds[first:last])
     return unit_seeds
 
 
-@njit(nogil=True, parallel=True, error_model="numpy", cache=True)
-def add_fisher_z(seeds: Array, series: Array, scale: Array, total: Array, total_of_squares: Array) -> None:
-    """Add one connectome subject's Fisher z, and its square, to the running sums, in place.
+@njit(nogil=True, error_model="numpy", cache=True)
+def sum_seeds(
+    starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array, unit_seeds: Array
+) -> None:
+    """Write one thread's part of `seeds`."""
+    n_lesions, n_timepoints = unit_seeds.shape
+    means = np.zeros((n_lesions, n_timepoints))
+    largest_norm = np.zeros(n_lesions)
+    upcoming = starts.copy()
+    for block_end in range(ROWS, len(series) + ROWS, ROWS):
+        for lesion in range(n_lesions):
+            first = upcoming[lesion]
+            last = first
+            while last < starts[lesion + 1] and voxels[last] < block_end:
+                last += 1
+            upcoming[lesion] = last
+            if last > first:
+                largest_norm[lesion] += add_weighted_rows(
+                    means[lesion], voxels[first:last], weights[first:last], series, scale, sd
+                )
+    for lesion in range(n_lesions):
+        squares = 0.0
+        for t in range(n_timepoints):
+            squares += means[lesion, t] ** 2
+        norm = math.sqrt(squares)
+        if norm > CONSTANT_SEED * largest_norm[lesion]:
+            for t in range(n_timepoints):
+                unit_seeds[lesion, t] = means[lesion, t] / norm
+
+
+@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+def add_weighted_rows(total: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array) -> float:
+    """Add some voxels' weighted series, in their original units, to a seed; return what their norms add to.
+
+    Four rows at a time into float32, which is folded into the float64 of `total` at the end.
+    """
+    n_timepoints = series.shape[1]
+    partial = np.zeros(n_timepoints, dtype=np.float32)
+    norms = 0.0
+    picked = np.zeros(4, dtype=np.int32)
+    factor = np.zeros(4, dtype=np.float32)
+    for start in range(0, len(voxels), 4):
+        for i in range(4):
+            # Beyond the last voxel, one that adds nothing.
+            weight = weights[start + i] if start + i < len(voxels) else np.float32(0)
+            picked[i] = voxels[min(start + i, len(voxels) - 1)]
+            norm = weight * sd[picked[i]]
+            norms += norm
+            factor[i] = norm * scale[picked[i]]
+        a, b, c, d = series[picked[0]], series[picked[1]], series[picked[2]], series[picked[3]]
+        for t in range(n_timepoints):
+            partial[t] += (
+                factor[0] * np.float32(a[t])
+                + factor[1] * np.float32(b[t])
+                + factor[2] * np.float32(c[t])
+                + factor[3] * np.float32(d[t])
+            )
+    for t in range(n_timepoints):
+        total[t] += partial[t]
+    return norms
+
+
+def add_fisher_z(
+    seeds: Sequence[Array], series: Sequence[Array], scale: Sequence[Array], total: Array, total_of_squares: Array
+) -> None:
+    """Add some connectome subjects' Fisher z, and its square, to the running sums, in place.
 
     Each tile of voxels is correlated, clipped, transformed and added while it is in cache. A voxel's sums are
-    added to by one thread at a time in the order of calls, so that a run repeats bit by bit on one machine
+    added to by one thread at a time in the order of subjects, so that a run repeats bit by bit on one machine
     whatever the number of threads. BLAS must be held to one thread by the caller.
 
     Parameters
     ----------
-    seeds : shape (n_lesions, n_timepoints), float32
-        Of norm 1, or 0 where constant: as from `seeds`.
-    series : shape (n_voxels, n_timepoints), float32 or int16
-    scale : shape (n_voxels,), float32
+    seeds : up to `GROUP` arrays of shape (n_lesions, n_timepoints), float32
+        One for each subject: of norm 1, or 0 where constant: as from `seeds`.
+    series : arrays of shape (n_voxels, n_timepoints), float32 or int16
+    scale : arrays of shape (n_voxels,), float32
         As from `standardize` or `quantize`. A constant seed or voxel has r = 0, and adds nothing.
     total, total_of_squares : shape (n_lesions, n_voxels), float64
-        Sums of z and of z² over connectome subjects.
+        Sums of z and of z² over connectome subjects: read and written once for all subjects of one call.
     """
-    n_voxels = len(series)
+    # Tuples of one length are one type, which is compiled once.
+    absent = GROUP - len(series)
+    _add_fisher_z(
+        (*seeds, *[np.empty((0, 0), np.float32)] * absent),
+        (*series, *[np.empty((0, 0), series[0].dtype)] * absent),
+        (*scale, *[np.empty(0, np.float32)] * absent),
+        total,
+        total_of_squares,
+    )
+
+
+@njit(nogil=True, parallel=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+def _add_fisher_z(seeds: Arrays, series: Arrays, scale: Arrays, total: Array, total_of_squares: Array) -> None:
+    """Do the work of `add_fisher_z`; subjects that are absent come last, and have arrays of no rows."""
+    n_lesions, n_voxels = total.shape
     n_tiles = (n_voxels + TILE - 1) // TILE
     for tile in prange(n_tiles):
-        voxels = slice(tile * TILE, min((tile + 1) * TILE, n_voxels))
-        z = np.dot(seeds, series[voxels].astype(np.float32).T)
-        tile_scale = scale[voxels]
-        for lesion in range(len(seeds)):
-            lesion_z = z[lesion]
-            lesion_total = total[lesion, voxels]
-            lesion_total_of_squares = total_of_squares[lesion, voxels]
-            # Two loops: only the first is float32 throughout, and takes as many voxels at a time as fit a register.
-            for v in range(len(lesion_z)):
-                lesion_z[v] = fisher_z(lesion_z[v] * tile_scale[v])
-            for v in range(len(lesion_z)):
-                lesion_total[v] += np.float64(lesion_z[v])
-                lesion_total_of_squares[v] += np.float64(lesion_z[v]) ** 2
+        start, stop = tile * TILE, min((tile + 1) * TILE, n_voxels)
+        z = np.empty((GROUP, min(n_lesions, LESIONS), stop - start), dtype=np.float32)
+        for first in range(0, n_lesions, LESIONS):
+            last = min(first + LESIONS, n_lesions)
+            n_subjects = 0
+            for subject in range(GROUP):
+                if len(series[subject]) > 0:
+                    n_subjects += 1
+                    rows = unit_rows(series[subject][start:stop], scale[subject][start:stop])
+                    np.dot(seeds[subject][first:last], rows.T, z[subject][: last - first])
+            for lesion in range(first, last):
+                for subject in range(n_subjects):
+                    add_z(z[subject, lesion - first], total[lesion, start:stop], total_of_squares[lesion, start:stop])
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def fisher_z(r: np.float32) -> np.float32:
-    """Fisher's z of one correlation clipped to ±R_LIMIT, to 6e-7, without a branch so that it vectorizes.
+def unit_rows(series: Array, scale: Array) -> Array:
+    """Give some voxels' series as float32 of norm 1: shape (n_voxels, n_timepoints)."""
+    rows = np.empty(series.shape, dtype=np.float32)
+    for v in range(len(series)):
+        for t in range(series.shape[1]):
+            rows[v, t] = np.float32(series[v, t]) * scale[v]
+    return rows
 
-    z = log(q) / 2 with q = (1 + r) / (1 - r). With q = 2^n m and m within a square root of 2 of 1, log(m) / 2 is the
-    odd series of s = (m - 1) / (m + 1), |s| < 0.172, of which five terms leave 3e-10.
+
+@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+def add_z(r: Array, total: Array, total_of_squares: Array) -> None:
+    """Turn one lesion's r in a tile into Fisher z, in place, and add it to its sums."""
+    # Two loops: only the first is float32 throughout, and takes as many voxels at a time as fit a register.
+    for v in range(len(r)):
+        r[v] = fisher_z(r[v])
+    for v in range(len(r)):
+        z = np.float64(r[v])
+        total[v] += z
+        total_of_squares[v] += z * z
+
+
+@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+def fisher_z(r: np.float32) -> np.float32:
+    """Fisher's z of one correlation clipped to ±R_LIMIT, to 3e-7, without a branch so that it vectorizes.
+
+    z = log(q) / 2 with q = (1 + r) / (1 - r) = 2^n m. The bits of a float32, as a whole number, are nearly its
+    logarithm: the difference of those of 1 + r and 1 - r, rounded, is n, and leaves m within a factor of 1.51 of 1.
+    log(m) / 2 is the odd series of s = (m - 1) / (m + 1), |s| < 0.21, of which five terms leave 4e-9.
     """
-    one = np.float32(1)
-    r = min(max(r, -R_ABOVE_LIMIT), R_ABOVE_LIMIT)
-    q = np.float32((one + r) / (one - r))
-    n = np.int32(np.int32(q.view(np.int32) - SQRT_HALF_BITS) >> np.int32(23))
-    power = np.int32(np.int32(n + np.int32(127)) << np.int32(23)).view(np.float32)
-    s = ((one + r) - power * (one - r)) / ((one + r) + power * (one - r))
+    r = np.float32(min(max(r, -R_ABOVE_LIMIT), R_ABOVE_LIMIT))
+    above = np.float32(np.float32(1) + r)
+    below = np.float32(np.float32(1) - r)
+    below_bits = below.view(np.int32)
+    n = np.int32(np.int32(np.int32(above.view(np.int32) - below_bits) + HALF_EXPONENT) >> EXPONENT_SHIFT)
+    below = np.int32(below_bits + np.int32(n << EXPONENT_SHIFT)).view(np.float32)
+    s = (above - below) / (above + below)
     s2 = s * s
-    series = np.float32(1 / 7) + s2 * np.float32(1 / 9)
-    series = one + s2 * (np.float32(1 / 3) + s2 * (np.float32(1 / 5) + s2 * series))
-    z = np.float32(n) * np.float32(math.log(2) / 2) + s * series
+    series = np.float32(1 / 3) + s2 * (np.float32(1 / 5) + s2 * (np.float32(1 / 7) + s2 * np.float32(1 / 9)))
+    z = np.float32(n) * np.float32(math.log(2) / 2) + (s + s * (s2 * series))
     return np.float32(min(max(z, -Z_LIMIT), Z_LIMIT))
 
 
@@ -246,4 +365,4 @@ def compile_for(series_dtype: np.dtype, standardized_dtypes: Iterable[np.dtype])
         standardize(np.eye(3, 2, dtype=dtype), np.array([0, 3]))
     series, ones = np.eye(2, 3, dtype=series_dtype), np.ones(2, np.float32)
     unit_seeds = seeds(np.array([0, 1]), np.zeros(1, np.int32), np.ones(1, np.float32), series, ones, ones)
-    add_fisher_z(unit_seeds, series, ones, np.zeros((1, 2)), np.zeros((1, 2)))
+    add_fisher_z([unit_seeds], [series], [ones], np.zeros((1, 2)), np.zeros((1, 2)))

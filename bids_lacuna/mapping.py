@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from os import PathLike
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna import kernels
-from bids_lacuna.connectome import Connectome
+from bids_lacuna.connectome import SUBJECTS_IN_USE, Connectome, ConnectomeSubject
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
 from bids_lacuna.statistics import LesionStatistics, RunningMoments, fdr_threshold, minus_log10_p
@@ -211,9 +212,7 @@ class FunctionalNetworkMapping:
 
     def load(self, lesion: LesionData) -> LesionData:
         """Read one lesion's mask and weigh it on the connectome's grid; raises what `load_lesion` raises."""
-        # A lesion's matrices are so small that BLAS's threads would wait for each other.
-        with threadpool_limits(1, user_api="blas"):
-            return load_lesion(lesion, self.connectome.grid, self.connectome.space, self.weighting)
+        return load_lesion(lesion, self.connectome.grid, self.connectome.space, self.weighting)
 
     def map_batch(
         self,
@@ -239,14 +238,16 @@ class FunctionalNetworkMapping:
             and no results where no connectome subject has a signal in the lesion.
         """
         grid = self.connectome.grid
-        starts, voxels, shares = _compressed_rows([lesion.weights for lesion in lesions if lesion.weights])
+        rows = _compressed_rows([lesion.weights for lesion in lesions if lesion.weights])
         moments = RunningMoments(len(lesions), grid.n_voxels)
         with kernels.threads(n_threads), threadpool_limits(1, user_api="blas"):
-            for subject in self.connectome.subjects():
-                seeds = kernels.seeds(starts, voxels, shares, subject.series, subject.scale, subject.sd)
-                kernels.add_fisher_z(seeds, subject.series, subject.scale, moments.total, moments.total_of_squares)
-                moments.count_subject(np.any(seeds, axis=1), subject.scale > 0)
-                on_subject()
+            subjects = self.connectome.subjects()
+            while group := list(islice(subjects, SUBJECTS_IN_USE)):
+                _add_subjects(group, rows, moments)
+                for _ in group:
+                    on_subject()
+                # Of each group, before the next one is in memory.
+                del group
         return [self._attach_results(lesion, moments, row) for row, lesion in enumerate(lesions)]
 
     def _attach_results(self, lesion: LesionData, moments: RunningMoments, row: int) -> LesionData:
@@ -263,6 +264,17 @@ class FunctionalNetworkMapping:
             n_varies=bool(np.ptp(n)),
         )
         return replace(lesion, weights=None, results={self.name: maps})
+
+
+def _add_subjects(
+    group: Sequence[ConnectomeSubject], rows: tuple[Array, Array, Array], moments: RunningMoments
+) -> None:
+    """Correlate some connectome subjects with the lesions, and add them to the moments."""
+    series, scale = [subject.series for subject in group], [subject.scale for subject in group]
+    seeds = [kernels.seeds(*rows, subject.series, subject.scale, subject.sd) for subject in group]
+    kernels.add_fisher_z(seeds, series, scale, moments.total, moments.total_of_squares)
+    for subject_seeds, subject_scale in zip(seeds, scale, strict=True):
+        moments.count_subject(np.any(subject_seeds, axis=1), subject_scale > 0)
 
 
 def _compressed_rows(lesions: Sequence[LesionWeights]) -> tuple[Array, Array, Array]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -85,17 +85,17 @@ def seeds(weights: Array, series: Array, scale: Array, sd: Array) -> Array:
         Share of each voxel that the lesion covers.
     series, scale, sd
         As from `standardize`; the average is taken over the series as stored, so each is brought back to
-        its own standard deviation first.
+        its own standard deviation first. They are demeaned, and so is their average; series that were rotated in
+        time (`rank`) have no mean.
 
     Returns
     -------
     shape (n_lesions, n_timepoints)
-        Each lesion's seed, demeaned, with norm 1; 0 where the seed is constant.
+        Each lesion's seed, with norm 1; 0 where the seed is constant.
     """
     n_timepoints = series.shape[1]
     to_stored_units = scale * sd * np.sqrt(n_timepoints)
     means = weights @ (series * to_stored_units[:, np.newaxis])
-    means -= means.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(means, axis=1)
     defined = norm > CONSTANT_SEED * (weights @ (sd * np.sqrt(n_timepoints)))
     return np.divide(means, norm[:, np.newaxis], out=np.zeros_like(means), where=defined[:, np.newaxis])
@@ -133,21 +133,24 @@ def fisher_z(r: Array) -> Array:
     return np.arctanh(np.clip(r, -R_LIMIT, R_LIMIT))
 
 
-def add_fisher_z(seeds: Array, series: Array, scale: Array, total: Array, total_of_squares: Array) -> None:
-    """Add one connectome subject's Fisher z, and its square, to the running sums, in place.
+def add_fisher_z(
+    seeds: Sequence[Array], series: Sequence[Array], scale: Sequence[Array], total: Array, total_of_squares: Array
+) -> None:
+    """Add some connectome subjects' Fisher z, and its square, to the running sums, in place.
 
     Parameters
     ----------
-    seeds : shape (n_lesions, n_timepoints)
-        Of norm 1, or 0 where constant: as from `seeds`.
+    seeds : arrays of shape (n_lesions, n_timepoints)
+        One for each subject: of norm 1, or 0 where constant: as from `seeds`.
     series, scale
-        As from `standardize`. A constant seed or voxel has r = 0, and adds nothing.
+        As from `standardize`, of each subject. A constant seed or voxel has r = 0, and adds nothing.
     total, total_of_squares : shape (n_lesions, n_voxels)
         Sums of z and of z² over connectome subjects.
     """
-    z = fisher_z(seeds @ (series * scale[:, np.newaxis]).T)
-    total += z
-    total_of_squares += z**2
+    for subject_seeds, subject_series, subject_scale in zip(seeds, series, scale, strict=True):
+        z = fisher_z(subject_seeds @ (subject_series * subject_scale[:, np.newaxis]).T)
+        total += z
+        total_of_squares += z**2
 
 
 def map_lesions(weights: Array, connectome: Iterable[Array]) -> dict[str, Array]:

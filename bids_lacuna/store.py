@@ -3,9 +3,11 @@
 ```
 connectome.json               what it holds, and from where
 mask.nii.gz                   the grid; voxels are counted in C order
-sub-<name>_timeseries.npy     (n_voxels, n_timepoints) int16 or float32: each voxel's series, demeaned run by run
+sub-<name>_timeseries.npy     (n_voxels, n_components) int16 or float32: each voxel's series, demeaned run by run
 sub-<name>_scale.npy          (2, n_voxels) float32: what makes a series' norm 1, and its original standard deviation
 ```
+
+A subject has as many components as timepoints; or fewer, in which correlations are the same: see `rank`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from bids_lacuna.files import read_array, read_json_object, renamed_when_whole, 
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_mask
 from bids_lacuna.kernels import quantize
+from bids_lacuna.rank import Rank
 
 Array = np.ndarray
 StoreDtype = Literal["int16", "float32"]
@@ -61,6 +64,10 @@ class StoredSubject:
     """Letters and digits."""
     n_timepoints: int
     """Of all runs together."""
+    n_components: int
+    """Of the series as stored: n_timepoints, or fewer."""
+    r_error_bound: float
+    """What fewer components may take from a correlation: see `rank.error_bounds`. 0 where there are not fewer."""
     runs: tuple[StoredRun, ...]
     sha256: Mapping[str, str]
     """Of the files `timeseries` and `scale`."""
@@ -78,6 +85,10 @@ class Store:
     grid: Grid
     series_dtype: StoreDtype
     """Of the series."""
+    rank: Rank
+    """How many components of each subject are stored."""
+    rank_tolerance: float | None
+    """With the rank "auto", the largest bound on the error in r; otherwise None."""
     subjects: tuple[StoredSubject, ...]
     sources: tuple[Mapping[str, Any], ...]
     """Path below the source, and size in bytes, of each file that the store was made from."""
@@ -114,6 +125,7 @@ class Store:
             )
             software = {key: str(description["software"][key]) for key in ("name", "version")}
             dtype = description["dtype"]
+            rank, rank_tolerance = _read_rank(description)
         except (KeyError, TypeError, ValueError, IsADirectoryError) as error:
             raise ValueError(
                 f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): {REMEDY}"
@@ -130,7 +142,7 @@ class Store:
                 f"{path / DESCRIPTION} and {MASK} do not fit together (series of {dtype}; {n_names} subjects; "
                 f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
             )
-        store = cls(path, names[0], names[1], grid, dtype, subjects, sources, software)
+        store = cls(path, names[0], names[1], grid, dtype, rank, rank_tolerance, subjects, sources, software)
         for subject in subjects:
             store.check_files(subject)
         return store
@@ -151,6 +163,8 @@ class Store:
                 "affine": self.grid.affine.tolist(),
                 "n_voxels": self.grid.n_voxels,
                 "dtype": self.series_dtype,
+                "rank": self.rank,
+                "rank_tolerance": self.rank_tolerance,
                 "subjects": [asdict(subject) for subject in self.subjects],
                 "sources": self.sources,
                 "software": self.software,
@@ -172,9 +186,16 @@ class Store:
         """Of all subjects."""
         return sum(map(self.bytes_of, self.subjects))
 
+    @property
+    def full_bytes(self) -> int:
+        """Of all subjects, if each had as many components as timepoints."""
+        return sum(
+            subject_bytes(subject.n_timepoints, self.grid.n_voxels, self.series_dtype) for subject in self.subjects
+        )
+
     def bytes_of(self, subject: StoredSubject) -> int:
         """Count the bytes of one subject, in memory or on disk."""
-        return subject_bytes(subject.n_timepoints, self.grid.n_voxels, self.series_dtype)
+        return subject_bytes(subject.n_components, self.grid.n_voxels, self.series_dtype)
 
     @cached_property
     def content_hash(self) -> str:
@@ -193,7 +214,7 @@ class Store:
         return {
             "timeseries": (
                 array_path(self.path, subject.name, "timeseries"),
-                (n_voxels, subject.n_timepoints),
+                (n_voxels, subject.n_components),
                 np.dtype(self.series_dtype),
             ),
             "scale": (array_path(self.path, subject.name, "scale"), (2, n_voxels), np.dtype(np.float32)),
@@ -223,9 +244,10 @@ class Store:
 
         Returns
         -------
-        series : shape (n_voxels, n_timepoints), int16 or float32
+        series : shape (n_voxels, n_components), int16 or float32
         scale, sd : shape (n_voxels,), float32
-            What makes the norm of a series 1, and its original standard deviation; 0 where it is undefined.
+            What makes the norm of a series 1, and its original standard deviation (that of what is stored of it);
+            0 where it is undefined.
 
         Raises
         ------
@@ -268,9 +290,9 @@ def array_path(folder: Path, name: str, kind: str) -> Path:
     return folder / f"sub-{name}_{kind}.npy"
 
 
-def subject_bytes(n_timepoints: int, n_voxels: int, dtype: StoreDtype) -> int:
+def subject_bytes(n_components: int, n_voxels: int, dtype: StoreDtype) -> int:
     """Count the bytes of one subject, in memory or on disk."""
-    return n_voxels * (n_timepoints * np.dtype(dtype).itemsize + 2 * np.dtype(np.float32).itemsize)
+    return n_voxels * (n_components * np.dtype(dtype).itemsize + 2 * np.dtype(np.float32).itemsize)
 
 
 def write_subject(
@@ -281,7 +303,7 @@ def write_subject(
     Parameters
     ----------
     standardized
-        Series (n_voxels, n_timepoints), scale and sd (n_voxels,), as from `kernels.standardize`.
+        Series (n_voxels, n_components), scale and sd (n_voxels,), as from `kernels.standardize` or `rank.rotate`.
     dtype
         What the series are stored as. After rounding to int16 the scale is that of the rounded series, so that
         each one's correlation with itself is 1.
@@ -321,13 +343,26 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return file.getvalue()
 
 
+def _read_rank(description: Mapping[str, Any]) -> tuple[Rank, float | None]:
+    """Read how many components are stored; stores that were made before there was a choice have all."""
+    rank, tolerance = description.get("rank", "full"), description.get("rank_tolerance")
+    if rank not in ("full", "auto") and not (type(rank) is int and rank > 0):
+        raise ValueError(f"the rank is {rank!r}")
+    return rank, None if tolerance is None else float(tolerance)
+
+
 def _read_subject(description: Mapping[str, Any]) -> StoredSubject:
-    name = str(description["name"])
+    name, n_timepoints = str(description["name"]), int(description["n_timepoints"])
     if not is_subject_name(name):
         raise ValueError(f"a subject is called {name}")
+    n_components = int(description.get("n_components", n_timepoints))
+    if not 1 <= n_components <= n_timepoints:
+        raise ValueError(f"a subject has {n_components} components of {n_timepoints} timepoints")
     return StoredSubject(
         name,
-        int(description["n_timepoints"]),
+        n_timepoints,
+        n_components,
+        float(description.get("r_error_bound", 0)),
         tuple(StoredRun(str(run["source"]), int(run["n_timepoints"])) for run in description["runs"]),
         {kind: bytes.fromhex(description["sha256"][kind]).hex() for kind in ("timeseries", "scale")},
     )

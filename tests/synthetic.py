@@ -43,6 +43,18 @@ def make_series(n_voxels: int, n_timepoints: Sequence[int] = (23, 23, 29, 31, 37
     ]
 
 
+def make_filtered_series(
+    n_voxels: int, n_timepoints: Sequence[int] = (23, 23, 29, 31, 37), seed: int = 2, n_frequencies: int = 5
+) -> list[Array]:
+    """Make each subject's BOLD signal without any but the lowest frequencies: 10 degrees of freedom, and a mean."""
+    filtered = []
+    for series in make_series(n_voxels, n_timepoints, seed):
+        spectrum = np.fft.rfft(series, axis=0)
+        spectrum[n_frequencies + 1 :] = 0
+        filtered.append(np.fft.irfft(spectrum, len(series), axis=0).astype(np.float32))
+    return filtered
+
+
 def write_connectome(
     path: Path, series: Sequence[Array], mask: Array, affine: Array = RADIOLOGICAL, order: Array | None = None
 ) -> Path:

@@ -24,7 +24,9 @@ from bids_lacuna.importers import npy
 from bids_lacuna.importers.layouts import ImportOptions, detect_layout, open_source
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping
-from bids_lacuna.store import Store
+from bids_lacuna.rank import Rank, rotation_bytes
+from bids_lacuna.store import Store, StoreDtype
+from bids_lacuna.verify import verify_store
 
 Array = np.ndarray
 
@@ -249,9 +251,10 @@ def records(folder: Path) -> list[Path]:
     return list(folder.glob(".building/sub-*.json"))
 
 
-def test_several_processes_make_the_same_bytes(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", ["full", "auto"])
+def test_several_processes_make_the_same_bytes(source: Path, tmp_path: Path, rank: Rank) -> None:
     """Three processes write what one writes, and leave nothing else in the folder."""
-    one, three = make_store(source, tmp_path / "one"), make_store(source, tmp_path / "three", 3)
+    one, three = (make_store(source, tmp_path / f"{n}", n, rank=rank) for n in (1, 3))
     assert contents(one.path) == contents(three.path)
     names = {f"sub-{number}_{kind}.npy" for number in range(1, 10) for kind in ("timeseries", "scale")}
     assert contents(one.path).keys() == names | {"connectome.json", "mask.nii.gz"}
@@ -261,12 +264,12 @@ def test_killed_builds_go_on_and_end_with_the_same_bytes(source: Path, tmp_path:
     """A build that is killed five times, at any moment, ends with the bytes of an undisturbed one."""
     for number, series in enumerate(synthetic.make_series(N_VOXELS, range(30, 130)), start=1):
         np.save(source / f"sub-{number}.npy", series)
-    expected = contents(make_store(source, tmp_path / "undisturbed").path)
+    expected = contents(make_store(source, tmp_path / "undisturbed", rank="auto").path)
     folder = tmp_path / "disturbed"
     moments = random.Random(19)
     n_written = [0]
     for _ in range(5):
-        process = start_build(source, folder, "--nprocs", "2")
+        process = start_build(source, folder, "--nprocs", "2", "--rank", "auto")
         wait_for_record(folder, n_written[-1])
         time.sleep(moments.uniform(0, 0.02))
         started = children(process)
@@ -277,7 +280,7 @@ def test_killed_builds_go_on_and_end_with_the_same_bytes(source: Path, tmp_path:
         n_written.append(len(records(folder)))
     assert 0 < n_written[1] < n_written[-1] < 100
     assert not (folder / "connectome.json").exists()
-    with start_build(source, folder) as process:
+    with start_build(source, folder, "--rank", "auto") as process:
         _, log = process.communicate()
     assert process.returncode == 0, log
     assert f"{100 - n_written[-1]} of 100 subjects" in log
@@ -327,7 +330,13 @@ def test_a_finished_store_is_opened(source: Path, tmp_path: Path) -> None:
     folder = make_store(source, tmp_path / "store").path
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(make_store(source, folder).subjects) == 9
-    for changes, word in (({"name": "ten"}, "name"), ({"dtype": "float32"}, "dtype"), ({"space": "T1w"}, "space")):
+    for changes, word in (
+        ({"name": "ten"}, "name"),
+        ({"dtype": "float32"}, "dtype"),
+        ({"space": "T1w"}, "space"),
+        ({"rank": "auto"}, "rank"),
+        ({"rank": 100}, "rank"),
+    ):
         with pytest.raises(FileExistsError, match=f"differs in {word}"):
             make_store(source, folder, **changes)
     (source / "sub-9.npy").unlink()
@@ -337,7 +346,7 @@ def test_a_finished_store_is_opened(source: Path, tmp_path: Path) -> None:
 
 
 def test_an_unfinished_store_of_something_else_is_left_alone(source: Path, tmp_path: Path) -> None:
-    """A build of another dtype, grid or set of subjects does not go on with what is there."""
+    """A build of another dtype, rank, grid or set of subjects does not go on with what is there."""
     opened = npy.open_source(source, source.with_name("mask.nii.gz"))
     whole = (source / "sub-9.npy").read_bytes()
     (source / "sub-9.npy").write_bytes(b"")
@@ -347,10 +356,84 @@ def test_an_unfinished_store_of_something_else_is_left_alone(source: Path, tmp_p
     before = contents(tmp_path / "store")
     with pytest.raises(FileExistsError, match="another dtype"):
         make_store(source, tmp_path / "store", dtype="float32")
+    for rank in ("auto", 7):
+        with pytest.raises(FileExistsError, match="another rank"):
+            make_store(source, tmp_path / "store", rank=rank)
     (source / "sub-1.npy").rename(source / "sub-10.npy")
     with pytest.raises(FileExistsError, match="other subjects"):
         make_store(source, tmp_path / "store")
     assert contents(tmp_path / "store") == before
+
+
+def filter_sources(source: Path) -> list[Array]:
+    """Overwrite the nine subjects with series of 10 degrees of freedom."""
+    filtered = synthetic.make_filtered_series(N_VOXELS, range(23, 32))
+    for number, series in enumerate(filtered, start=1):
+        np.save(source / f"sub-{number}.npy", series)
+    return filtered
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_rank_auto_stores_the_degrees_of_freedom(source: Path, tmp_path: Path, dtype: StoreDtype) -> None:
+    """Filtered series take 10 components instead of 23 to 31 timepoints, with NumPy's correlations."""
+    filtered = filter_sources(source)
+    store = make_store(source, tmp_path / "auto", rank="auto", dtype=dtype)
+    opened = Store.open(store.path)
+    assert (opened.rank, opened.rank_tolerance, opened.subjects) == ("auto", 1e-5, store.subjects)
+    value_bytes = np.dtype(dtype).itemsize
+    for subject, timeseries in zip(store.subjects, filtered, strict=True):
+        assert (subject.n_timepoints, subject.n_components) == (len(timeseries), 10)
+        assert subject.runs[0].n_timepoints == len(timeseries)
+        assert 0 < subject.r_error_bound < 1e-8
+        series, scale, sd = store.read(subject)
+        assert (series.shape, series.dtype) == ((N_VOXELS, 10), np.dtype(dtype))
+        assert store.bytes_of(subject) == N_VOXELS * (10 * value_bytes + 8)
+        unit = series.astype(float) * scale[:, np.newaxis]
+        np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+        r = np.corrcoef(timeseries.astype(float).T)
+        np.testing.assert_allclose(unit @ unit.T, r, atol=1e-4 if dtype == "int16" else 1e-6)
+        np.testing.assert_allclose(sd, timeseries.std(axis=0, dtype=float), rtol=1e-6)
+    assert store.reading_bytes == store.n_bytes / 9
+    assert store.full_bytes == N_VOXELS * (value_bytes * sum(range(23, 32)) + 9 * 8)
+    with pytest.raises(FileExistsError, match="differs in rank"):
+        make_store(source, store.path, dtype=dtype)
+    with pytest.raises(FileExistsError, match="differs in rank"):
+        make_store(source, store.path, dtype=dtype, rank="auto", rank_tolerance=1e-4)
+    assert make_store(source, store.path, dtype=dtype, rank="auto").subjects == store.subjects
+    assert verify_store(store).problems == ()
+
+
+def test_a_number_of_components(source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As many are stored as are asked for; where more is left out than tolerated, a warning has the bound."""
+    filter_sources(source)
+    store = make_store(source, tmp_path / "twelve", rank=12)
+    assert [subject.n_components for subject in store.subjects] == [12] * 9
+    assert (store.rank, store.rank_tolerance) == (12, None)
+    assert not caplog.records
+    store = make_store(source, tmp_path / "nine", rank=9)
+    bounds = {subject.name: subject.r_error_bound for subject in store.subjects}
+    assert min(bounds.values()) > 1e-3
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    worst = max(bounds, key=bounds.get)
+    assert warning.startswith("rank 9: in 9 of 9 subjects the bound on the error in r is above 1e-05")
+    assert f"the largest is {bounds[worst]:.2g}, of sub-{worst}" in warning
+    caplog.clear()
+    make_store(source, tmp_path / "tolerated", rank=9, rank_tolerance=1.9)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_all_components_are_the_series_themselves(source: Path, tmp_path: Path) -> None:
+    """A rank that leaves nothing out writes the bytes of a store in full, and noise keeps all but its mean."""
+    full = make_store(source, tmp_path / "full")
+    more = make_store(source, tmp_path / "more", rank=31)
+    series = {name: content for name, content in contents(full.path).items() if name.endswith(".npy")}
+    assert contents(more.path).items() >= series.items()
+    assert more.content_hash == full.content_hash
+    assert [subject.n_components for subject in more.subjects] == list(range(23, 32))
+    some = make_store(source, tmp_path / "some", rank=27)
+    assert [subject.n_components for subject in some.subjects] == [23, 24, 25, 26, 27, 27, 27, 27, 27]
+    auto = make_store(source, tmp_path / "auto", rank="auto")
+    assert [subject.n_components for subject in auto.subjects] == list(range(22, 31))
 
 
 def test_a_folder_with_other_files_is_left_alone(source: Path, tmp_path: Path) -> None:
@@ -450,6 +533,10 @@ def test_processes_that_fit(source: Path, caplog: pytest.LogCaptureFixture) -> N
     assert processes_that_fit(opened, 7, 7 * each - 1) == 6
     assert "processes: 6 instead of 7" in caplog.text
     assert processes_that_fit(opened, 7, 1) == 1
+    # Few voxels: the matrices of a rotation take more than the series do.
+    each = 200 * 2**20 + rotation_bytes(31, N_VOXELS)
+    assert processes_that_fit(opened, 7, 7 * each, "auto") == 7
+    assert processes_that_fit(opened, 7, 7 * each - 1, "auto") == 6
 
 
 MEMORY = """
@@ -460,14 +547,15 @@ from bids_lacuna.build import build_store
 from bids_lacuna.importers import npy
 
 if __name__ == "__main__":
-    source, mask = map(Path, sys.argv[1:])
+    source, mask = map(Path, sys.argv[1:3])
     store = source.with_name(source.name + "-store")
-    build_store(npy.open_source(source, mask), source, store, name="x", space="MNI152NLin6Asym")
+    build_store(npy.open_source(source, mask), source, store, name="x", space="MNI152NLin6Asym", rank=sys.argv[3])
     print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
-def test_memory_of_one_subject(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", ["full", "auto"])
+def test_memory_of_one_subject(tmp_path: Path, rank: Rank) -> None:
     """A process's peak is that of one subject and its rounded copy, whether it writes two subjects or eight."""
     voxels = np.ones((30, 40, 50), bool)
     mask = synthetic.write_mask(tmp_path / "mask.nii.gz", voxels)
@@ -481,7 +569,9 @@ def test_memory_of_one_subject(tmp_path: Path) -> None:
         np.save(source / "sub-1.npy", series)
         for number in range(2, n_subjects + 1):
             (source / f"sub-{number}.npy").symlink_to(source / "sub-1.npy")
-        done = subprocess.run([sys.executable, script, source, mask], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, script, source, mask, rank], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         peaks[n_subjects, n_timepoints] = int(done.stdout)
     subject = 4 * 200 * voxels.size

@@ -104,7 +104,7 @@ def test_info(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     assert rows["space"] == synthetic.SPACE
     assert rows["grid"].startswith(f"{N_VOXELS} voxels in a volume (5, 7, 11) of 4 x 4 x 4 mm voxels from")
     assert (rows["subjects"], rows["runs"], rows["timepoints"]) == ("5", "5", "23 to 37 a subject")
-    assert rows["dtype"] == "int16"
+    assert (rows["dtype"], rows["rank"]) == ("int16", "full")
     n_bytes = sum(path.stat().st_size for path in built[0].glob("*.npy"))
     assert float(rows["size"].removesuffix(" KiB")) == pytest.approx(n_bytes / 1024, rel=0.02)
     assert rows["sources"].startswith("4 files of")
@@ -138,6 +138,48 @@ def test_maps_from_a_store(built: tuple[Path, subprocess.CompletedProcess[str]],
     mixed = map_lesions(bids, tmp_path / "hdf5", built[0])
     assert mixed.returncode == 1
     assert "another connectome" in mixed.stderr
+
+
+def test_maps_from_fewer_components(tmp_path: Path) -> None:
+    """With --rank auto, run.py maps the same from 10 numbers a voxel as from 100, and all is told of it."""
+    filtered = synthetic.make_filtered_series(N_VOXELS, (97, 97, 101, 103, 107))
+    for series in filtered:
+        series[:, 30] = series[0, 30]
+    source = synthetic.write_connectome_folder(tmp_path / "source", filtered, MASK)
+    bids = synthetic.write_dataset(
+        tmp_path / "bids", {LESION: synthetic.box((3, 2, 3)), LESION.replace("01", "02"): synthetic.box((1, 1, 6))}
+    )
+    for dtype in ("int16", "float32"):
+        for which in ("full", "auto"):
+            store = tmp_path / f"{which}-{dtype}"
+            command = ["build", source, store, "--space", synthetic.SPACE, "--name", "GSP5", "--nprocs", "1"]
+            built = run(*command, "--dtype", dtype, "--rank", which)
+            assert built.returncode == 0, built.stderr
+            result = map_lesions(bids, tmp_path / f"{which}-{dtype}-maps", store)
+            assert result.returncode == 0, result.stderr
+        found = r"auto, tolerance 1e-05: components 10 a subject; .* saved \(\d\d %\); .* r \d\S+e-\d\d"
+        assert re.search(f"rank {found}\n", built.stderr)
+        info = run("info", store)
+        assert re.search(f"^rank  +{found}$", info.stdout, re.MULTILINE)
+        assert re.search(r"^timepoints  +97 to 107 a subject$", info.stdout, re.MULTILINE)
+        verified = run("verify", store)
+        assert verified.returncode == 0, verified.stderr
+        sizes = {
+            which: sum(path.stat().st_size - 128 for path in (tmp_path / f"{which}-{dtype}").glob("*_timeseries.npy"))
+            for which in ("full", "auto")
+        }
+        assert sizes["full"] * 50 == sizes["auto"] * (97 + 97 + 101 + 103 + 107)
+        # Rounding, as for maps from other stores of five subjects.
+        in_r, in_t = (4e-5, 1e-3) if dtype == "int16" else (1e-6, 1e-4)
+        maps = sorted((tmp_path / f"full-{dtype}-maps").rglob("*_statmap.nii.gz"))
+        # Of r, z, t and n, which varies: one voxel is constant.
+        assert len(maps) == 8
+        for path in maps:
+            ours = nib.load(str(path).replace(f"full-{dtype}-maps", f"auto-{dtype}-maps")).get_fdata()
+            expected = nib.load(path).get_fdata()
+            np.testing.assert_array_equal(np.isnan(ours), np.isnan(expected))
+            tolerance = in_t * np.fmax(1, np.abs(expected)) if "stat-t" in path.name else in_r
+            assert np.nanmax(np.abs(ours - expected) / tolerance) < 1
 
 
 def map_lesions(bids: Path, out: Path, connectome: Path) -> subprocess.CompletedProcess[str]:
@@ -205,6 +247,11 @@ def test_verify_finds_what_is_wrong(built: tuple[Path, subprocess.CompletedProce
         (["build", "nowhere", "store", "--space", "MNI 152", "--name", "x"], 64, "letters and digits"),
         (["build", "nowhere", "store", "--space", "MNI", "--name", "a+b"], 64, "letters and digits"),
         (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--mask-fraction", "2"], 64, "share"),
+        (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--rank", "0"], 64, "neither full nor auto"),
+        (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--rank", "half"], 64, "neither full nor"),
+        (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "1e-5"], 64, "only for --rank auto"),
+        (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "0"], 64, "not a difference in r"),
+        (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "nan"], 64, "not a difference in r"),
         ([], 64, "required"),
     ],
 )

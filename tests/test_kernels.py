@@ -103,9 +103,10 @@ def add_subjects(weights: Array, subjects: list[Array], n_threads: int) -> tuple
     """Run the three kernels over some connectome subjects."""
     total, squares = np.zeros((2, *weights.shape))
     with kernels.threads(n_threads), threadpool_limits(1, user_api="blas"):
-        for timeseries in subjects:
-            series, scale, sd = standardize(timeseries)
-            seeds = kernels.seeds(*compressed_rows(weights), series, scale, sd)
+        for start in range(0, len(subjects), kernels.GROUP):
+            group = [standardize(timeseries) for timeseries in subjects[start : start + kernels.GROUP]]
+            seeds = [kernels.seeds(*compressed_rows(weights), *standardized) for standardized in group]
+            series, scale, _ = zip(*group, strict=True)
             kernels.add_fisher_z(seeds, series, scale, total, squares)
     return total, squares
 
@@ -170,8 +171,8 @@ def test_rounded_series(timeseries: Array, n_lesions: int) -> None:
     np.testing.assert_allclose(seeds, expected_seeds, atol=R_TOLERANCE)
     total, squares, expected, expected_squares = np.zeros((4, *weights.shape))
     with threadpool_limits(1, user_api="blas"):
-        kernels.add_fisher_z(seeds, series, scale, total, squares)
-    reference.add_fisher_z(expected_seeds, *exact[:2], expected, expected_squares)
+        kernels.add_fisher_z([seeds], [series], [scale], total, squares)
+    reference.add_fisher_z([expected_seeds], exact[:1], exact[1:2], expected, expected_squares)
     np.testing.assert_allclose(np.tanh(total), np.tanh(expected), atol=R_TOLERANCE)
     np.testing.assert_allclose(squares, total**2, rtol=1e-12)
 
@@ -219,7 +220,7 @@ def test_add_fisher_z(timeseries: Array, n_lesions: int) -> None:
     series, scale, sd = reference.standardize(timeseries)
     seeds = reference.seeds(weights.astype(float), series, scale, sd)
     expected, expected_squares = np.zeros((2, *weights.shape))
-    reference.add_fisher_z(seeds, series, scale, expected, expected_squares)
+    reference.add_fisher_z([seeds], [series], [scale], expected, expected_squares)
     np.testing.assert_allclose(np.tanh(total), np.tanh(expected), atol=R_TOLERANCE)
     np.testing.assert_allclose(squares, total**2, rtol=1e-12)
     np.testing.assert_array_equal(total[~seeds.any(axis=1)], 0)
@@ -234,7 +235,7 @@ def test_add_fisher_z_adds_to_what_is_there() -> None:
     for timeseries in subjects:
         standardized = reference.standardize(timeseries)
         seeds = reference.seeds(weights.astype(float), *standardized)
-        reference.add_fisher_z(seeds, *standardized[:2], *expected)
+        reference.add_fisher_z([seeds], standardized[:1], standardized[1:2], *expected)
     away = np.abs(expected[1]) < 10
     ours = np.array(add_subjects(weights, subjects, n_threads=1))
     np.testing.assert_allclose(ours[:, away], expected[:, away], atol=1e-4)

@@ -80,6 +80,22 @@ def test_what_it_was_made_from(store: Store) -> None:
         assert description["subjects"][3]["sha256"][kind] == hashlib.sha256(content).hexdigest()
 
 
+def test_a_store_of_before_there_was_a_rank(store: Store, own: Path) -> None:
+    """A description without ranks is that of a store with all components, with the same hash."""
+    path = own / "connectome.json"
+    description = json.loads(path.read_text())
+    assert (description.pop("rank"), description.pop("rank_tolerance")) == ("full", None)
+    for subject in description["subjects"]:
+        assert subject.pop("n_components") == subject["n_timepoints"]
+        assert subject.pop("r_error_bound") == 0
+    path.write_text(json.dumps(description))
+    old = Store.open(own)
+    assert (old.rank, old.rank_tolerance, old.subjects) == ("full", None, store.subjects)
+    assert old.content_hash == store.content_hash
+    for ours, expected in zip(old.read(old.subjects[2]), store.read(store.subjects[2]), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_opens_as_a_connectome(store: Store) -> None:
     """A store opens under the name and the space that it has, or those that are given, with its subjects in order."""
     connectome = Connectome.open(store.path)
@@ -139,10 +155,10 @@ def test_rounding_over_a_hundred_subjects() -> None:
     for _ in range(100):
         timeseries = (rng.standard_normal((120, 4)) @ rng.standard_normal((4, 500))) + rng.standard_normal((120, 500))
         series, scale, sd = reference.standardize(timeseries)
-        reference.add_fisher_z(reference.seeds(weights, series, scale, sd), series, scale, *exact)
+        reference.add_fisher_z([reference.seeds(weights, series, scale, sd)], [series], [scale], *exact)
         series, scale = kernels.quantize(series.astype(np.float32))
         series = series.astype(float)
-        reference.add_fisher_z(reference.seeds(weights, series, scale, sd), series, scale, *rounded)
+        reference.add_fisher_z([reference.seeds(weights, series, scale, sd)], [series], [scale], *rounded)
     error = np.abs(rounded[0] - exact[0]) / 100
     itself = np.zeros((3, 500), bool)
     itself[0, 7] = True
@@ -161,6 +177,9 @@ DAMAGE = {
     "mask overwritten": "cannot be read",
     "another mask": "do not fit together",
     "another affine": "another affine",
+    "another rank": "does not describe a connectome store .*the rank is 'half'",
+    "more components than timepoints": "does not describe a connectome store .*24 components of 23 timepoints",
+    "fewer components than there are": "sub-0001_timeseries.npy has .* bytes instead of",
     "no subjects": "do not fit together",
     "a subject elsewhere": r"a subject is called \.\./0001",
     "subject missing": "lacks .*sub-0002_timeseries.npy",
@@ -195,6 +214,14 @@ def damage(folder: Path, kind: str) -> None:
             nib.save(nib.Nifti1Image(np.ones(MASK.shape, np.uint8), synthetic.OBLIQUE), folder / "mask.nii.gz")
         case "another affine":
             nib.save(nib.Nifti1Image(MASK.astype(np.uint8), synthetic.RADIOLOGICAL), folder / "mask.nii.gz")
+        case "another rank":
+            path.write_text(json.dumps(description | {"rank": "half"}))
+        case "more components than timepoints":
+            subject = description["subjects"][0] | {"n_components": 24}
+            path.write_text(json.dumps(description | {"subjects": [subject]}))
+        case "fewer components than there are":
+            subject = description["subjects"][0] | {"n_components": 22}
+            path.write_text(json.dumps(description | {"subjects": [subject]}))
         case "no subjects":
             path.write_text(json.dumps(description | {"subjects": []}))
         case "a subject elsewhere":
