@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from bids_lacuna import kernels
@@ -32,6 +34,9 @@ Callback = Callable[[list[LesionData]], Any]
 
 LOW_COVERAGE = 0.5
 """Below this share of a lesion inside the connectome's mask, a warning says so."""
+
+LOADED_AT_ONCE = 4
+"""Lesions at most: each takes memory beside its weights until it is loaded, and Python runs one thread at a time."""
 
 
 def plan_run(
@@ -213,7 +218,7 @@ def _process_batch(
     advance: Callable[[int], Any],
 ) -> list[LesionData]:
     """Load, map and hand over one batch; what fails is written on the lesions that it concerns."""
-    batch = [_isolate(partial(analysis.load, lesion), [lesion]) or lesion for lesion in batch]
+    batch = _load(batch, analysis, n_threads)
     loaded = [lesion for lesion in batch if not lesion.error]
     _warn_of_low_coverage(loaded)
     if not loaded:
@@ -230,6 +235,21 @@ def _process_batch(
     _isolate(partial(_hand_over, usable, analysis.name, callback), usable)
     finished = iter(mapped)
     return [lesion if lesion.error else next(finished) for lesion in batch]
+
+
+def _load(batch: list[LesionData], analysis: FunctionalNetworkMapping, n_threads: int) -> list[LesionData]:
+    """Load a batch's lesions, several at a time; one that cannot be loaded has its reason."""
+    with (
+        # A lesion's matrices are so small that BLAS's threads would wait for each other.
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(max(1, min(n_threads, LOADED_AT_ONCE)), thread_name_prefix="lesion") as pool,
+    ):
+        loads = [pool.submit(analysis.load, lesion) for lesion in batch]
+        try:
+            return [_isolate(load.result, [lesion]) or lesion for load, lesion in zip(loads, batch, strict=True)]
+        finally:
+            # After Ctrl-C, those that wait need not be loaded.
+            pool.shutdown(cancel_futures=True)
 
 
 def _hand_over(mapped: Sequence[LesionData], analysis_name: str, callback: Callback | None) -> None:

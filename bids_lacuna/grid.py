@@ -30,6 +30,11 @@ class Grid:
         """Number of voxels inside the mask: the length of a voxel vector."""
         return int(np.count_nonzero(self.mask))
 
+    @cached_property
+    def numbers(self) -> Array:
+        """Shape (x, y, z), int32: the place of each voxel in a voxel vector; -1 outside the mask."""
+        return self.volume(np.arange(self.n_voxels, dtype=np.int32), outside=-1)
+
     @property
     def voxel_volume_mm3(self) -> float:
         """Volume of one voxel in mm³."""

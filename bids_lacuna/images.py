@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 
 UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 """What nibabel and gzip raise for a damaged file."""
+
+SLAB_BYTES = 2**18
+"""Of a volume that is read a slab at a time: a mask of float64 at 0.5 mm has 450 MB whole. Slabs of a few MB, which
+leave the processor's cache and are given back to the system one by one, took up to twice as long."""
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -54,8 +62,7 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     try:
         # nibabel says of a file that may not be read that it is none of its kinds.
         path.open("rb").close()
-        # Read in slabs, a compressed file must not be opened anew for each.
-        image: SpatialImage = nib.load(path, keep_file_open=True)  # type: ignore[assignment]
+        image: SpatialImage = nib.load(path)  # type: ignore[assignment]
     except PermissionError as error:
         raise PermissionError(f"the {kind} {path} may not be read: check its permissions") from error
     # Of an image that is no volume, nibabel says so with a TypeError.
@@ -64,6 +71,55 @@ def open_image(path: Path, kind: str) -> SpatialImage:
             f"the {kind} {path} cannot be read as NIfTI ({error}): copy it again, or save it anew"
         ) from error
     return image
+
+
+def read_slabs(image: SpatialImage) -> Iterator[np.ndarray]:
+    """Read a volume a few slices at a time, and its file to the end, where gzip has its checksum.
+
+    Parameters
+    ----------
+    image
+        Its shape has three axes, and then only such of length 1.
+
+    Yields
+    ------
+    shape (slices, y, x)
+        The axes reversed, as they lie in the file. What is in memory already comes whole.
+
+    Raises
+    ------
+    OSError
+        The file is damaged.
+    """
+    stored = image.dataobj
+    try:
+        # nibabel's subclasses, for other formats, scale each volume by itself.
+        if type(stored) is ArrayProxy and isinstance(stored.file_like, str):
+            yield from _stream(stored)
+        else:
+            yield np.asanyarray(stored).reshape(image.shape[:3]).T
+    # nibabel says with a ValueError that a file ends too early.
+    except (*UNREADABLE, ValueError) as error:
+        raise OSError(
+            f"the mask's voxels cannot be read ({error}): the file is truncated or damaged; copy it again"
+        ) from error
+
+
+def _stream(stored: ArrayProxy) -> Iterator[np.ndarray]:
+    n_x, n_y, n_slices = stored.shape[:3]
+    slice_bytes = n_x * n_y * stored.dtype.itemsize
+    at_a_time = max(1, SLAB_BYTES // max(1, slice_bytes))
+    with ImageOpener(stored.file_like) as file:
+        file.seek(stored.offset)
+        for start in range(0, n_slices, at_a_time):
+            n_bytes = slice_bytes * min(at_a_time, n_slices - start)
+            content = file.read(n_bytes)
+            if len(content) < n_bytes:
+                raise EOFError(f"it ends after {start} of {n_slices} slices")
+            slab = np.frombuffer(content, stored.dtype).reshape(-1, n_y, n_x)
+            yield apply_read_scaling(slab, stored.slope, stored.inter)
+        while file.read(SLAB_BYTES):
+            pass
 
 
 def read_mask(image: SpatialImage, path: Path) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from os import PathLike
@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image
+from bids_lacuna.images import has_usable_affine, open_image, read_slabs
 
 Array = np.ndarray
 Weighting = Literal["volume", "binary"]
@@ -25,11 +25,11 @@ AXIS_ALIGNED_TOLERANCE = 1e-3
 EDGE_DECIMALS = 4
 """Voxel edges are rounded to 1e-4 grid voxels: affines come as float32, and edges that meet must meet exactly."""
 
-SLAB = 16
-"""Slices of a mask that are read at a time: one of float64 at 0.5 mm would take 450 MB whole, and takes 20 MB so."""
-
 PIECE_WIDTH = 0.25
 """Between oblique grids, a lesion voxel is cut into pieces at most this share of a grid voxel wide."""
+
+PIECES_AT_ONCE = 2**16
+"""Of a lesion's voxels together: a piece takes about 100 bytes while it is placed, and there may be ten million."""
 
 
 class LesionOutsideGrid(ValueError):  # noqa: N818  a fact about a lesion, not a defect of the program
@@ -137,14 +137,17 @@ def load_lesion(
     affine = image.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
     volume_mm3 = np.count_nonzero(box) * abs(np.linalg.det(affine[:3, :3]))
-    shares = grid.vector(weigh(box, affine, grid))
+    first, shares = weigh(box, affine, grid)
+    numbers = grid.numbers[_region(first, shares.shape)]
+    covered = (shares > 0) & (numbers >= 0)
+    voxels, shares = numbers[covered], shares[covered]
     coverage = float(shares.sum() * grid.voxel_volume_mm3 / volume_mm3)
     if weighting == "binary":
-        shares = (shares >= 0.5).astype(float)
-    voxels = np.flatnonzero(shares)
+        voxels = voxels[shares >= 0.5]
+        shares = np.ones(len(voxels))
     if not len(voxels):
         raise LesionOutsideGrid(_outside(coverage, grid, affine, box.shape))
-    weights = LesionWeights(voxels.astype(np.int32), shares[voxels].astype(np.float32))
+    weights = LesionWeights(voxels, shares.astype(np.float32))
     return replace(lesion, weights=weights, volume_mm3=float(volume_mm3), coverage=min(coverage, 1.0))
 
 
@@ -164,9 +167,18 @@ def _outside(coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...])
 
 
 def _extent(affine: Array, shape: tuple[int, ...]) -> tuple[str, str]:
-    corners = nib.affines.apply_affine(affine, list(product(*[(-0.5, n - 0.5) for n in shape])))
-    low, high = ("(" + ", ".join(f"{x:.0f}" for x in edge) + ")" for edge in (corners.min(0), corners.max(0)))
+    low, high = ("(" + ", ".join(f"{x:.0f}" for x in edge) + ")" for edge in _bounds(affine, shape))
     return low, high
+
+
+def _bounds(affine: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Tell the lowest and the highest coordinates that a volume reaches, to its voxels' outer edges."""
+    corners = nib.affines.apply_affine(affine, list(product(*[(-0.5, n - 0.5) for n in shape])))
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _region(corner: Array, shape: Iterable[int]) -> tuple[slice, ...]:
+    return tuple(slice(start, start + n) for start, n in zip(corner, shape, strict=True))
 
 
 def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
@@ -218,45 +230,52 @@ def read_mask(image: SpatialImage) -> tuple[Array, Array]:
     OSError
         The file is damaged.
     """
-    slabs = {}
+    pieces: list[tuple[Array, Array]] = []
     found: set[float] = set()
-    for start in range(0, image.shape[2], SLAB):
-        try:
-            values = np.asanyarray(image.dataobj[:, :, start : start + SLAB]).reshape(*image.shape[:2], -1)
-        # nibabel says with a ValueError that a file ends too early.
-        except (*UNREADABLE, ValueError) as error:
-            raise OSError(
-                f"the mask's voxels cannot be read ({error}): the file may be truncated; copy it again"
-            ) from error
+    n_read = 0
+    # Slices come first and x last here: an array is fast to search in the order that it has in memory.
+    for values in read_slabs(image):
         lesion = values != 0
         if lesion.any():
-            slabs[start] = lesion
-            found |= set(np.unique(values[lesion]).tolist())
-            _check_binary(found)
-    if not slabs:
+            inside = values[lesion]
+            found |= {float(inside.min()), float(inside.max())}
+            if len(found) > 1 or not 0 < min(found) < np.inf:
+                raise ValueError(_describe_values(found | set(np.unique(inside).tolist())))
+            corner, piece = _crop(lesion)
+            corner[0] += n_read
+            pieces.append((corner, piece))
+        n_read += len(values)
+    if not pieces:
         raise ValueError("the mask is empty: no voxel differs from 0; check that the right file was saved")
-    first = min(slabs)
-    nothing = np.zeros((*image.shape[:2], SLAB), dtype=bool)
-    volume = np.concatenate([slabs.get(start, nothing) for start in range(first, max(slabs) + 1, SLAB)], axis=2)
-    filled = [np.flatnonzero(volume.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    box = volume[tuple(slice(places[0], places[-1] + 1) for places in filled)]
+    first = np.min([corner for corner, _ in pieces], axis=0)
+    end = np.max([corner + piece.shape for corner, piece in pieces], axis=0)
+    box = np.zeros(end - first, dtype=bool)
+    for corner, piece in pieces:
+        box[_region(corner - first, piece.shape)] = piece
+    return first[::-1], box.T
+
+
+def _crop(lesion: Array) -> tuple[Array, Array]:
+    """Tell where the smallest box with the whole lesion in it begins, and copy it."""
+    plane = np.any(lesion, axis=0)
+    lines = np.any(lesion, axis=(1, 2)), np.any(plane, axis=1), np.any(plane, axis=0)
+    filled = [np.flatnonzero(line) for line in lines]
     corner = np.array([places[0] for places in filled])
-    corner[2] += first
-    return corner, box
+    end = np.array([places[-1] + 1 for places in filled])
+    return corner, lesion[_region(corner, end - corner)].copy()
 
 
-def _check_binary(found: set[float]) -> None:
+def _describe_values(found: set[float]) -> str:
     if any(np.isnan(value) for value in found):
-        raise ValueError("the mask holds NaN, where 0 is needed: replace NaN by 0 (numpy.nan_to_num)")
-    if len(found) > 1 or not 0 < min(found) < np.inf:
-        shown = ", ".join(f"{value:g}" for value in sorted(found)[:4]) + (", …" if len(found) > 4 else "")
-        raise ValueError(
-            f"the mask is not binary: besides 0 it holds {shown}, where one positive value is needed; "
-            "threshold it, and save one file for each lesion"
-        )
+        return "the mask holds NaN, where 0 is needed: replace NaN by 0 (numpy.nan_to_num)"
+    shown = ", ".join(f"{value:g}" for value in sorted(found)[:4]) + (", …" if len(found) > 4 else "")
+    return (
+        f"the mask is not binary: besides 0 it holds {shown}, where one positive value is needed; "
+        "threshold it, and save one file for each lesion"
+    )
 
 
-def weigh(lesion: Array, affine: Array, grid: Grid) -> Array:
+def weigh(lesion: Array, affine: Array, grid: Grid) -> tuple[Array, Array]:
     """Compute the share of each grid voxel's volume that a lesion covers.
 
     Exact between axis-aligned grids, whatever their axes' order, direction and voxel sizes. Between oblique
@@ -274,44 +293,58 @@ def weigh(lesion: Array, affine: Array, grid: Grid) -> Array:
 
     Returns
     -------
-    shape grid.shape, float64
+    corner : shape (3,)
+        The grid voxel that the box begins at.
+    shares : shape (x, y, z), float64
+        Of a box of grid voxels; beyond it the lesion covers none. Of length 0 where the lesion is outside the grid.
     """
     to_grid = np.linalg.inv(grid.affine) @ affine
+    low, high = _bounds(to_grid, lesion.shape)
+    corner, end = (np.clip(edge, 0, grid.shape).astype(int) for edge in (np.floor(low), np.ceil(high) + 1))
+    to_box = to_grid.copy()
+    to_box[:3, 3] -= corner
     axis_of = np.abs(to_grid[:3, :3]).argmax(axis=1)
     shear = to_grid[:3, :3].copy()
     shear[range(3), axis_of] = 0
     shift = np.abs(shear) @ np.array(lesion.shape)
     if set(axis_of) == {0, 1, 2} and shift.max() < AXIS_ALIGNED_TOLERANCE:
-        return _weigh_aligned(lesion, to_grid, axis_of, grid.shape)
-    return _weigh_oblique(lesion, to_grid, grid.shape)
+        return corner, _weigh_aligned(lesion, to_box, axis_of, end - corner)
+    return corner, _weigh_oblique(lesion, to_box, end - corner)
 
 
-def _weigh_aligned(lesion: Array, to_grid: Array, axis_of: Array, shape: tuple[int, ...]) -> Array:
+def _weigh_aligned(lesion: Array, to_box: Array, axis_of: Array, shape: Array) -> Array:
     """Apply the overlap of lesion-voxel edges with grid-voxel edges along each axis in turn."""
-    shares = lesion.transpose(axis_of).astype(float)
     centre = (np.array(lesion.shape) - 1) / 2
+    overlaps = []
     for axis, lesion_axis in enumerate(axis_of):
         # Any shear below the tolerance is taken at the lesion's centre.
-        offset = to_grid[axis, 3] + to_grid[axis, :3] @ centre - to_grid[axis, lesion_axis] * centre[lesion_axis]
-        edges = offset + to_grid[axis, lesion_axis] * (np.arange(shares.shape[axis] + 1) - 0.5)
+        offset = to_box[axis, 3] + to_box[axis, :3] @ centre - to_box[axis, lesion_axis] * centre[lesion_axis]
+        edges = offset + to_box[axis, lesion_axis] * (np.arange(lesion.shape[lesion_axis] + 1) - 0.5)
         edges = edges.round(EDGE_DECIMALS)
         low, high = np.minimum(edges[:-1], edges[1:]), np.maximum(edges[:-1], edges[1:])
         grid_low = np.arange(shape[axis])[:, np.newaxis] - 0.5
-        overlap = np.clip(np.minimum(high, grid_low + 1) - np.maximum(low, grid_low), 0, None)
-        shares = np.moveaxis(np.tensordot(overlap, shares, axes=(1, axis)), 0, axis)
-    return shares
+        overlaps.append(np.clip(np.minimum(high, grid_low + 1) - np.maximum(low, grid_low), 0, None))
+    along_x, along_y, along_z = overlaps
+    # Plane by plane: the whole lesion in float64 would take eight times the memory of its mask.
+    planes = np.moveaxis(lesion.transpose(axis_of), 2, 0)
+    flat = np.stack([along_x @ plane.astype(float) @ along_y.T for plane in planes])
+    return np.moveaxis(np.tensordot(along_z, flat, axes=1), 0, 2)
 
 
-def _weigh_oblique(lesion: Array, to_grid: Array, shape: tuple[int, ...]) -> Array:
+def _weigh_oblique(lesion: Array, to_box: Array, shape: Array) -> Array:
     """Give each piece's volume to the grid voxel that holds its centre."""
-    n_pieces = np.ceil(np.linalg.norm(to_grid[:3, :3], axis=0) / PIECE_WIDTH).astype(int)
-    piece_volume = abs(np.linalg.det(to_grid[:3, :3])) / n_pieces.prod()
-    centres = nib.affines.apply_affine(to_grid, np.argwhere(lesion))
-    counts = np.zeros(np.prod(shape), dtype=np.int64)
-    for piece in np.ndindex(*n_pieces):
-        within_voxel = (np.array(piece) + 0.5) / n_pieces - 0.5
-        nearest = np.rint(centres + to_grid[:3, :3] @ within_voxel).astype(np.int64)
+    n_pieces = np.ceil(np.linalg.norm(to_box[:3, :3], axis=0) / PIECE_WIDTH).astype(int)
+    piece_volume = abs(np.linalg.det(to_box[:3, :3])) / n_pieces.prod()
+    cuts = (np.indices(n_pieces).reshape(3, -1).T + 0.5) / n_pieces - 0.5
+    within_voxel = cuts @ to_box[:3, :3].T
+    counts = np.zeros(shape.prod(), dtype=np.int64)
+    places = np.flatnonzero(lesion)
+    at_a_time = max(1, PIECES_AT_ONCE // len(cuts))
+    for start in range(0, len(places), at_a_time):
+        voxels = np.stack(np.unravel_index(places[start : start + at_a_time], lesion.shape), axis=1)
+        centres = nib.affines.apply_affine(to_box, voxels)[:, np.newaxis] + within_voxel
+        nearest = np.rint(centres.reshape(-1, 3)).astype(np.int64)
         inside = np.all((nearest >= 0) & (nearest < shape), axis=1)
-        numbers = np.ravel_multi_index(tuple(nearest[inside].T), shape)
+        numbers = np.ravel_multi_index(tuple(nearest[inside].T), tuple(shape))
         counts += np.bincount(numbers, minlength=len(counts))
     return (counts * piece_volume).reshape(shape)

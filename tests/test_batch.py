@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import termios
+import threading
+import time
 from collections.abc import Sequence
 from copy import copy
 from itertools import chain
@@ -18,6 +20,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+import threadpoolctl
 from synthetic import (
     RADIOLOGICAL,
     SPACE,
@@ -395,6 +398,56 @@ def test_masks_are_read_when_their_batch_comes(analysis: FunctionalNetworkMappin
     lesions = [LesionData.from_nifti(path) for path in paths]
     results = batch_process(lesions, analysis, lesion_batch_size=1, batch_result_callback=save)
     assert [result.error for result in results] == [None, None]
+
+
+def test_lesions_are_loaded_at_the_same_time(
+    analysis: FunctionalNetworkMapping,
+    lesions: list[LesionData],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two threads load two lesions at a time; results and failures keep their order, and BLAS its threads."""
+    load, two = analysis.load, threading.Barrier(2)
+    later = threading.Event()
+
+    def load_as_one_of_two(lesion: LesionData) -> LesionData:
+        if lesion.name in ("sub-0", "sub-1"):
+            two.wait(timeout=60)
+        if lesion.name == "sub-1":
+            later.wait(timeout=60)
+        if lesion.name == "sub-6":
+            later.set()
+        return load(lesion)
+
+    monkeypatch.setattr(analysis, "load", load_as_one_of_two)
+    for number in (1, 5):
+        lesions[number] = make_lesion(np.zeros(MASK.shape), number)
+    before = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+    results = batch_process(lesions, analysis, n_threads=2)
+    assert names(results) == ALL_NAMES
+    assert [result.error is None for result in results] == [True, False, True, True, True, False, True]
+    failures = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert [message.split(": ")[1] for message in failures] == ["sub-1", "sub-5"]
+    assert [library["num_threads"] for library in threadpoolctl.threadpool_info()] == before
+
+
+def test_interrupt_while_loading(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends a run without waiting for the lesions that are not loaded yet."""
+    begun = []
+
+    def load(lesion: LesionData) -> LesionData:
+        begun.append(lesion.name)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        return lesion
+
+    monkeypatch.setattr(analysis, "load", load)
+    with pytest.raises(KeyboardInterrupt):
+        batch_process(lesions, analysis, n_threads=1)
+    assert len(begun) <= 2
 
 
 @pytest.mark.parametrize("available_bytes", [0, 1, 2**20])

@@ -32,6 +32,14 @@ def test_voxels_are_counted_in_c_order() -> None:
     assert grid.n_voxels == number + 1
 
 
+def test_numbers() -> None:
+    """Each voxel of the mask knows its place in a voxel vector, and the others have none."""
+    grid = Grid(MASK, synthetic.RADIOLOGICAL)
+    assert grid.numbers.dtype == np.int32
+    np.testing.assert_array_equal(grid.vector(grid.numbers), np.arange(grid.n_voxels))
+    assert set(grid.numbers[~MASK]) == {-1}
+
+
 def test_outside_the_mask_is_undefined() -> None:
     """What was not measured is NaN, unless something else is asked for."""
     grid = Grid(MASK, synthetic.RADIOLOGICAL)

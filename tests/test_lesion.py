@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from itertools import permutations
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, SPACE, box, make_mask, write_mask
 
-from bids_lacuna import LesionData
+from bids_lacuna import LesionData, images
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
 from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, read_mask, weigh
@@ -34,6 +35,14 @@ def centred_on(point: Array | list[float], axes: Array, shape: tuple[int, ...]) 
     """Make an affine with these axes that puts the middle of a volume at a point in mm."""
     axes = np.asarray(axes, float)
     return from_matvec(axes, np.asarray(point) - axes @ ((np.array(shape) - 1) / 2))
+
+
+def weigh_volume(lesion: Array, affine: Array, grid: Grid) -> Array:
+    """Put the box of shares back into a whole volume of the grid."""
+    (x, y, z), shares = weigh(lesion, affine, grid)
+    volume = np.zeros(grid.shape)
+    volume[x : x + shares.shape[0], y : y + shares.shape[1], z : z + shares.shape[2]] = shares
+    return volume
 
 
 def share_by_pieces(lesion: Array, affine: Array, grid: Grid, n_pieces: tuple[int, int, int]) -> Array:
@@ -67,7 +76,7 @@ def test_same_grid(grid_affine: Array, noise: str) -> None:
         header.set_data_shape(SHAPE)
         header.set_qform(grid_affine)
         affine = header.get_qform()
-    np.testing.assert_array_equal(weigh(lesion, affine, Grid(GRID.mask, grid_affine)), lesion)
+    np.testing.assert_array_equal(weigh_volume(lesion, affine, Grid(GRID.mask, grid_affine)), lesion)
 
 
 def test_block_means() -> None:
@@ -76,7 +85,7 @@ def test_block_means() -> None:
     lesion = make_blob(fine)
     grid = Grid(np.ones(SHAPE, bool), centred_on([3, -5, 7], np.diag([2, 2, 2]), SHAPE))
     blocks = lesion.reshape(5, 2, 7, 2, 11, 2).mean(axis=(1, 3, 5))
-    np.testing.assert_array_equal(weigh(lesion, centred_on([3, -5, 7], np.eye(3), fine), grid), blocks)
+    np.testing.assert_array_equal(weigh_volume(lesion, centred_on([3, -5, 7], np.eye(3), fine), grid), blocks)
 
 
 @pytest.mark.parametrize("order", [*permutations(range(3))], ids=str)
@@ -91,7 +100,7 @@ def test_axis_aligned(order: tuple[int, int, int], signs: tuple[int, int, int]) 
     affine[:3, 3] += np.round(2 * corner) / 2 - corner
     expected = share_by_pieces(lesion, affine, GRID, (3, 5, 6))
     assert np.unique(expected).size > 20
-    np.testing.assert_allclose(weigh(lesion, affine, GRID), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(weigh_volume(lesion, affine, GRID), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (0.7, 1.3, 2.1), (3.3, 5.1, 4.7)], ids=str)
@@ -100,7 +109,7 @@ def test_sizes_that_do_not_divide(sizes: tuple[float, float, float]) -> None:
     lesion = make_blob((3, 4, 5))
     grid = Grid(np.ones(SHAPE, bool), centred_on([1, 2, 3], np.diag([3, 3, 3]), SHAPE))
     affine = centred_on([1.2, 1.9, 3.1], np.diag(sizes), lesion.shape)
-    weights = weigh(lesion, affine, grid)
+    weights = weigh_volume(lesion, affine, grid)
     # The same three matrices, by the definition of an overlap, one pair of voxels at a time.
     expected = np.zeros(SHAPE)
     for voxel in np.argwhere(lesion):
@@ -122,9 +131,68 @@ def test_oblique(grid_affine: Array, sizes: tuple[float, float, float]) -> None:
     grid = Grid(np.ones(SHAPE, bool), grid_affine)
     middle = apply_affine(grid_affine, (np.array(SHAPE) - 1) / 2)
     affine = centred_on(middle, ROTATION @ np.diag(sizes), lesion.shape)
-    weights = weigh(lesion, affine, grid)
+    weights = weigh_volume(lesion, affine, grid)
     np.testing.assert_allclose(weights.sum() * 64, lesion.sum() * math.prod(sizes), rtol=1e-12)
     np.testing.assert_allclose(weights, share_by_pieces(lesion, affine, grid, (24, 25, 26)), rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (-3.5, {}),
+        (-1.75, {0: 0.25, 1: 0.75}),
+        (-1.5, {1: 1}),
+        (3.25, {3: 0.25, 4: 0.75}),
+        (3.5, {4: 1}),
+        (4.25, {4: 0.25}),
+        (4.5, {}),
+    ],
+    ids=str,
+)
+def test_over_the_edge(start: float, expected: dict[int, float]) -> None:
+    """Of a voxel, a gap and a voxel along the first axis, the grid has what lies between its outer edges."""
+    affine = RADIOLOGICAL @ from_matvec(np.eye(3), [start + 0.5, 3, 5])
+    weights = weigh_volume(np.array([1, 0, 1], bool).reshape(3, 1, 1), affine, GRID)
+    assert {int(i): weights[i, 3, 5] for i in np.flatnonzero(weights[:, 3, 5])} == expected
+    assert weights.sum() == sum(expected.values())
+
+
+@pytest.mark.parametrize(
+    ("axes", "tolerance"),
+    [
+        (np.diag([1, 2, 4]), 1e-12),
+        (np.diag([-2, 1, -4]), 1e-12),
+        (np.diag([4, -1, 2])[[2, 0, 1]], 1e-12),
+        (ROTATION * 1.5, 0.07),
+    ],
+    ids=["aligned", "flipped", "permuted", "oblique"],
+)
+@pytest.mark.parametrize("middle", [(-10, -14, -22), (10, 14, 22), (-10, 14, 0), (1, -14, 3), (0, 0, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 5, 7), (26, 40, 33)], ids=["small", "larger than the grid"])
+def test_partly_outside(
+    axes: Array, tolerance: float, middle: tuple[int, int, int], shape: tuple[int, int, int]
+) -> None:
+    """At the grid's corners, edges and faces, voxels weigh what brute force says, and what lies beyond is lost."""
+    lesion = make_blob(shape, share=0.4)
+    affine = centred_on(middle, axes, shape)
+    if tolerance < 1e-6:
+        # With a corner at whole millimetres, no piece of half a millimetre straddles two grid voxels.
+        corner = apply_affine(affine, [-0.5] * 3)
+        affine[:3, 3] += np.round(corner) - corner
+    n_pieces = (8, 8, 8) if shape[0] == 6 else (4, 4, 4)
+    expected = share_by_pieces(lesion, affine, GRID, n_pieces)
+    assert 0 < expected.sum() < lesion.sum() * abs(np.linalg.det(axes)) / 64 or middle == (0, 0, 0)
+    np.testing.assert_allclose(weigh_volume(lesion, affine, GRID), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("axes", [np.eye(3), ROTATION], ids=["aligned", "oblique"])
+def test_only_the_lesion_is_weighed(axes: Array) -> None:
+    """The box of shares reaches no further than a voxel beyond the lesion, however large the grid is."""
+    grid = Grid(np.ones((40, 50, 60), bool), np.diag([2, 2, 2, 1]))
+    corner, shares = weigh(np.ones((4, 4, 4), bool), centred_on([31, 41, 71], axes, (4, 4, 4)), grid)
+    assert (np.abs(corner - [14, 19, 34]) <= 2).all()
+    assert max(shares.shape) <= 6
+    assert shares.sum() == pytest.approx(4**3 / 2**3)
 
 
 @pytest.mark.parametrize("axes", [np.eye(3), ROTATION * 1.7], ids=["aligned", "oblique"])
@@ -132,8 +200,8 @@ def test_mirrored(axes: Array) -> None:
     """A lesion mirrored in the world has mirrored weights: left stays left."""
     lesion = make_blob((6, 5, 7))
     affine = centred_on([-3.1, 2.3, 4.2], axes, lesion.shape)
-    weights = weigh(lesion, affine, GRID)
-    mirrored = weigh(lesion, np.diag([-1, 1, 1, 1]) @ affine, GRID)
+    weights = weigh_volume(lesion, affine, GRID)
+    mirrored = weigh_volume(lesion, np.diag([-1, 1, 1, 1]) @ affine, GRID)
     assert not np.allclose(weights, weights[::-1])
     np.testing.assert_allclose(mirrored, weights[::-1], rtol=0, atol=1e-12)
 
@@ -356,10 +424,14 @@ def test_colours_are_no_mask(tmp_path: Path) -> None:
         load_lesion(LesionData.from_nifti(tmp_path / "mask.nii.gz"), GRID)
 
 
-@pytest.mark.parametrize("n_slices", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("n_slices", [1, 3, 4, 5, 11])
+@pytest.mark.parametrize("at_a_time", [0.5, 1, 4])
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_slabs_join(tmp_path: Path, n_slices: int, ending: str) -> None:
-    """A mask that is read in slabs is the mask that nibabel reads whole, wherever the lesion lies."""
+def test_slabs_join(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_slices: int, at_a_time: float, ending: str
+) -> None:
+    """A mask that is read in slabs is the mask that nibabel reads whole, wherever the lesion lies, and cropped."""
+    monkeypatch.setattr(images, "SLAB_BYTES", int(at_a_time * 5 * 7 * 8))
     rng = np.random.default_rng(n_slices)
     voxels = np.zeros((5, 7, n_slices), np.float64)
     voxels[1:4, 2:, n_slices // 2 :] = rng.random((3, 5, n_slices - n_slices // 2)) < 0.3
@@ -368,3 +440,44 @@ def test_slabs_join(tmp_path: Path, n_slices: int, ending: str) -> None:
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
     corner, lesion = read_mask(open_image(path, "mask"))
     np.testing.assert_array_equal(np.argwhere(lesion) + corner, np.argwhere(nib.load(path).get_fdata()))
+    filled = np.argwhere(lesion)
+    assert filled.min(axis=0).tolist() == [0, 0, 0]
+    assert (filled.max(axis=0) + 1).tolist() == list(lesion.shape)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (0.5, 0), (3, -6), (np.nan, np.nan)], ids=str)
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f4", ">f8", "u1"])
+@pytest.mark.parametrize("opened", ["path", "image", "bytes"])
+def test_stored_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slope: float, intercept: float, dtype: str, opened: str
+) -> None:
+    """Numbers of either byte order are scaled as the header says before they are compared with 0."""
+    monkeypatch.setattr(images, "SLAB_BYTES", 2 * 5 * 7)
+    blob = make_blob(SHAPE)
+    # With slope 3 and intercept -6, 2 is stored for 0.
+    voxels = (blob + 2 * (slope == 3)).astype(dtype)
+    image = nib.Nifti1Image(voxels, RADIOLOGICAL, nib.Nifti1Header(endianness=">" if ">" in dtype else "<"))
+    content = bytearray(image.to_bytes())
+    content[112:120] = np.array([slope, intercept], image.header.endianness + "f4").tobytes()
+    path = tmp_path / "mask.nii.gz"
+    path.write_bytes(gzip.compress(content))
+    mask = {
+        "path": lambda: path,
+        "image": lambda: nib.load(path),
+        "bytes": lambda: nib.Nifti1Image.from_bytes(content),
+    }
+    lesion = load_lesion(LesionData.from_nifti(mask[opened]()), GRID)
+    assert lesion.weights.voxels.tolist() == np.flatnonzero(blob).tolist()
+
+
+@pytest.mark.parametrize("opened", [Path, nib.load])
+@pytest.mark.parametrize("place", [-8, -4], ids=["checksum", "length"])
+def test_checksum(tmp_path: Path, opened: type, place: int) -> None:
+    """A compressed mask whose voxels are not those that were written is refused, though all of it can be read."""
+    # So large that reading the header does not reach the end.
+    path = write_mask(tmp_path / "mask.nii.gz", make_blob((31, 37, 41)))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="truncated or damaged"):
+        load_lesion(LesionData.from_nifti(opened(path)), GRID)
