@@ -68,10 +68,10 @@ def plan_run(
     give_back_freed_memory()
     connectome = analysis.connectome
     kernels.compile_for(connectome.series_dtype, connectome.standardized_dtypes)
-    n_voxels, n_timepoints = connectome.grid.n_voxels, connectome.n_timepoints
+    n_voxels, n_components = connectome.grid.n_voxels, connectome.n_components
     return plan_batches(
         n_lesions,
-        n_timepoints,
+        n_components,
         n_voxels,
         available_bytes,
         n_threads,
@@ -79,7 +79,8 @@ def plan_run(
         volume_voxels=connectome.grid.mask.size,
         keep_results=keep_results,
         base_bytes=resident_bytes(),
-        streaming_bytes=connectome.streaming_bytes,
+        subject_bytes=connectome.subject_bytes,
+        reading_bytes=connectome.reading_bytes,
     )
 
 
@@ -196,8 +197,9 @@ def process_batches(
             processed += _process_batch(
                 [replace(lesion, batch=number, error=None, results={}) for lesion in batch],
                 analysis,
-                batch_result_callback,
+                plan,
                 n_threads,
+                batch_result_callback,
                 progress.update,
             )
             progress.update(len(processed) * n_subjects - progress.n)
@@ -213,8 +215,9 @@ def _batches(lesions: Sequence[LesionData], size: int) -> Iterator[Sequence[Lesi
 def _process_batch(
     batch: list[LesionData],
     analysis: FunctionalNetworkMapping,
-    callback: Callback | None,
+    plan: BatchPlan,
     n_threads: int,
+    callback: Callback | None,
     advance: Callable[[int], Any],
 ) -> list[LesionData]:
     """Load, map and hand over one batch; what fails is written on the lesions that it concerns."""
@@ -223,7 +226,7 @@ def _process_batch(
     _warn_of_low_coverage(loaded)
     if not loaded:
         return batch
-    mapped = _isolate(lambda: analysis.map_batch(loaded, n_threads, on_subject=lambda: advance(len(loaded))), loaded)
+    mapped = _isolate(partial(_map, loaded, analysis, plan, n_threads, advance), loaded)
     if mapped is None:
         for lesion in loaded:
             lesion.weights = None
@@ -235,6 +238,24 @@ def _process_batch(
     _isolate(partial(_hand_over, usable, analysis.name, callback), usable)
     finished = iter(mapped)
     return [lesion if lesion.error else next(finished) for lesion in batch]
+
+
+def _map(
+    loaded: list[LesionData],
+    analysis: FunctionalNetworkMapping,
+    plan: BatchPlan,
+    n_threads: int,
+    advance: Callable[[int], Any],
+) -> list[LesionData]:
+    """Map one batch within its plan."""
+    return analysis.map_batch(
+        loaded,
+        n_threads,
+        plan.subjects_in_memory,
+        # A connectome that doesn't fit beside the run leaves the page cache before its next pass anyway.
+        keep_cached=analysis.connectome.n_bytes <= plan.available_bytes - plan.peak_bytes,
+        on_subject=lambda: advance(len(loaded)),
+    )
 
 
 def _load(batch: list[LesionData], analysis: FunctionalNetworkMapping, n_threads: int) -> list[LesionData]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bids_lacuna.files import forget
 from bids_lacuna.grid import Grid
 from bids_lacuna.importers import hdf5
 from bids_lacuna.store import Store, is_store, subject_bytes
@@ -21,10 +25,6 @@ Array = np.ndarray
 
 DEFAULT_SPACE = "MNI152NLin6Asym"
 """The space of GSP1000, which is what people have in HDF5; that layout has no place for the space's name."""
-
-
-SUBJECTS_IN_USE = 2
-"""Connectome subjects that are mapped together, so that the moments are read and written half as often."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +115,11 @@ class Connectome:
         return max(subject.n_timepoints for subject in self.recordings.subjects)
 
     @property
+    def n_components(self) -> int:
+        """Length of the longest series as it is mapped: `n_timepoints`, or fewer where a store was built so."""
+        return self.recordings.n_components
+
+    @property
     def series_dtype(self) -> np.dtype:
         """Of `ConnectomeSubject.series`: int16 or float32."""
         return np.dtype(self.recordings.series_dtype)
@@ -125,18 +130,37 @@ class Connectome:
         return self.recordings.standardized_dtypes
 
     @property
-    def streaming_bytes(self) -> int:
-        """Memory that `subjects` takes: for the `SUBJECTS_IN_USE`, and for reading the next one."""
-        each = subject_bytes(self.n_timepoints, self.grid.n_voxels, self.recordings.series_dtype)
-        return SUBJECTS_IN_USE * each + self.recordings.reading_bytes
+    def subject_bytes(self) -> int:
+        """Memory that one of `subjects` takes at most."""
+        return subject_bytes(self.n_components, self.grid.n_voxels, self.recordings.series_dtype)
+
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that reading the next one of `subjects` takes at most, the subject itself included."""
+        return self.recordings.reading_bytes
 
     @property
     def content_hash(self) -> str:
         """SHA-256 that tells this connectome from others of the same name."""
         return self.recordings.content_hash
 
-    def subjects(self) -> Iterator[ConnectomeSubject]:
-        """Iterate over the connectome subjects in order; one thread reads the next one ahead.
+    @cached_property
+    def n_bytes(self) -> int:
+        """Of all that `subjects` reads, on disk; raises OSError where a file is gone."""
+        # Each kind of recordings knows its own kind of subject.
+        recordings: Any = self.recordings
+        files = {file for subject in recordings.subjects for file in recordings.files_of(subject)}
+        return sum(file.stat().st_size for file in files)
+
+    def subjects(self, n_ahead: int = 1, keep_cached: bool = True) -> Iterator[ConnectomeSubject]:
+        """Iterate over the connectome subjects in order; one thread reads the next ones ahead.
+
+        Parameters
+        ----------
+        n_ahead
+            How many are read, or being read, before they are asked for.
+        keep_cached
+            Whether the files may stay in the system's page cache for the next pass.
 
         Raises
         ------
@@ -144,16 +168,21 @@ class Connectome:
             A file cannot be read; the message names it.
         """
         with (
-            closing(self._read()) as subjects,
+            closing(self._read(keep_cached)) as subjects,
             ThreadPoolExecutor(1, thread_name_prefix="connectome") as reader,
         ):
-            ahead = reader.submit(next, subjects, None)
-            while (subject := ahead.result()) is not None:
-                ahead = reader.submit(next, subjects, None)
+            ahead = deque(reader.submit(next, subjects, None) for _ in range(n_ahead))
+            while (subject := ahead.popleft().result()) is not None:
+                ahead.append(reader.submit(next, subjects, None))
                 yield subject
                 del subject
 
-    def _read(self) -> Generator[ConnectomeSubject, None, None]:
-        for subject in self.recordings.subjects:
-            # Each kind of recordings reads its own kind of subject.
-            yield ConnectomeSubject(subject.name, *self.recordings.read(subject))  # type: ignore[arg-type]
+    def _read(self, keep_cached: bool) -> Generator[ConnectomeSubject, None, None]:
+        # Each kind of recordings reads its own kind of subject.
+        recordings: Any = self.recordings
+        for subject in recordings.subjects:
+            arrays = recordings.read(subject)
+            if not keep_cached:
+                forget(recordings.files_of(subject))
+            yield ConnectomeSubject(subject.name, *arrays)
+            del arrays

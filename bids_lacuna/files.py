@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
@@ -84,6 +84,14 @@ def renamed_when_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def forget(paths: Iterable[Path]) -> None:
+    """Let the system take files out of its page cache, where it takes such advice: they are not read again soon."""
+    if hasattr(os, "posix_fadvise"):
+        for path in paths:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def remove_unfinished(folder: Path) -> None:

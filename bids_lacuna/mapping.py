@@ -14,9 +14,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna import kernels
-from bids_lacuna.connectome import SUBJECTS_IN_USE, Connectome, ConnectomeSubject
+from bids_lacuna.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
+from bids_lacuna.plan import SUBJECTS_IN_MEMORY
 from bids_lacuna.statistics import LesionStatistics, RunningMoments, fdr_threshold, minus_log10_p
 
 Array = np.ndarray
@@ -218,6 +219,8 @@ class FunctionalNetworkMapping:
         self,
         lesions: Sequence[LesionData],
         n_threads: int,
+        subjects_in_memory: int = SUBJECTS_IN_MEMORY,
+        keep_cached: bool = True,
         on_subject: Callable[[], None] = lambda: None,
     ) -> list[LesionData]:
         """Map loaded lesions in one pass over the connectome.
@@ -228,6 +231,11 @@ class FunctionalNetworkMapping:
             As from `load`.
         n_threads
             Threads of the kernels.
+        subjects_in_memory
+            Connectome subjects, 3 at least: two thirds of them are mapped together, up to `kernels.GROUP`, the others
+            are read ahead. It changes no number.
+        keep_cached
+            Whether the connectome may stay in the system's page cache.
         on_subject
             Called after each connectome subject.
 
@@ -240,9 +248,10 @@ class FunctionalNetworkMapping:
         grid = self.connectome.grid
         rows = _compressed_rows([lesion.weights for lesion in lesions if lesion.weights])
         moments = RunningMoments(len(lesions), grid.n_voxels)
+        n_at_once = min(2 * subjects_in_memory // 3, kernels.GROUP)
         with kernels.threads(n_threads), threadpool_limits(1, user_api="blas"):
-            subjects = self.connectome.subjects()
-            while group := list(islice(subjects, SUBJECTS_IN_USE)):
+            subjects = self.connectome.subjects(subjects_in_memory - n_at_once, keep_cached)
+            while group := list(islice(subjects, n_at_once)):
                 _add_subjects(group, rows, moments)
                 for _ in group:
                     on_subject()

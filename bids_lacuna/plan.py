@@ -30,6 +30,18 @@ SPARED_SHARE = Fraction(1, 10)
 TILE_BYTES = 2**20
 """Of each thread: the tile of Fisher z that it works on, which is meant to stay in cache."""
 
+SUBJECTS_IN_MEMORY = 3
+"""Connectome subjects at least: two are mapped together, a third one is read ahead."""
+
+MOST_SUBJECTS_IN_MEMORY = 6
+"""Where many lesions are mapped, so that their moments are read and written less often."""
+
+SUBJECTS_SHARE = 10
+"""Those beyond `SUBJECTS_IN_MEMORY` take at most a tenth of what the moments take."""
+
+RUNNING_BYTES = 4 * 2**20
+"""What threads, open files and Python's own objects come to while a run goes on; 1 to 2 MiB were measured."""
+
 MAP_BYTES = 24
 """Of each voxel of the volume while the callback has one lesion's maps made: one map and the vectors behind it."""
 
@@ -260,6 +272,8 @@ class BatchPlan:
     """What the run occupies whatever the batch size."""
     bytes_per_lesion: int
     """What each lesion of a batch adds."""
+    subjects_in_memory: int
+    """Connectome subjects: those that are mapped together, and those that are read ahead."""
     available_bytes: int
     """What the process may occupy in all."""
 
@@ -271,7 +285,7 @@ class BatchPlan:
 
 def plan_batches(
     n_lesions: int,
-    n_timepoints: int,
+    n_components: int,
     n_voxels: int,
     available_bytes: int,
     n_threads: int,
@@ -280,7 +294,8 @@ def plan_batches(
     volume_voxels: int | None = None,
     keep_results: bool = False,
     base_bytes: int = 0,
-    streaming_bytes: int = 0,
+    subject_bytes: int = 0,
+    reading_bytes: int = 0,
 ) -> BatchPlan:
     """Divide the lesions into as few batches as memory allows.
 
@@ -288,8 +303,8 @@ def plan_batches(
     ----------
     n_lesions
         Of the whole run.
-    n_timepoints, n_voxels
-        Of a connectome subject, the longest if they differ.
+    n_components, n_voxels
+        Of a connectome subject, the longest if they differ: timepoints, or what a store keeps of them.
     available_bytes
         What the process may occupy in all, as from `memory_budget`.
     n_threads
@@ -303,8 +318,10 @@ def plan_batches(
         Whether results of all lesions stay in memory to the end, as they do without a callback.
     base_bytes
         What the interpreter and the libraries occupy.
-    streaming_bytes
-        What the connectome subjects in memory occupy: the one in use, and what reading the next one takes.
+    subject_bytes
+        What one connectome subject occupies.
+    reading_bytes
+        What reading one takes, itself included.
 
     Raises
     ------
@@ -316,11 +333,13 @@ def plan_batches(
     requested = _requested_batch_size(lesion_batch_size, n_lesions)
     kept_bytes = n_lesions * KEPT_BYTES * n_voxels if keep_results else 0
     map_bytes = MAP_BYTES * (n_voxels if volume_voxels is None else volume_voxels)
-    fixed_bytes = base_bytes + streaming_bytes + n_threads * TILE_BYTES + map_bytes + kept_bytes
+    streaming_bytes = reading_bytes + (SUBJECTS_IN_MEMORY - 1) * subject_bytes
+    working_bytes = RUNNING_BYTES + n_threads * TILE_BYTES + map_bytes
+    fixed_bytes = base_bytes + streaming_bytes + working_bytes + kept_bytes
     weight_bytes = WEIGHT_BYTES * n_voxels // GRID_PER_LESION
-    bytes_per_lesion = MOMENT_BYTES * n_voxels + SEED_BYTES * n_timepoints + weight_bytes + PER_LESION_OVERHEAD
+    bytes_per_lesion = MOMENT_BYTES * n_voxels + SEED_BYTES * n_components + weight_bytes + PER_LESION_OVERHEAD
     if n_lesions == 0:
-        return BatchPlan(0, 0, 0, fixed_bytes, bytes_per_lesion, available_bytes)
+        return BatchPlan(0, 0, 0, fixed_bytes, bytes_per_lesion, SUBJECTS_IN_MEMORY, available_bytes)
 
     fits = (available_bytes - fixed_bytes) // bytes_per_lesion
     if fits < 1:
@@ -346,7 +365,16 @@ def plan_batches(
             batch_size,
         )
     n_batches = ceil(n_lesions / batch_size)
-    return BatchPlan(n_lesions, batch_size, n_batches, fixed_bytes, bytes_per_lesion, available_bytes)
+    subjects_in_memory = SUBJECTS_IN_MEMORY
+    moments_bytes = batch_size * MOMENT_BYTES * n_voxels
+    spare_bytes = min(moments_bytes // SUBJECTS_SHARE, available_bytes - fixed_bytes - batch_size * bytes_per_lesion)
+    while subjects_in_memory < MOST_SUBJECTS_IN_MEMORY and subject_bytes <= spare_bytes:
+        subjects_in_memory += 1
+        fixed_bytes += subject_bytes
+        spare_bytes -= subject_bytes
+    return BatchPlan(
+        n_lesions, batch_size, n_batches, fixed_bytes, bytes_per_lesion, subjects_in_memory, available_bytes
+    )
 
 
 def _requested_batch_size(lesion_batch_size: object, n_lesions: int) -> int:

@@ -177,6 +177,11 @@ class Store:
         return frozenset()
 
     @property
+    def n_components(self) -> int:
+        """Of the longest series as stored."""
+        return max(subject.n_components for subject in self.subjects)
+
+    @property
     def reading_bytes(self) -> int:
         """Memory that reading one subject takes at most."""
         return max(map(self.bytes_of, self.subjects))
@@ -219,6 +224,10 @@ class Store:
             ),
             "scale": (array_path(self.path, subject.name, "scale"), (2, n_voxels), np.dtype(np.float32)),
         }
+
+    def files_of(self, subject: StoredSubject) -> list[Path]:
+        """List what `read` reads."""
+        return [path for path, _, _ in self.arrays(subject).values()]
 
     def check_files(self, subject: StoredSubject) -> None:
         """Raise ValueError where a subject's file is missing or has another size than it must have."""

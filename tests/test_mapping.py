@@ -101,6 +101,34 @@ def test_maps_are_the_references(tmp_path: Path, weighting: str) -> None:
         np.testing.assert_allclose(data(maps["z_map"]), expected["z"][lesion], atol=1e-5)
 
 
+def test_a_thousand_subjects_stay_exact(tmp_path: Path) -> None:
+    """At N = 1000, r and z are the definition's to 1e-6 and t to 1e-4 of itself, also where t is above 500."""
+    rng = np.random.default_rng(9)
+    shared = box((1, 2, 3), (3, 2, 4))[MASK] + 0.1
+    noise = rng.standard_normal((1000, 53, N_VOXELS), dtype=np.float32)
+    series = list(1000 + 5 * rng.standard_normal((1000, 53, 1), dtype=np.float32) * shared.astype(np.float32) + noise)
+    analysis = on_connectome(tmp_path, series)
+    masks = [box((1, 2, 3), (3, 2, 4)), box((3, 0, 7), (2, 3, 1))]
+    expected = by_reference(analysis, masks, series)
+    assert np.abs(expected["t"]).max() > 500
+    for lesion, maps in enumerate(map_masks(analysis, masks)):
+        assert_maps_are(maps, expected["r"][lesion], expected["t"][lesion])
+        np.testing.assert_allclose(data(maps["z_map"]), expected["z"][lesion], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("in_memory", [4, 5, 6])
+def test_subjects_in_memory_change_no_bit(analysis: FunctionalNetworkMapping, in_memory: int) -> None:
+    """However many connectome subjects are mapped together and read ahead, the maps are the same to the bit."""
+    lesions = [
+        analysis.load(LesionData.from_nifti(nib.Nifti1Image(mask.astype(np.uint8), RADIOLOGICAL))) for mask in LESIONS
+    ]
+    mapped = analysis.map_batch(lesions, 2, in_memory, keep_cached=False)
+    for lesion, expected in zip(mapped, map_masks(analysis, LESIONS), strict=True):
+        maps = lesion.results[analysis.name]
+        for key in ("correlation_map", "t_map"):
+            np.testing.assert_array_equal(data(maps[key]), data(expected[key]))
+
+
 def test_weightings_differ(tmp_path: Path) -> None:
     """Shares of voxels weigh in a seed, and do not where the weighting is binary."""
     volume, binary = (

@@ -120,6 +120,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "store": build_store(
             hdf5.open_source(plain), folder, folder / "store", name="plain", space="MNI152NLin6Asym"
         ).path,
+        "store of 11 components": build_store(
+            hdf5.open_source(plain), folder, folder / "rotated", name="plain", space="MNI152NLin6Asym", rank=11
+        ).path,
     }
 
 
@@ -144,6 +147,7 @@ def test_constant_memory(tmp_path: Path, written: dict[str, Path]) -> None:
         ("store", 1, "save"),
         ("store", 20, "save"),
         ("store", 200, "save"),
+        ("store of 11 components", 20, "save"),
     ],
 )
 def test_plan_holds(tmp_path: Path, written: dict[str, Path], kind: str, n_lesions: int, callback: str) -> None:

@@ -355,14 +355,36 @@ def test_address_space_limits_are_real(free_mib: int) -> None:
     assert not allocated_more
 
 
+SUBJECT = {"subject_bytes": 100_003, "reading_bytes": 200_003}
+"""What a connectome subject takes in memory, and while it is read."""
+
+
 def test_every_term_of_the_plan() -> None:
     """The bytes of a plan are those of the base, subjects in memory, tiles, one lesion's maps, and of each lesion."""
-    result = plan_batches(7, 11, 1009, 10**9, 3, volume_voxels=2003, base_bytes=10007, streaming_bytes=100_003)
-    assert result.fixed_bytes == 10007 + 100_003 + 3 * 2**20 + 24 * 2003
+    result = plan_batches(7, 11, 1009, 10**9, 3, volume_voxels=2003, base_bytes=10007, **SUBJECT)
+    assert result.fixed_bytes == 10007 + 2 * 100_003 + 200_003 + (4 + 3) * 2**20 + 24 * 2003
     assert result.bytes_per_lesion == 16 * 1009 + 8 * 11 + 16 * 1009 // 10 + 4096
     assert result.peak_bytes == result.fixed_bytes + 7 * result.bytes_per_lesion
     assert (result.n_lesions, result.batch_size, result.n_batches) == (7, 7, 1)
     assert result.available_bytes == 10**9
+
+
+@pytest.mark.parametrize(("n_lesions", "in_memory"), [(7, 3), (61, 3), (62, 4), (124, 5), (186, 6), (1000, 6)])
+def test_many_lesions_are_worth_more_subjects(n_lesions: int, in_memory: int) -> None:
+    """Subjects beyond the third take at most a tenth of the moments, 16 bytes a voxel and lesion: 62 lesions each."""
+    result = plan_batches(n_lesions, 11, 1009, 10**9, 3, **SUBJECT)
+    assert result.subjects_in_memory == in_memory
+    assert result.fixed_bytes == (4 + 3) * 2**20 + 24 * 1009 + 200_003 + (in_memory - 1) * 100_003
+
+
+def test_subjects_beyond_the_third_take_no_lesions_place() -> None:
+    """Where memory holds just the batch, three have to do; a byte too few for a fifth leaves four."""
+    roomy = plan_batches(500, 11, 1009, 10**9, 3, **SUBJECT)
+    least = roomy.peak_bytes - 3 * 100_003
+    for extra_bytes, in_memory in ((0, 3), (2 * 100_003 - 1, 4), (2 * 100_003, 5)):
+        result = plan_batches(500, 11, 1009, least + extra_bytes, 3, **SUBJECT)
+        assert (result.batch_size, result.subjects_in_memory) == (500, in_memory)
+        assert result.peak_bytes <= result.available_bytes
 
 
 def test_kept_results_add_to_the_plan() -> None:

@@ -80,9 +80,18 @@ class Source:
     """The template that the files themselves name, if they do."""
 
     @property
+    def n_components(self) -> int:
+        """Length of the longest series as it is mapped: here all its timepoints."""
+        return max(subject.n_timepoints for subject in self.subjects)
+
+    @property
     def reading_bytes(self) -> int:
         """Memory that reading one subject takes at most."""
-        return max(subject.n_timepoints for subject in self.subjects) * self.grid.n_voxels * VALUE_BYTES
+        return self.n_components * self.grid.n_voxels * VALUE_BYTES
+
+    def files_of(self, subject: SourceSubject) -> list[Path]:
+        """List what `read` reads; a file may hold other subjects too."""
+        return [run.path for run in subject.runs]
 
     def read(self, subject: SourceSubject) -> tuple[Array, Array, Array]:
         """Read one subject's runs, demean each, and join them: `kernels.standardize`.
