@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from math import ceil
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from bids_lacuna import kernels
+from bids_lacuna.checkpoint import Checkpoints
 from bids_lacuna.lesion import LesionData
-from bids_lacuna.mapping import FunctionalNetworkMapping
+from bids_lacuna.mapping import FunctionalNetworkMapping, lesion_keys
 from bids_lacuna.plan import (
+    ADDRESS_SPACE,
     BatchPlan,
     available_cpus,
     give_back_freed_memory,
@@ -91,6 +96,8 @@ def batch_process(
     strategy: Strategy = "vectorized",
     lesion_batch_size: BatchSize = "auto",
     batch_result_callback: Callback | None = None,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    checkpoint_minutes: float = 10,
     show_progress: bool = True,
     available_bytes: int | None = None,
     n_threads: int | None = None,
@@ -113,6 +120,12 @@ def batch_process(
         Called after each batch with the list of its mapped lesions; what it returns is ignored. Once it has
         returned, the maps are released. If it raises, its batch's lesions fail with that reason. Without it, the
         results of all lesions are kept and returned.
+    checkpoint_dir
+        A folder of this run's own. There the moments of the batch in work are saved now and then and when the process
+        is told to end (SIGINT, SIGTERM); called again with the same lesions, it goes on from there. It is left empty
+        by a run that ends well.
+    checkpoint_minutes
+        How often they are saved.
     show_progress
         One bar over lesions x connectome subjects, where stderr is a terminal.
     available_bytes
@@ -148,8 +161,17 @@ def batch_process(
         n_threads,
         keep_results=batch_result_callback is None,
     )
+    checkpoints = None
+    if checkpoint_dir is not None:
+        checkpoints = Checkpoints(Path(checkpoint_dir), 60 * checkpoint_minutes, analysis.dependencies)
     return process_batches(
-        lesions, analysis, plan, n_threads, batch_result_callback=batch_result_callback, show_progress=show_progress
+        lesions,
+        analysis,
+        plan,
+        n_threads,
+        batch_result_callback=batch_result_callback,
+        checkpoints=checkpoints,
+        show_progress=show_progress,
     )
 
 
@@ -160,6 +182,7 @@ def process_batches(
     n_threads: int,
     *,
     batch_result_callback: Callback | None = None,
+    checkpoints: Checkpoints | None = None,
     show_progress: bool = True,
 ) -> list[LesionData]:
     """Map lesions in batches that were planned before: what `batch_process` does once it has its plan.
@@ -168,6 +191,8 @@ def process_batches(
     ----------
     plan
         As from `plan_run`.
+    checkpoints
+        Where moments are saved within a pass; batches are those of the run that is taken up there.
     lesions, analysis, n_threads, batch_result_callback, show_progress
         As for `batch_process`.
 
@@ -176,15 +201,18 @@ def process_batches(
     list of LesionData
         One for every input, in order.
     """
-    processed: list[LesionData] = []
+    keys = lesion_keys(lesions)
+    places = {key: place for place, key in enumerate(keys)}
+    waiting = checkpoints.divide(keys, plan.batch_size) if checkpoints else _divide([keys], plan.batch_size)
+    processed: dict[str, LesionData] = {}
     n_subjects = analysis.connectome.n_subjects
     if lesions:
         logger.info(
             "lesions: %d; passes over %d connectome subjects: %d, of up to %d lesions each",
             len(lesions),
             n_subjects,
-            plan.n_batches,
-            plan.batch_size,
+            len(waiting),
+            max(map(len, waiting)),
         )
     # disable=None: no bar where stderr is no terminal.
     with tqdm(
@@ -193,23 +221,43 @@ def process_batches(
         desc="mapping",
         disable=None if show_progress else True,
     ) as progress:
-        for number, batch in enumerate(_batches(lesions, plan.batch_size), start=1):
-            processed += _process_batch(
-                [replace(lesion, batch=number, error=None, results={}) for lesion in batch],
-                analysis,
-                plan,
-                n_threads,
-                batch_result_callback,
-                progress.update,
+        number = 0
+        while waiting:
+            if number and len(waiting[0]) > (fits := _fitting_now(plan)):
+                waiting = _divide(waiting, fits)
+                logger.warning("less memory is free than before: batches of up to %d lesions are mapped", fits)
+            batch = [replace(lesions[places[key]], batch=number + 1, error=None, results={}) for key in waiting[0]]
+            if checkpoints:
+                checkpoints.begin(waiting)
+            outcomes = _process_batch(
+                batch, analysis, plan, n_threads, batch_result_callback, checkpoints, progress.update
             )
+            if outcomes is None:
+                half = ceil(len(batch) / 2)
+                waiting = _divide(waiting, half)
+                logger.warning("the memory ran out: batches of up to %d lesions are mapped", half)
+                progress.update(len(processed) * n_subjects - progress.n)
+                continue
+            number += 1
+            processed.update(zip(waiting.pop(0), outcomes, strict=True))
             progress.update(len(processed) * n_subjects - progress.n)
-            logger.info("batch %d of %d: %d of %d lesions", number, plan.n_batches, len(processed), len(lesions))
-    return processed
+            n_batches = number + len(waiting)
+            logger.info("batch %d of %d: %d of %d lesions", number, n_batches, len(processed), len(lesions))
+    if checkpoints:
+        checkpoints.end()
+    return [processed[key] for key in keys]
 
 
-def _batches(lesions: Sequence[LesionData], size: int) -> Iterator[Sequence[LesionData]]:
-    for start in range(0, len(lesions), size or 1):
-        yield lesions[start : start + size]
+def _divide(batches: Sequence[Sequence[str]], size: int) -> list[list[str]]:
+    """Divide batches further, into some of up to that size."""
+    return [list(batch[start : start + size]) for batch in batches for start in range(0, len(batch), size or 1)]
+
+
+def _fitting_now(plan: BatchPlan) -> int:
+    """Count the lesions that fit what other processes leave of the memory by now, one at least."""
+    # The address space that threads have reserved by now is not missing.
+    limits = [limit.available_bytes for limit in memory_budget().limits if limit.source != ADDRESS_SPACE]
+    return max(1, (min(plan.available_bytes, *limits) - plan.fixed_bytes) // plan.bytes_per_lesion)
 
 
 def _process_batch(
@@ -218,15 +266,26 @@ def _process_batch(
     plan: BatchPlan,
     n_threads: int,
     callback: Callback | None,
+    checkpoints: Checkpoints | None,
     advance: Callable[[int], Any],
-) -> list[LesionData]:
-    """Load, map and hand over one batch; what fails is written on the lesions that it concerns."""
+) -> list[LesionData] | None:
+    """Load, map and hand over one batch; what fails is written on the lesions that it concerns.
+
+    Returns
+    -------
+    list of LesionData or None
+        None where the memory ran out for several lesions, fewer of which may fit it.
+    """
     batch = _load(batch, analysis, n_threads)
     loaded = [lesion for lesion in batch if not lesion.error]
     _warn_of_low_coverage(loaded)
     if not loaded:
         return batch
-    mapped = _isolate(partial(_map, loaded, analysis, plan, n_threads, advance), loaded)
+    passing = (MemoryError,) if len(loaded) > 1 else ()
+    try:
+        mapped = _isolate(partial(_map, loaded, analysis, plan, n_threads, checkpoints, advance), loaded, passing)
+    except MemoryError:
+        return None
     if mapped is None:
         for lesion in loaded:
             lesion.weights = None
@@ -245,6 +304,7 @@ def _map(
     analysis: FunctionalNetworkMapping,
     plan: BatchPlan,
     n_threads: int,
+    checkpoints: Checkpoints | None,
     advance: Callable[[int], Any],
 ) -> list[LesionData]:
     """Map one batch within its plan."""
@@ -254,6 +314,7 @@ def _map(
         plan.subjects_in_memory,
         # A connectome that doesn't fit beside the run leaves the page cache before its next pass anyway.
         keep_cached=analysis.connectome.n_bytes <= plan.available_bytes - plan.peak_bytes,
+        checkpoints=checkpoints,
         on_subject=lambda: advance(len(loaded)),
     )
 
@@ -289,10 +350,14 @@ def _hand_over(mapped: Sequence[LesionData], analysis_name: str, callback: Callb
             lesion.results = {}
 
 
-def _isolate(work: Callable[[], T], lesions: Sequence[LesionData]) -> T | None:
-    """Do some work for lesions; if it raises, they fail with its reason and everything else goes on."""
+def _isolate(
+    work: Callable[[], T], lesions: Sequence[LesionData], passing: tuple[type[Exception], ...] = ()
+) -> T | None:
+    """Do some work for lesions; if it raises, but for `passing`, they fail with its reason and all else goes on."""
     try:
         return work()
+    except passing:
+        raise
     except Exception as error:
         reason = describe(error)
         for lesion in lesions:

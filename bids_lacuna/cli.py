@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -18,8 +22,10 @@ from bids_lacuna._version import __version__
 from bids_lacuna.command import Exit, Parser, Stop, ending, label, make_folder, positive_integer, run_command
 
 if TYPE_CHECKING:
+    from bids_lacuna.checkpoint import Checkpoints
     from bids_lacuna.connectome import Connectome
     from bids_lacuna.derivatives import LesionRecord
+    from bids_lacuna.mapping import FunctionalNetworkMapping
     from bids_lacuna.plan import BatchPlan, MemoryBudget
     from bids_lacuna.query import LesionMask
 
@@ -185,7 +191,16 @@ def build_parser() -> Parser:
         "--work-dir",
         type=Path,
         metavar="DIR",
-        help="folder for what makes the next start faster: compiled code",
+        help="folder for checkpoints, and for compiled code, which makes the next start faster (default: for "
+        "checkpoints, one in the system's temporary folder)",
+    )
+    resources.add_argument(
+        "--checkpoint-minutes",
+        type=minutes,
+        default=10,
+        metavar="MINUTES",
+        help="how often the batch in work is saved, beside on SIGTERM, SIGINT and SIGUSR1, so that the same command "
+        "goes on from there; 0: never (default: %(default)s)",
     )
     resources.add_argument("--dry-run", action="store_true", help="print the lesions and the plan, and write nothing")
     resources.add_argument(
@@ -206,8 +221,9 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.batch import plan_run, process_batches
     from bids_lacuna.derivatives import DerivativesWriter, MapSettings, decide, prepare_dataset
     from bids_lacuna.mapping import FunctionalNetworkMapping
-    from bids_lacuna.plan import available_cpus, memory_budget
+    from bids_lacuna.plan import available_cpus, memory_budget, room_for_files
 
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments)
     masks = find_masks(arguments, datasets)
@@ -227,6 +243,9 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
         analysis.t_thresholds,
     )
     records = decide(masks, arguments.output_dir, settings, arguments.overwrite)
+    checkpoints = None if arguments.dry_run else open_checkpoints(arguments, analysis)
+    if checkpoints:
+        reopen(records, checkpoints.in_work)
     pending = [record for record in records if record.status == "pending"]
     for record in records:
         if record.status == "failed":
@@ -245,15 +264,53 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
         log_dir = arguments.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
         writer = DerivativesWriter(arguments.output_dir, settings, records, log_dir, links)
         writer.write_table()
+    if checkpoints:
+        checkpoints.free_bytes = partial(room_for_files, checkpoints.folder, budget.available_bytes - plan.peak_bytes)
     with logging_redirect_tqdm():
         lesions = process_batches(
-            [record.as_lesion() for record in pending], analysis, plan, n_threads, batch_result_callback=writer
+            [record.as_lesion() for record in pending],
+            analysis,
+            plan,
+            n_threads,
+            batch_result_callback=writer,
+            checkpoints=checkpoints,
         )
     for record, lesion in zip(pending, lesions, strict=True):
         record.close(lesion)
     with ending(Exit.INPUT_OUTPUT, OSError, saying="the table of outcomes could not be written"):
         writer.write_table()
     return conclude(records, log_dir / "lesions.tsv")
+
+
+def open_checkpoints(arguments: argparse.Namespace, analysis: FunctionalNetworkMapping) -> Checkpoints | None:
+    """Open the folder of this run's checkpoints, which depends on what it writes and of whom."""
+    from bids_lacuna.checkpoint import Checkpoints
+
+    if arguments.checkpoint_minutes == 0:
+        return None
+    labels = sorted(arguments.participant_label), sorted(arguments.session_label)
+    name = hashlib.sha256(f"{arguments.output_dir.resolve()} {labels}".encode()).hexdigest()[:16]
+    work_dir = arguments.work_dir or Path(tempfile.gettempdir()) / f"bids-lacuna-{os.getuid()}"
+    folder = work_dir.absolute() / "checkpoints" / name
+    try:
+        work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not arguments.work_dir and work_dir.stat().st_uid != os.getuid():
+            raise PermissionError(f"{work_dir} belongs to somebody else")
+        checkpoints = Checkpoints(folder, 60 * arguments.checkpoint_minutes, analysis.dependencies)
+    except OSError as error:
+        logger.warning("no checkpoints are kept (%s): name a folder for them with -w", error)
+        return None
+    logger.info("checkpoints are kept in %s", folder)
+    return checkpoints
+
+
+def reopen(records: Sequence[LesionRecord], in_work: Collection[str]) -> None:
+    """Map a whole batch again that was being written when the run ended: a part of it is rounded otherwise."""
+    batch = [record for record in records if str(record.mask.path.absolute()) in in_work]
+    if any(record.status == "pending" for record in batch):
+        for record in batch:
+            if record.status == "skipped":
+                record.status, record.reason = "pending", ""
 
 
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
@@ -413,6 +470,11 @@ def positive_number(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
+
+
+def minutes(text: str) -> float:
+    """Read a number of minutes, or 0."""
+    return 0 if text.strip() == "0" else positive_number(text)
 
 
 def batch_size(text: str) -> int | str:

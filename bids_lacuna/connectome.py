@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -152,7 +152,9 @@ class Connectome:
         files = {file for subject in recordings.subjects for file in recordings.files_of(subject)}
         return sum(file.stat().st_size for file in files)
 
-    def subjects(self, n_ahead: int = 1, keep_cached: bool = True) -> Iterator[ConnectomeSubject]:
+    def subjects(
+        self, n_ahead: int = 1, keep_cached: bool = True, first: int = 0
+    ) -> Generator[ConnectomeSubject, None, None]:
         """Iterate over the connectome subjects in order; one thread reads the next ones ahead.
 
         Parameters
@@ -161,6 +163,8 @@ class Connectome:
             How many are read, or being read, before they are asked for.
         keep_cached
             Whether the files may stay in the system's page cache for the next pass.
+        first
+            The subject to begin with, counted from 0.
 
         Raises
         ------
@@ -168,7 +172,7 @@ class Connectome:
             A file cannot be read; the message names it.
         """
         with (
-            closing(self._read(keep_cached)) as subjects,
+            closing(self._read(keep_cached, first)) as subjects,
             ThreadPoolExecutor(1, thread_name_prefix="connectome") as reader,
         ):
             ahead = deque(reader.submit(next, subjects, None) for _ in range(n_ahead))
@@ -177,10 +181,10 @@ class Connectome:
                 yield subject
                 del subject
 
-    def _read(self, keep_cached: bool) -> Generator[ConnectomeSubject, None, None]:
+    def _read(self, keep_cached: bool, first: int) -> Generator[ConnectomeSubject, None, None]:
         # Each kind of recordings reads its own kind of subject.
         recordings: Any = self.recordings
-        for subject in recordings.subjects:
+        for subject in recordings.subjects[first:]:
             arrays = recordings.read(subject)
             if not keep_cached:
                 forget(recordings.files_of(subject))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from os import PathLike
+from pathlib import Path
+from signal import SIGUSR1
 from typing import Any
 
 import nibabel as nib
@@ -14,6 +19,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna import kernels
+from bids_lacuna._version import __version__
+from bids_lacuna.checkpoint import Checkpoints, signals_held
 from bids_lacuna.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
@@ -211,6 +218,15 @@ class FunctionalNetworkMapping:
         self.t_thresholds = thresholds
         self.weighting = weighting
 
+    @property
+    def dependencies(self) -> dict[str, str]:
+        """All that decides the moments, beside the lesions."""
+        return {
+            "software": __version__,
+            "connectome": self.connectome.content_hash,
+            "weighting of lesions": self.weighting,
+        }
+
     def load(self, lesion: LesionData) -> LesionData:
         """Read one lesion's mask and weigh it on the connectome's grid; raises what `load_lesion` raises."""
         return load_lesion(lesion, self.connectome.grid, self.connectome.space, self.weighting)
@@ -221,6 +237,7 @@ class FunctionalNetworkMapping:
         n_threads: int,
         subjects_in_memory: int = SUBJECTS_IN_MEMORY,
         keep_cached: bool = True,
+        checkpoints: Checkpoints | None = None,
         on_subject: Callable[[], None] = lambda: None,
     ) -> list[LesionData]:
         """Map loaded lesions in one pass over the connectome.
@@ -236,8 +253,11 @@ class FunctionalNetworkMapping:
             are read ahead. It changes no number.
         keep_cached
             Whether the connectome may stay in the system's page cache.
+        checkpoints
+            Where the moments are saved now and then and when the run is told to end, and where they are taken up.
+            Signals are held meanwhile: the pass ends between connectome subjects.
         on_subject
-            Called after each connectome subject.
+            Called after each connectome subject, also for those that were added by an earlier run.
 
         Returns
         -------
@@ -248,15 +268,29 @@ class FunctionalNetworkMapping:
         grid = self.connectome.grid
         rows = _compressed_rows([lesion.weights for lesion in lesions if lesion.weights])
         moments = RunningMoments(len(lesions), grid.n_voxels)
+        hashes = _hashes(lesions) if checkpoints else {}
+        n_added = checkpoints.resume(hashes, moments) if checkpoints else 0
+        for _ in range(n_added):
+            on_subject()
         n_at_once = min(2 * subjects_in_memory // 3, kernels.GROUP)
-        with kernels.threads(n_threads), threadpool_limits(1, user_api="blas"):
-            subjects = self.connectome.subjects(subjects_in_memory - n_at_once, keep_cached)
+        with (
+            signals_held(checkpoints is not None) as signals,
+            kernels.threads(n_threads),
+            threadpool_limits(1, user_api="blas"),
+            closing(self.connectome.subjects(subjects_in_memory - n_at_once, keep_cached, n_added)) as subjects,
+        ):
             while group := list(islice(subjects, n_at_once)):
                 _add_subjects(group, rows, moments)
+                n_added += len(group)
                 for _ in group:
                     on_subject()
                 # Of each group, before the next one is in memory.
                 del group
+                if checkpoints and (signals or checkpoints.is_due):
+                    checkpoints.save(hashes, moments, n_added)
+                if signals - {SIGUSR1}:
+                    break
+                signals.discard(SIGUSR1)
         return [self._attach_results(lesion, moments, row) for row, lesion in enumerate(lesions)]
 
     def _attach_results(self, lesion: LesionData, moments: RunningMoments, row: int) -> LesionData:
@@ -284,6 +318,29 @@ def _add_subjects(
     kernels.add_fisher_z(seeds, series, scale, moments.total, moments.total_of_squares)
     for subject_seeds, subject_scale in zip(seeds, scale, strict=True):
         moments.count_subject(np.any(subject_seeds, axis=1), subject_scale > 0)
+
+
+def lesion_keys(lesions: Sequence[LesionData]) -> list[str]:
+    """Name lesions so that a later run knows them again: by the mask's path, and its number where it comes again."""
+    seen = Counter[str]()
+    keys = []
+    for lesion in lesions:
+        key = str(lesion.mask.absolute()) if isinstance(lesion.mask, Path) else lesion.name
+        seen[key] += 1
+        keys.append(key if seen[key] == 1 else f"{key} ({seen[key]})")
+    return keys
+
+
+def _hashes(lesions: Sequence[LesionData]) -> dict[str, str]:
+    """Give each lesion's key and the SHA-256 of its weights."""
+    hashes = {}
+    for key, lesion in zip(lesion_keys(lesions), lesions, strict=True):
+        digest = hashlib.sha256()
+        if lesion.weights:
+            digest.update(lesion.weights.voxels.tobytes())
+            digest.update(lesion.weights.shares.tobytes())
+        hashes[key] = digest.hexdigest()
+    return hashes
 
 
 def _compressed_rows(lesions: Sequence[LesionWeights]) -> tuple[Array, Array, Array]:

@@ -8,6 +8,7 @@ import operator
 import os
 import re
 import resource
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ GRID_PER_LESION = 10
 PER_LESION_OVERHEAD = 4096
 """Python objects of each lesion: paths, entities, results."""
 
+IN_MEMORY = ("tmpfs", "ramfs")
+"""File systems whose files take memory."""
+
+ADDRESS_SPACE = "RLIMIT_AS (ulimit -v)"
+"""The limit on what a process reserves, of which it may occupy little."""
+
 M_MMAP_THRESHOLD = -3
 """glibc's number of the size from which memory is taken from the system, and given back to it."""
 
@@ -91,6 +98,21 @@ def give_back_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
+def room_for_files(folder: Path, spare_bytes: int) -> int:
+    """Measure how much may be written to a folder: what its disk has free.
+
+    Parameters
+    ----------
+    spare_bytes
+        Memory that the run leaves: of a folder that lies in memory, as /tmp may, half of it at most.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    kinds = {disk.mountpoint: disk.fstype for disk in psutil.disk_partitions(all=True)}
+    above = map(str, (folder.resolve(), *folder.resolve().parents))
+    kind = next((kinds[path] for path in above if path in kinds), "")
+    return min(free_bytes, spare_bytes // 2) if kind in IN_MEMORY else free_bytes
 
 
 def format_bytes(n: int) -> str:
@@ -256,7 +278,7 @@ def _address_space_limits(occupied: int) -> list[MemoryLimit]:
         return []
     # Address space counts libraries that are mapped and never read, which occupy nothing.
     free = limit - int(psutil.Process().memory_info().vms)
-    return [MemoryLimit("RLIMIT_AS (ulimit -v)", occupied + max(0, free))]
+    return [MemoryLimit(ADDRESS_SPACE, occupied + max(0, free))]
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,12 @@ class RunningMoments:
         self.total_of_squares = np.zeros((self.n_lesions, self.n_voxels))
         self.n_by_voxel = np.zeros(self.n_voxels, dtype=np.int32)
 
+    def clear(self) -> None:
+        """Start at zero again."""
+        for sums in (self.total, self.total_of_squares, self.n_by_voxel):
+            sums[:] = 0
+        self.left_out.clear()
+
     def count_subject(self, seed_is_defined: Array, voxel_is_defined: Array) -> None:
         """Count one connectome subject, after its z was added to the sums.
 
