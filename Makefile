@@ -27,9 +27,8 @@ lint: .venv/installed-lint  ## check style, types, the direction of imports, and
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-bench: .venv/installed-package  ## time the kernels against their definitions, and stores against HDF5
-	$(BIN)/python benchmarks/kernels.py
-	$(BIN)/python benchmarks/store.py
+bench: .venv/installed-bench  ## measure speed and memory against the goals, in about ten minutes
+	$(BIN)/python -m benchmarks.run
 
 clean:  ## remove all that these targets made
 	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""How fast the program is, beside what it is measured against: `make bench` runs all of it."""
