@@ -14,6 +14,7 @@ import numpy as np
 
 from bids_lacuna.grid import Grid, order_voxels
 from bids_lacuna.images import check_file
+from bids_lacuna.importers import chunks
 from bids_lacuna.importers.source import Source, SourceSubject, read_dtype
 
 Array = np.ndarray
@@ -32,7 +33,7 @@ CHUNK_CACHE_BYTES = 2**20
 """HDF5's cache of chunks. Every chunk is read once for each subject, so that a larger one would gain nothing."""
 
 HDF5_BYTES = 8 * 2**20
-"""What HDF5 keeps for itself, the cache included."""
+"""What HDF5 and ISA-L keep for themselves, the cache included."""
 
 SPACE_ALIASES = {"MNI152_1mm": "MNI152NLin6Asym", "MNI152_2mm": "MNI152NLin6Asym"}
 """What converters write for the space of FSL's templates."""
@@ -51,8 +52,8 @@ class Part:
     """What the file's numbers are read as: float32 or float64."""
     order: Array | None
     """Shape (n_voxels,): the file's voxel for each voxel of the grid; None where the two orders agree."""
-    chunk_bytes: int
-    """Of one decompressed chunk of the file; 0 where it is not chunked."""
+    file_bytes: int
+    """Memory that it takes to get one subject's numbers out of the file."""
 
     @classmethod
     def open(cls, path: Path) -> Part:
@@ -105,17 +106,17 @@ class Part:
                 f"{path}: the attribute mask_shape is {shape.tolist()}; needed are three numbers of voxels"
             )
         grid, order = _grid_of(indices, shape.astype(int), np.asarray(file["mask_affine"]), path)
-        chunk_bytes = int(np.prod(timeseries.chunks or 0)) * timeseries.dtype.itemsize
         n_subjects, n_timepoints, _ = timeseries.shape
-        return cls(path, grid, n_subjects, n_timepoints, read_dtype(timeseries.dtype), order, chunk_bytes)
+        dtype = read_dtype(timeseries.dtype)
+        return cls(path, grid, n_subjects, n_timepoints, dtype, order, chunks.reading_bytes(timeseries, dtype))
 
     @property
     def reading_bytes(self) -> int:
-        """Memory that reading one subject takes: HDF5 holds a chunk twice while it inflates it."""
+        """Memory that reading one subject takes."""
         n_values = self.n_timepoints * self.grid.n_voxels
         raw, series = n_values * self.dtype.itemsize, n_values * 4
         reordering = 2 * raw if self.order is not None else 0
-        return HDF5_BYTES + max(raw + series, raw + self.chunk_bytes, 2 * self.chunk_bytes, reordering)
+        return HDF5_BYTES + max(self.file_bytes, raw + series, reordering)
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,7 @@ class Hdf5Run:
         part = self.part
         try:
             with h5py.File(part.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
-                timeseries = np.empty(file["timeseries"].shape[1:], part.dtype)
-                file["timeseries"].read_direct(timeseries, np.s_[self.number])
+                timeseries = chunks.read_subject(file["timeseries"], self.number, part.dtype)
         except (*DAMAGE, ValueError) as error:
             raise OSError(
                 f"subject {self.number} of the connectome file {part.path} cannot be read ({error}): "

@@ -1,0 +1,143 @@
+"""Series in chunked HDF5: gzip's chunks are read as they lie and inflated by ISA-L, which is faster than HDF5 is.
+
+ISA-L runs outside the lock that all of HDF5 is under, so that several threads inflate at the same time.
+"""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+from isal import igzip_lib
+
+Array = np.ndarray
+
+DEFLATE = (h5py.h5z.FILTER_DEFLATE,)
+SHUFFLE_AND_DEFLATE = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE)
+
+PIECE_BYTES = 2**17
+"""What ISA-L is given, and gives, at a time: it is in cache when it is copied. 1 MiB takes 1.4 times as long."""
+
+
+def read_subject(timeseries: h5py.Dataset, number: int, dtype: np.dtype) -> Array:
+    """Read one connectome subject's series.
+
+    Parameters
+    ----------
+    timeseries : shape (n_subjects, n_timepoints, n_voxels)
+    number
+        Of the subject, counted from 0.
+    dtype
+        Of what is returned; it holds every number of the file's own type.
+
+    Returns
+    -------
+    shape (n_timepoints, n_voxels)
+
+    Raises
+    ------
+    OSError
+        A compressed chunk is damaged. Of what is damaged otherwise, h5py raises its own.
+    """
+    if not is_inflatable(timeseries):
+        values = np.empty(timeseries.shape[1:], dtype)
+        timeseries.read_direct(values, np.s_[number])
+        return values
+
+    values = np.empty(timeseries.shape[1:], timeseries.dtype)
+    shape = timeseries.chunks
+    shuffled = _filters(timeseries) == SHUFFLE_AND_DEFLATE
+    in_place = shape == (1, *values.shape) and not shuffled
+    chunk = values[np.newaxis] if in_place else np.empty(shape, timeseries.dtype)
+    row = number % shape[0]
+    for t in range(0, values.shape[0], shape[1]):
+        for v in range(0, values.shape[1], shape[2]):
+            # The last chunks reach beyond the series.
+            place = np.s_[t : t + shape[1], v : v + shape[2]]
+            if not _inflate_chunk(timeseries, (number - row, t, v), chunk):
+                timeseries.read_direct(values, (number, *place), place)
+            elif shuffled:
+                _unshuffle(chunk, row, values[place])
+            elif not in_place:
+                n_timepoints, n_voxels = values[place].shape
+                values[place] = chunk[row, :n_timepoints, :n_voxels]
+    return values.astype(dtype, copy=False)
+
+
+def reading_bytes(timeseries: h5py.Dataset, dtype: np.dtype) -> int:
+    """Memory that `read_subject` takes at most, beside what HDF5 always keeps."""
+    n_values = int(np.prod(timeseries.shape[1:]))
+    stored, read = n_values * timeseries.dtype.itemsize, n_values * dtype.itemsize
+    chunk = int(np.prod(timeseries.chunks or 0)) * timeseries.dtype.itemsize
+    if not is_inflatable(timeseries):
+        # HDF5 holds a chunk twice while it inflates it.
+        return max(read + chunk, 2 * chunk)
+    is_one_chunk = all(n <= step for n, step in zip(timeseries.shape[1:], timeseries.chunks[1:], strict=True))
+    # A chunk compressed and inflated, and beside them what came from the chunks before it.
+    inflating = 2 * chunk + (0 if is_one_chunk else stored)
+    return inflating if timeseries.dtype == dtype else max(inflating, stored + read)
+
+
+def is_inflatable(timeseries: h5py.Dataset) -> bool:
+    """Tell whether `read_subject` inflates the chunks itself, or leaves them to HDF5.
+
+    It inflates chunks that gzip compressed, shuffled or not. It leaves other filters, and numbers that NumPy has no
+    name for, such as 12 bits of an int16.
+    """
+    return _filters(timeseries) in (DEFLATE, SHUFFLE_AND_DEFLATE) and timeseries.id.get_type().equal(
+        h5py.h5t.py_create(timeseries.dtype)
+    )
+
+
+def _filters(timeseries: h5py.Dataset) -> tuple[int, ...]:
+    """List the numbers of the filters that chunks went through, in order."""
+    creation = timeseries.id.get_create_plist()
+    return tuple(creation.get_filter(place)[0] for place in range(creation.get_nfilters()))
+
+
+def _inflate_chunk(timeseries: h5py.Dataset, first: tuple[int, ...], chunk: Array) -> bool:
+    """Fill an array with the chunk that begins at `first`; False where only HDF5 knows what it holds."""
+    try:
+        skipped_filters, compressed = timeseries.id.read_direct_chunk(first)
+    except (OSError, RuntimeError):
+        # The chunk was never written, and has the fill value; or it is damaged, of which HDF5 will say more.
+        return False
+    if skipped_filters:
+        return False
+    inflate(compressed, chunk.reshape(-1).view(np.uint8).data)
+    return True
+
+
+def inflate(compressed: bytes, place: memoryview) -> None:
+    """Fill a place with what a zlib stream holds.
+
+    Raises
+    ------
+    OSError
+        The stream is damaged, or holds more or less than there is place for.
+    """
+    source = memoryview(compressed)
+    stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
+    n_read = n_filled = 0
+    while not stream.eof:
+        given = source[n_read : n_read + PIECE_BYTES] if stream.needs_input else b""
+        n_read += len(given)
+        if stream.needs_input and not given:
+            raise OSError("a compressed chunk ends too early")
+        try:
+            piece = stream.decompress(given, PIECE_BYTES)
+        except igzip_lib.error as error:  # type: ignore[misc]  # isal's stub takes the class for an instance
+            raise OSError(f"a compressed chunk cannot be inflated: {error}") from error
+        if n_filled + len(piece) > len(place):
+            raise OSError(f"a compressed chunk holds more than its {len(place)} bytes")
+        place[n_filled : n_filled + len(piece)] = piece
+        n_filled += len(piece)
+    if n_filled < len(place):
+        raise OSError(f"a compressed chunk holds {n_filled} bytes instead of {len(place)}")
+
+
+def _unshuffle(chunk: Array, row: int, values: Array) -> None:
+    """Put one subject's numbers together; the chunk holds all first bytes, then all second bytes, and so on."""
+    n_timepoints, n_voxels = values.shape
+    planes = chunk.reshape(-1).view(np.uint8).reshape(chunk.itemsize, *chunk.shape)
+    for byte, plane in enumerate(planes):
+        values.view(np.uint8)[:, byte :: chunk.itemsize] = plane[row, :n_timepoints, :n_voxels]
