@@ -84,8 +84,8 @@ def plan_run(
         volume_voxels=connectome.grid.mask.size,
         keep_results=keep_results,
         base_bytes=resident_bytes(),
+        streaming_bytes=connectome.streaming_bytes,
         subject_bytes=connectome.subject_bytes,
-        reading_bytes=connectome.reading_bytes,
     )
 
 

@@ -7,9 +7,9 @@ import re
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from bids_lacuna.files import forget
 from bids_lacuna.grid import Grid
 from bids_lacuna.importers import hdf5
+from bids_lacuna.plan import SUBJECTS_IN_MEMORY
 from bids_lacuna.store import Store, is_store, subject_bytes
 
 Array = np.ndarray
@@ -135,9 +136,15 @@ class Connectome:
         return subject_bytes(self.n_components, self.grid.n_voxels, self.recordings.series_dtype)
 
     @property
-    def reading_bytes(self) -> int:
-        """Memory that reading the next one of `subjects` takes at most, the subject itself included."""
-        return self.recordings.reading_bytes
+    def n_readers(self) -> int:
+        """Subjects that are read at the same time."""
+        return self.recordings.n_readers
+
+    @property
+    def streaming_bytes(self) -> int:
+        """Memory that `SUBJECTS_IN_MEMORY` of `subjects` take at most, of which `n_readers` are being read."""
+        n_waiting = SUBJECTS_IN_MEMORY - self.n_readers
+        return self.n_readers * self.recordings.reading_bytes + n_waiting * self.subject_bytes
 
     @property
     def content_hash(self) -> str:
@@ -155,7 +162,7 @@ class Connectome:
     def subjects(
         self, n_ahead: int = 1, keep_cached: bool = True, first: int = 0
     ) -> Generator[ConnectomeSubject, None, None]:
-        """Iterate over the connectome subjects in order; one thread reads the next ones ahead.
+        """Iterate over the connectome subjects in order; threads read the next ones ahead.
 
         Parameters
         ----------
@@ -171,22 +178,22 @@ class Connectome:
         OSError
             A file cannot be read; the message names it.
         """
-        with (
-            closing(self._read(keep_cached, first)) as subjects,
-            ThreadPoolExecutor(1, thread_name_prefix="connectome") as reader,
-        ):
-            ahead = deque(reader.submit(next, subjects, None) for _ in range(n_ahead))
-            while (subject := ahead.popleft().result()) is not None:
-                ahead.append(reader.submit(next, subjects, None))
-                yield subject
-                del subject
+        waiting = iter(self.recordings.subjects[first:])
+        with ThreadPoolExecutor(self.recordings.n_readers, thread_name_prefix="connectome") as readers:
+            ahead = deque(readers.submit(self._read, subject, keep_cached) for subject in islice(waiting, n_ahead))
+            try:
+                while ahead:
+                    subject = ahead.popleft().result()
+                    ahead.extend(readers.submit(self._read, next_one, keep_cached) for next_one in islice(waiting, 1))
+                    yield subject
+                    del subject
+            finally:
+                readers.shutdown(cancel_futures=True)
 
-    def _read(self, keep_cached: bool, first: int) -> Generator[ConnectomeSubject, None, None]:
+    def _read(self, subject: Any, keep_cached: bool) -> ConnectomeSubject:
         # Each kind of recordings reads its own kind of subject.
         recordings: Any = self.recordings
-        for subject in recordings.subjects[first:]:
-            arrays = recordings.read(subject)
-            if not keep_cached:
-                forget(recordings.files_of(subject))
-            yield ConnectomeSubject(subject.name, *arrays)
-            del arrays
+        arrays = recordings.read(subject)
+        if not keep_cached:
+            forget(recordings.files_of(subject))
+        return ConnectomeSubject(subject.name, *arrays)

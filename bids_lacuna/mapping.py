@@ -249,8 +249,8 @@ class FunctionalNetworkMapping:
         n_threads
             Threads of the kernels.
         subjects_in_memory
-            Connectome subjects, 3 at least: two thirds of them are mapped together, up to `kernels.GROUP`, the others
-            are read ahead. It changes no number.
+            Connectome subjects, 3 at least: a third of them, or more where several are read at a time, is read ahead;
+            the others are mapped together, up to `kernels.GROUP`. It changes no number.
         keep_cached
             Whether the connectome may stay in the system's page cache.
         checkpoints
@@ -272,17 +272,18 @@ class FunctionalNetworkMapping:
         n_added = checkpoints.resume(hashes, moments) if checkpoints else 0
         for _ in range(n_added):
             on_subject()
-        n_at_once = min(2 * subjects_in_memory // 3, kernels.GROUP)
+        n_ahead = max(subjects_in_memory // 3, self.connectome.n_readers)
+        n_at_once = min(subjects_in_memory - n_ahead, kernels.GROUP)
         with (
             signals_held(checkpoints is not None) as signals,
             kernels.threads(n_threads),
             threadpool_limits(1, user_api="blas"),
-            closing(self.connectome.subjects(subjects_in_memory - n_at_once, keep_cached, n_added)) as subjects,
+            closing(self.connectome.subjects(n_ahead, keep_cached, n_added)) as subjects,
         ):
             while group := list(islice(subjects, n_at_once)):
                 _add_subjects(group, rows, moments)
                 n_added += len(group)
-                for _ in group:
+                for _ in range(len(group)):
                     on_subject()
                 # Of each group, before the next one is in memory.
                 del group

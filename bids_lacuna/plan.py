@@ -32,7 +32,7 @@ TILE_BYTES = 2**20
 """Of each thread: the tile of Fisher z that it works on, which is meant to stay in cache."""
 
 SUBJECTS_IN_MEMORY = 3
-"""Connectome subjects at least: two are mapped together, a third one is read ahead."""
+"""Connectome subjects at least: of a store, two are mapped together and a third one is read ahead."""
 
 MOST_SUBJECTS_IN_MEMORY = 6
 """Where many lesions are mapped, so that their moments are read and written less often."""
@@ -40,8 +40,8 @@ MOST_SUBJECTS_IN_MEMORY = 6
 SUBJECTS_SHARE = 10
 """Those beyond `SUBJECTS_IN_MEMORY` take at most a tenth of what the moments take."""
 
-RUNNING_BYTES = 4 * 2**20
-"""What threads, open files and Python's own objects come to while a run goes on; 1 to 2 MiB were measured."""
+RUNNING_BYTES = 8 * 2**20
+"""What threads, open files and Python's own objects come to while a run goes on; 5 to 8 MiB were measured."""
 
 MAP_BYTES = 24
 """Of each voxel of the volume while the callback has one lesion's maps made: one map and the vectors behind it."""
@@ -316,8 +316,8 @@ def plan_batches(
     volume_voxels: int | None = None,
     keep_results: bool = False,
     base_bytes: int = 0,
+    streaming_bytes: int = 0,
     subject_bytes: int = 0,
-    reading_bytes: int = 0,
 ) -> BatchPlan:
     """Divide the lesions into as few batches as memory allows.
 
@@ -340,10 +340,10 @@ def plan_batches(
         Whether results of all lesions stay in memory to the end, as they do without a callback.
     base_bytes
         What the interpreter and the libraries occupy.
+    streaming_bytes
+        What `SUBJECTS_IN_MEMORY` connectome subjects occupy, of which some are being read.
     subject_bytes
-        What one connectome subject occupies.
-    reading_bytes
-        What reading one takes, itself included.
+        What each one beyond these occupies.
 
     Raises
     ------
@@ -355,7 +355,6 @@ def plan_batches(
     requested = _requested_batch_size(lesion_batch_size, n_lesions)
     kept_bytes = n_lesions * KEPT_BYTES * n_voxels if keep_results else 0
     map_bytes = MAP_BYTES * (n_voxels if volume_voxels is None else volume_voxels)
-    streaming_bytes = reading_bytes + (SUBJECTS_IN_MEMORY - 1) * subject_bytes
     working_bytes = RUNNING_BYTES + n_threads * TILE_BYTES + map_bytes
     fixed_bytes = base_bytes + streaming_bytes + working_bytes + kept_bytes
     weight_bytes = WEIGHT_BYTES * n_voxels // GRID_PER_LESION

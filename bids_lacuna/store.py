@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -170,6 +170,9 @@ class Store:
                 "software": self.software,
             },
         )
+
+    n_readers: ClassVar[int] = 1
+    """Reading is copying from the system's cache, or waiting for the disk."""
 
     @property
     def standardized_dtypes(self) -> frozenset[np.dtype]:

@@ -91,6 +91,7 @@ def vary(
     dtype: type = np.float32,
     order: Array | slice = slice(None),
     chunks: tuple[int, ...] | bool | None = None,
+    compression: str = "lzf",
 ) -> Path:
     """Copy a connectome with numbers of another kind, voxels in another order or chunks of another shape."""
     shutil.copy(source, path)
@@ -98,7 +99,7 @@ def vary(
         data = file["timeseries"][:][:, :, order].astype(dtype)
         file["mask_indices"][:] = file["mask_indices"][:][:, order]
         del file["timeseries"]
-        file.create_dataset("timeseries", data=data, chunks=chunks or (1, *data.shape[1:]), compression="lzf")
+        file.create_dataset("timeseries", data=data, chunks=chunks or (1, *data.shape[1:]), compression=compression)
     return path
 
 
@@ -108,15 +109,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("connectomes")
     mask = make_mask(shape=SHAPE)
     n_voxels = int(mask.sum())
-    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 3), mask)
+    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 6), mask)
     scrambled = np.random.default_rng(4).permutation(n_voxels)
     return {
         "short": write_connectome(folder / "short.h5", make_series(n_voxels, [11] * 2), mask),
         "plain": plain,
         "float64": vary(plain, folder / "float64.h5", dtype=np.float64),
         "scrambled": vary(plain, folder / "scrambled.h5", order=scrambled),
-        "small chunks": vary(plain, folder / "small.h5", chunks=True),
-        "one chunk": vary(plain, folder / "one.h5", chunks=(3, 100, n_voxels)),
+        "small chunks": vary(plain, folder / "small.h5", chunks=True, compression="gzip"),
+        "one chunk": vary(plain, folder / "one.h5", chunks=(3, 100, n_voxels), compression="gzip"),
         "store": build_store(
             hdf5.open_source(plain), folder, folder / "store", name="plain", space="MNI152NLin6Asym"
         ).path,

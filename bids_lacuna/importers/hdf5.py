@@ -166,6 +166,9 @@ class Hdf5Source(Source):
     series_dtype: ClassVar[Literal["float32"]] = "float32"
     """Of the series as `read` gives them."""
 
+    n_readers: ClassVar[int] = 2
+    """Inflating and standardizing a subject takes one thread several times as long as mapping it takes all."""
+
     @property
     def standardized_dtypes(self) -> frozenset[np.dtype]:
         """Of numbers that `read` standardizes."""
