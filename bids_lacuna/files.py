@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-NOT_NUMPY = (ValueError, EOFError, SyntaxError, TokenError)
+NOT_NUMPY = (ValueError, EOFError, OverflowError, SyntaxError, TokenError, TypeError)
 """What NumPy raises for a damaged file."""
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
@@ -33,7 +33,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    # Brackets in brackets in brackets make Python's parser call itself.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON, correct it: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__}: an object is needed, {{…}}")  # noqa: TRY004
@@ -56,6 +57,8 @@ def read_array(path: Path) -> np.ndarray:
     OSError
         It cannot be read.
     """
+    # A header that promises more than its file holds would have NumPy take memory for all of it.
+    read_array_header(path)
     try:
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)

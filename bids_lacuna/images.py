@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +22,13 @@ UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, Wr
 SLAB_BYTES = 2**18
 """Of a volume that is read a slab at a time: a mask of float64 at 0.5 mm has 450 MB whole. Slabs of a few MB, which
 leave the processor's cache and are given back to the system one by one, took up to twice as long."""
+
+
+LARGEST_VOLUME = 2**26
+"""Voxels of a volume that is read whole: the MNI templates have 58 million at 0.5 mm."""
+
+MOST_COMPRESSION = 1032
+"""Bytes that one byte of gzip can stand for: see "Maximum Compression Factor" in zlib's technical details."""
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -56,7 +64,7 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     Raises
     ------
     OSError
-        The file is missing or is not NIfTI.
+        The file is missing, is not NIfTI, or is smaller than its header says.
     """
     check_file(path, kind)
     try:
@@ -65,12 +73,30 @@ def open_image(path: Path, kind: str) -> SpatialImage:
         image: SpatialImage = nib.load(path)  # type: ignore[assignment]
     except PermissionError as error:
         raise PermissionError(f"the {kind} {path} may not be read: check its permissions") from error
-    # Of an image that is no volume, nibabel says so with a TypeError.
-    except (*UNREADABLE, TypeError) as error:
+    # Of an image that is no volume, nibabel says so with a TypeError; of an offset that is no number, Python does.
+    except (*UNREADABLE, TypeError, ValueError, OverflowError) as error:
         raise OSError(
             f"the {kind} {path} cannot be read as NIfTI ({error}): copy it again, or save it anew"
         ) from error
+    if problem := _describe_lie(image):
+        raise OSError(f"the {kind} {path} cannot be read as NIfTI: {problem}; copy it again, or save it anew")
     return image
+
+
+def _describe_lie(image: SpatialImage) -> str:
+    """Say what a header promises that its file cannot hold; "" where it holds all: before any memory is taken."""
+    stored = image.dataobj
+    if min(image.shape, default=0) < 1:
+        return f"its header has the shape {image.shape}"
+    if not (isinstance(stored, ArrayProxy) and isinstance(stored.file_like, str)):
+        return ""
+    promised = int(stored.offset) + prod(map(int, stored.shape)) * stored.dtype.itemsize
+    size = Path(stored.file_like).stat().st_size
+    suffix = Path(stored.file_like).suffix.lower()
+    held = {".nii": size, ".img": size, ".gz": MOST_COMPRESSION * size}.get(suffix)
+    if held is None or promised <= held:
+        return ""
+    return f"its header tells of {promised} bytes, the file has {size}, so that it is truncated or damaged"
 
 
 def read_slabs(image: SpatialImage) -> Iterator[np.ndarray]:
@@ -91,18 +117,22 @@ def read_slabs(image: SpatialImage) -> Iterator[np.ndarray]:
     OSError
         The file is damaged.
     """
-    stored = image.dataobj
     try:
-        # nibabel's subclasses, for other formats, scale each volume by itself.
-        if type(stored) is ArrayProxy and isinstance(stored.file_like, str):
-            yield from _stream(stored)
-        else:
-            yield np.asanyarray(stored).reshape(image.shape[:3]).T
+        yield from _slabs(image)
     # nibabel says with a ValueError that a file ends too early.
     except (*UNREADABLE, ValueError) as error:
         raise OSError(
             f"the mask's voxels cannot be read ({error}): the file is truncated or damaged; copy it again"
         ) from error
+
+
+def _slabs(image: SpatialImage) -> Iterator[np.ndarray]:
+    stored = image.dataobj
+    # nibabel's subclasses, for other formats, scale each volume by itself.
+    if type(stored) is ArrayProxy and isinstance(stored.file_like, str):
+        yield from _stream(stored)
+    else:
+        yield np.asanyarray(stored).reshape(image.shape[:3]).T
 
 
 def _stream(stored: ArrayProxy) -> Iterator[np.ndarray]:
@@ -123,24 +153,33 @@ def _stream(stored: ArrayProxy) -> Iterator[np.ndarray]:
 
 
 def read_mask(image: SpatialImage, path: Path) -> np.ndarray:
-    """Read where a mask is not 0, without axes of length 1 at its end: boolean.
+    """Read where a mask is not 0.
+
+    Returns
+    -------
+    shape (x, y, z), boolean
+        Without axes of length 1 at its end.
 
     Raises
     ------
     OSError
         The file is damaged.
     ValueError
-        It holds no real numbers.
+        It is no 3D image of real numbers, or larger than a grid may be.
     """
+    if image.get_data_dtype().kind not in "biuf":
+        raise ValueError(f"the mask {path} holds {image.get_data_dtype()}: save it as an image of 0 and 1")
+    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
+        raise ValueError(f"the mask {path} has the shape {image.shape}: a 3D image is needed")
+    if prod(image.shape) > LARGEST_VOLUME:
+        raise ValueError(
+            f"the mask {path} has {prod(image.shape)} voxels, at most {LARGEST_VOLUME} are read: use a coarser grid"
+        )
     try:
-        voxels = np.asanyarray(image.dataobj)
+        slabs = [(slab != 0) & ~np.isnan(slab) for slab in _slabs(image)]
     except (*UNREADABLE, ValueError) as error:
         raise OSError(f"the mask {path} cannot be read ({error}): it may be truncated; copy it again") from error
-    if voxels.dtype.kind not in "biuf":
-        raise ValueError(f"the mask {path} holds {voxels.dtype}: save it as an image of 0 and 1")
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    return np.nan_to_num(voxels) != 0
+    return np.ascontiguousarray(np.concatenate(slabs).T)
 
 
 def has_usable_affine(image: SpatialImage) -> bool:

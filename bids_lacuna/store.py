@@ -26,7 +26,7 @@ import numpy as np
 from bids_lacuna._version import __version__
 from bids_lacuna.files import read_array, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import open_image, read_mask
+from bids_lacuna.images import has_usable_affine, open_image, read_mask
 from bids_lacuna.kernels import quantize
 from bids_lacuna.rank import Rank
 
@@ -113,9 +113,8 @@ class Store:
                     "it goes on from where it stopped"
                 )
             raise FileNotFoundError(f"there is no connectome store at {path}: it would hold a {DESCRIPTION}")
+        description = _read_description(path / DESCRIPTION)
         try:
-            description = read_json_object(path / DESCRIPTION)
-            version = description["layout_version"]
             shape, n_voxels = tuple(description["shape"]), int(description["n_voxels"])
             affine = np.array(description["affine"], float)
             subjects = tuple(map(_read_subject, description["subjects"]))
@@ -126,14 +125,10 @@ class Store:
             software = {key: str(description["software"][key]) for key in ("name", "version")}
             dtype = description["dtype"]
             rank, rank_tolerance = _read_rank(description)
-        except (KeyError, TypeError, ValueError, IsADirectoryError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): {REMEDY}"
             ) from error
-        if version != LAYOUT_VERSION:
-            raise ValueError(
-                f"the store {path} has layout {version}, this program reads layout {LAYOUT_VERSION}: use a newer one"
-            )
         grid = _read_grid(path / MASK, affine)
         n_names = len({subject.name for subject in subjects})
         fits = (shape, n_voxels) == (grid.shape, grid.n_voxels) and dtype in get_args(StoreDtype)
@@ -355,6 +350,22 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return file.getvalue()
 
 
+def _read_description(path: Path) -> dict[str, Any]:
+    """Read the description of a store that has the layout of this program."""
+    try:
+        description = read_json_object(path)
+        version = description["layout_version"]
+    except (KeyError, ValueError, IsADirectoryError) as error:
+        raise ValueError(f"{path} does not describe a connectome store ({error!r}): {REMEDY}") from error
+    # Before all else: what a newer version describes, and how, is not known here.
+    if version != LAYOUT_VERSION:
+        raise ValueError(
+            f"the store {path.parent} has layout {version}, this program reads layout {LAYOUT_VERSION}: use a newer "
+            "version of it"
+        )
+    return description
+
+
 def _read_rank(description: Mapping[str, Any]) -> tuple[Rank, float | None]:
     """Read how many components are stored; stores that were made before there was a choice have all."""
     rank, tolerance = description.get("rank", "full"), description.get("rank_tolerance")
@@ -391,4 +402,6 @@ def _read_grid(path: Path, affine: Array) -> Grid:
         raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
     if affine.shape != (4, 4) or not np.allclose(image.affine, affine, rtol=1e-5, atol=1e-3):
         raise ValueError(f"{path} has another affine than {DESCRIPTION}: {REMEDY}")
+    if not has_usable_affine(image):
+        raise ValueError(f"{path} does not say where its voxels lie: {REMEDY}")
     return Grid(mask, affine)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from bids_lacuna.grid import Grid, order_voxels
-from bids_lacuna.images import check_file
+from bids_lacuna.images import LARGEST_VOLUME, check_file
 from bids_lacuna.importers import chunks
 from bids_lacuna.importers.source import Source, SourceSubject, read_dtype
 
@@ -31,6 +31,9 @@ HASH_BLOCK_BYTES = 65536
 
 CHUNK_CACHE_BYTES = 2**20
 """HDF5's cache of chunks. Every chunk is read once for each subject, so that a larger one would gain nothing."""
+
+MOST_SUBJECTS = 10**6
+"""Of one file: a header must not decide how many are listed."""
 
 HDF5_BYTES = 8 * 2**20
 """What HDF5 and ISA-L keep for themselves, the cache included."""
@@ -86,14 +89,18 @@ class Part:
                 "needs the datasets timeseries (n_subjects, n_timepoints, n_voxels), mask_indices (3, n_voxels) "
                 "and mask_affine (4, 4), and the attribute mask_shape"
             )
-        timeseries = file["timeseries"]
-        indices = np.asarray(file["mask_indices"])
-        # With three voxels both readings fit, and this one is taken.
-        indices = indices if indices.shape[:1] == (3,) else indices.T
-        if timeseries.ndim != 3 or 0 in timeseries.shape or indices.shape != (3, timeseries.shape[2]):
+        # Shapes first, and values when it is known how many: a file may tell of more than it holds.
+        timeseries, indices, affine = (file[name] for name in needed)
+        n_voxels = timeseries.shape[-1] if timeseries.ndim == 3 else 0
+        if 0 in timeseries.shape or n_voxels < 1 or indices.shape not in ((3, n_voxels), (n_voxels, 3)):
             raise ValueError(
-                f"{path}: timeseries has shape {timeseries.shape} and mask_indices {file['mask_indices'].shape}; "
+                f"{path}: timeseries has shape {timeseries.shape} and mask_indices {indices.shape}; "
                 "needed are (n_subjects, n_timepoints, n_voxels) and (3, n_voxels), none of them 0"
+            )
+        if timeseries.shape[0] > MOST_SUBJECTS or timeseries.shape[1] < 2 or n_voxels > LARGEST_VOLUME:
+            raise ValueError(
+                f"{path}: timeseries has shape {timeseries.shape}; needed are at most {MOST_SUBJECTS} subjects, two "
+                f"timepoints at least, and at most {LARGEST_VOLUME} voxels"
             )
         if timeseries.dtype.kind not in "fiu" or timeseries.dtype.itemsize > 8 or indices.dtype.kind not in "iu":
             raise ValueError(
@@ -101,11 +108,21 @@ class Part:
                 "needed are real numbers of up to 8 bytes and whole numbers"
             )
         shape = np.asarray(file.attrs["mask_shape"])
-        if shape.shape != (3,) or shape.dtype.kind not in "iuf" or (shape <= 0).any() or np.prod(shape) > 2**31:
+        if (
+            shape.shape != (3,)
+            or shape.dtype.kind not in "iuf"
+            or not (shape >= 1).all()
+            or np.prod(shape, dtype=float) > LARGEST_VOLUME
+        ):
             raise ValueError(
-                f"{path}: the attribute mask_shape is {shape.tolist()}; needed are three numbers of voxels"
+                f"{path}: the attribute mask_shape is {shape.tolist()}; needed are three numbers of voxels, of at "
+                f"most {LARGEST_VOLUME} together"
             )
-        grid, order = _grid_of(indices, shape.astype(int), np.asarray(file["mask_affine"]), path)
+        if affine.shape != (4, 4):
+            raise ValueError(f"{path}: mask_affine has shape {affine.shape}; needed is (4, 4)")
+        # With three voxels both readings fit, and this one is taken.
+        places = np.asarray(indices) if indices.shape[0] == 3 else np.asarray(indices).T
+        grid, order = _grid_of(places, shape.astype(int), np.asarray(affine), path)
         n_subjects, n_timepoints, _ = timeseries.shape
         dtype = read_dtype(timeseries.dtype)
         return cls(path, grid, n_subjects, n_timepoints, dtype, order, chunks.reading_bytes(timeseries, dtype))
@@ -221,7 +238,7 @@ def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[G
     """Make the grid of a file's voxels, and where its voxel order is not C order, what brings it there."""
     if (indices < 0).any() or (indices >= shape[:, np.newaxis]).any():
         raise ValueError(f"{path}: mask_indices reach outside mask_shape {shape.tolist()}; write the file again")
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise ValueError(f"{path}: mask_affine must be a (4, 4) matrix that can be inverted, it is {affine.tolist()}")
     try:
         mask, order = order_voxels(indices, tuple(shape))

@@ -18,7 +18,7 @@ from scipy.io.matlab import MatReadError
 
 from bids_lacuna.files import read_json_object
 from bids_lacuna.grid import Grid, order_voxels
-from bids_lacuna.images import check_file
+from bids_lacuna.images import LARGEST_VOLUME, check_file
 from bids_lacuna.importers.source import Source, group_by_subject, read_dtype
 
 Array = np.ndarray
@@ -175,7 +175,12 @@ def _read_grid(vol: Any, file: Path) -> tuple[Grid, Array | None]:
     """Give the grid, and the file's voxel for each of its voxels; None where the two orders agree."""
     outidx, dim, mat = (_numbers(vol, file, *names) for names in (("outidx",), ("space", "dim"), ("space", "mat")))
     outidx, shape = outidx.ravel(), dim.ravel()[:3]
-    if shape.shape != (3,) or not (shape >= 1).all() or (shape != np.rint(shape)).any() or np.prod(shape) > 2**31:
+    if (
+        shape.shape != (3,)
+        or not (shape >= 1).all()
+        or (shape != np.rint(shape)).any()
+        or np.prod(shape) > LARGEST_VOLUME
+    ):
         raise ValueError(f"{file}: vol.space.dim is {dim.tolist()}; needed are three numbers of voxels")
     if mat.shape != (4, 4) or not np.isfinite(mat).all() or np.linalg.det(mat[:3, :3]) == 0:
         raise ValueError(f"{file}: vol.space.mat must be a (4, 4) matrix that can be inverted, it is {mat.tolist()}")
@@ -303,6 +308,8 @@ def _plain(item: Any) -> Any:
     if isinstance(item, h5py.Group):
         return {name: _plain(item[name]) for name in FIELDS if name in item}
     if isinstance(item, h5py.Dataset):
+        if item.size > LARGEST_VOLUME:
+            raise ValueError(f"{item.name} tells of {item.shape} values, at most {LARGEST_VOLUME} are read")
         kind = item.attrs.get("MATLAB_class")
         values = np.empty(0) if "MATLAB_empty" in item.attrs else item[()].T
         if kind == b"cell":

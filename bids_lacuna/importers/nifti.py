@@ -119,11 +119,8 @@ def read_grid(mask: Path) -> Grid:
     """
     image = open_image(mask, "brain mask")
     voxels = read_mask(image, mask)
-    if voxels.ndim != 3 or not voxels.any():
-        raise ValueError(
-            f"the brain mask {mask} has the shape {image.shape} and {np.count_nonzero(voxels)} voxels above 0: "
-            "a 3D image is needed, with 1 inside the brain"
-        )
+    if not voxels.any():
+        raise ValueError(f"the brain mask {mask} is empty: 1 is needed inside the brain")
     check_affine(image, mask)
     return Grid(voxels, np.asarray(image.affine, float))
 
