@@ -40,6 +40,9 @@ Callback = Callable[[list[LesionData]], Any]
 LOW_COVERAGE = 0.5
 """Below this share of a lesion inside the connectome's mask, a warning says so."""
 
+NAMES_SHOWN = 3
+"""Of lesions that fail together."""
+
 LOADED_AT_ONCE = 4
 """Lesions at most: each takes memory beside its weights until it is loaded, and Python runs one thread at a time."""
 
@@ -362,7 +365,8 @@ def _isolate(
         reason = describe(error)
         for lesion in lesions:
             lesion.error = reason
-        names = ", ".join(lesion.name for lesion in lesions)
+        names = ", ".join(lesion.name for lesion in lesions[:NAMES_SHOWN])
+        names += f" and {len(lesions) - NAMES_SHOWN} more" if lesions[NAMES_SHOWN:] else ""
         logger.error("failed: %s: %s", names, reason)  # noqa: TRY400  the traceback is for -v
         logger.debug("traceback of the failure above", exc_info=True)
         return None

@@ -19,7 +19,19 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from bids_lacuna._version import __version__
-from bids_lacuna.command import Exit, Parser, Stop, ending, label, make_folder, positive_integer, run_command
+from bids_lacuna.command import (
+    Exit,
+    Parser,
+    Stop,
+    connectome_name,
+    ending,
+    label,
+    make_folder,
+    positive_integer,
+    run_command,
+    warn_of_space,
+)
+from bids_lacuna.text import one_line
 
 if TYPE_CHECKING:
     from bids_lacuna.checkpoint import Checkpoints
@@ -33,6 +45,9 @@ logger = logging.getLogger("bids_lacuna")
 
 STORE_SPEEDUP = 30
 """How many times as long a pass over gzipped HDF5 takes as one over a store, by benchmarks/store.py."""
+
+NAMES_SHOWN = 3
+"""Of masks that fail for one reason; lesions.tsv has them all."""
 
 INTERRUPTED = "interrupted; finished batches are on disk, the same command goes on from there"
 
@@ -93,7 +108,7 @@ def build_parser() -> Parser:
     )
     connectome.add_argument(
         "--connectome-name",
-        type=label,
+        type=connectome_name,
         metavar="NAME",
         help="its name in the maps' names (default: the store's own, or the letters and digits of PATH's name)",
     )
@@ -247,9 +262,7 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     if checkpoints:
         reopen(records, checkpoints.in_work)
     pending = [record for record in records if record.status == "pending"]
-    for record in records:
-        if record.status == "failed":
-            logger.error("failed: %s: %s", record.mask.path.name, record.reason)
+    report_failures(records)
     budget = memory_budget(arguments.mem)
     n_threads = min(arguments.nprocs or available_cpus(), available_cpus())
     with ending(Exit.FAILED, MemoryError):
@@ -313,6 +326,17 @@ def reopen(records: Sequence[LesionRecord], in_work: Collection[str]) -> None:
                 record.status, record.reason = "pending", ""
 
 
+def report_failures(records: Sequence[LesionRecord]) -> None:
+    """Log which masks fail before any is read, and why: a reason that many have once."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        if record.status == "failed":
+            names.setdefault(record.reason, []).append(record.mask.path.name)
+    for reason, same in names.items():
+        shown = ", ".join(same[:NAMES_SHOWN]) + (f" and {len(same) - NAMES_SHOWN} more" if same[NAMES_SHOWN:] else "")
+        logger.error("failed: %s: %s", shown, reason)
+
+
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
     """Find the masks that the arguments choose."""
     from bids_lacuna.query import (
@@ -363,6 +387,13 @@ def open_connectome(arguments: argparse.Namespace) -> Connectome:
             shlex.quote(str(arguments.connectome)),
             connectome.space,
             connectome.name,
+        )
+    warn_of_space(connectome.space)
+    if connectome.n_subjects < 2:
+        logger.warning(
+            "the connectome %s has one subject: without a second one there is no spread to divide by, and t is NaN "
+            "everywhere",
+            connectome.path,
         )
     logger.info(
         "connectome %s: %d subjects, %d voxels, space %s",
@@ -426,7 +457,7 @@ def describe_lesions(records: Sequence[LesionRecord]) -> str:
     lines = [f"lesion masks: {len(records)}; a dry run does not open them"]
     for record in records:
         reason = f": {record.reason}" if record.reason else ""
-        lines.append(f"  {words.get(record.status, record.status):8}{record.mask.path.name}{reason}")
+        lines.append(one_line(f"  {words.get(record.status, record.status):8}{record.mask.path.name}{reason}"))
     return "\n".join(lines) + "\n\n"
 
 
@@ -457,18 +488,18 @@ def conclude(records: Sequence[LesionRecord], table: Path) -> Exit:
         return Exit.OK
     first = f"{failed[0].mask.path.name}: {failed[0].reason}"
     many = f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
-    sys.stderr.write(f"bids-lacuna: error: {many}{first}\n")
+    sys.stderr.write(one_line(f"bids-lacuna: error: {many}{first}") + "\n")
     return Exit.FAILED
 
 
 def positive_number(text: str) -> float:
-    """Read a finite number above 0."""
+    """Read a number above 0 that may become part of file names."""
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    if not 1e-6 <= number <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, from 0.000001 to 1000000")
     return number
 
 

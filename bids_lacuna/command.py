@@ -9,13 +9,25 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bids_lacuna._version import __version__
+from bids_lacuna.text import one_line
 
 logger = logging.getLogger("bids_lacuna")
+
+
+# fmt: off
+TEMPLATES = (
+    "MNI152Lin", "MNI152NLin6Sym", "MNI152NLin6Asym", "MNI152NLin6AsymConte69", "MNI152NLin2009aSym",
+    "MNI152NLin2009aAsym", "MNI152NLin2009bSym", "MNI152NLin2009bAsym", "MNI152NLin2009cSym", "MNI152NLin2009cAsym",
+    "MNI305", "MNIColin27", "ICBM452AirSpace", "ICBM452Warp5Space", "IXI549Space", "OASIS30ANTs", "OASIS30Atropos",
+)
+# fmt: on
+"""Names of volume templates in BIDS; people may have others of their own."""
 
 
 class Exit(IntEnum):
@@ -64,6 +76,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
 
 
+class LineFormatter(logging.Formatter):
+    """Gives each message one line, whatever names of files it has; tracebacks have theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+        """Put a message into one line."""
+        return one_line(super().formatMessage(record))
+
+
 def run_command(
     parser: Parser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], Exit], interrupted: str
 ) -> int:
@@ -83,10 +103,13 @@ def run_command(
     int
         The exit status.
     """
-    arguments = parser.parse_args(argv, argparse.Namespace(verbose=False))
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", force=True
-    )
+    arguments, unknown = parser.parse_known_args(argv, argparse.Namespace(verbose=False, parser=parser))
+    if unknown:
+        # By itself argparse would print the usage without that of the command, which the options are of.
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
         return run(arguments)
@@ -130,8 +153,34 @@ def label(text: str) -> str:
     return text
 
 
+def warn_of_space(space: str) -> None:
+    """Warn of a space that is no template of BIDS, but whose name is almost one."""
+    if space not in TEMPLATES:
+        for near in get_close_matches(space.lower(), map(str.lower, TEMPLATES), n=1, cutoff=0.8):
+            meant = next(name for name in TEMPLATES if name.lower() == near)
+            logger.warning("%s is no template that BIDS knows: is %s meant?", space, meant)
+
+
+def connectome_name(text: str) -> str:
+    """Read a connectome's name."""
+    if not re.fullmatch(r"[A-Za-z0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} becomes part of file names: use letters and digits only")
+    return text
+
+
 def positive_integer(text: str) -> int:
     """Read a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def fraction(text: str) -> float:
+    """Read a share above 0, of at most 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, of at most 1")
+    return number

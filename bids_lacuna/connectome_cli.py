@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bids_lacuna.command import Exit, Parser, Stop, ending, label, positive_integer, run_command
+from bids_lacuna.command import (
+    Exit,
+    Parser,
+    Stop,
+    connectome_name,
+    ending,
+    fraction,
+    label,
+    positive_integer,
+    run_command,
+    warn_of_space,
+)
 
 if TYPE_CHECKING:
     from bids_lacuna.importers.layouts import ImportOptions
@@ -52,7 +62,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="{build,info,verify}")
 
     build = commands.add_parser("build", help="make a store", description="Make a store of a connectome.")
-    build.set_defaults(run=run_build)
+    build.set_defaults(run=run_build, parser=build)
     build.add_argument(
         "source", type=Path, metavar="SOURCE", help="what you have: a file, or the folder of the files"
     )
@@ -128,14 +138,14 @@ def build_parser() -> Parser:
     )
 
     info = commands.add_parser("info", help="tell what a store holds", description="Tell what a store holds.")
-    info.set_defaults(run=run_info)
+    info.set_defaults(run=run_info, parser=info)
     verify = commands.add_parser(
         "verify",
         help="check a store",
         description="Read all of a store: checksums, shapes, scales, voxels without a signal, and whether the "
         "hemispheres mirror each other, which scrambled or shifted voxels do not.",
     )
-    verify.set_defaults(run=run_verify)
+    verify.set_defaults(run=run_verify, parser=verify)
     for command in (info, verify):
         command.add_argument("store", type=Path, metavar="STORE", help="folder that `build` made")
     return parser
@@ -152,6 +162,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
 
     if arguments.rank == "full" and arguments.rank_tolerance is not None:
         raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
+    warn_of_space(arguments.space)
     check_places(arguments.source, arguments.store)
     with ending(Exit.CANNOT_CREATE, OSError):
         check_folder(arguments.store)
@@ -351,13 +362,6 @@ def layout_rows(rows: dict[str, str]) -> str:
     return "".join(f"{name:{width}}{value}\n" for name, value in rows.items())
 
 
-def connectome_name(text: str) -> str:
-    """Read a connectome's name."""
-    if not re.fullmatch(r"[A-Za-z0-9]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} becomes part of file names: use letters and digits only")
-    return text
-
-
 def rank(text: str) -> str | int:
     """Read how many components are kept."""
     if text in ("auto", "full"):
@@ -376,17 +380,6 @@ def tolerance(text: str) -> float:
         number = 0.0
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a difference in r above 0 and below 1")
-    return number
-
-
-def fraction(text: str) -> float:
-    """Read a share above 0, of at most 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, of at most 1")
     return number
 
 

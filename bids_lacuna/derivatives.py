@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, Weighting, describe_mismatch
 from bids_lacuna.query import LesionMask
+from bids_lacuna.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +180,11 @@ def decide(
     records = [LesionRecord(mask) for mask in masks]
     by_name: dict[PurePosixPath, list[LesionRecord]] = defaultdict(list)
     for record in records:
+        if not _has_bids_name(record.mask):
+            record.set_aside(
+                "failed", "its name has other characters than letters, digits and + in a label: rename the file"
+            )
+            continue
         by_name[map_path(record.mask, settings, stat="r")].append(record)
     for same_name in by_name.values():
         right = [record for record in same_name if record.mask.space == settings.space]
@@ -192,6 +199,11 @@ def decide(
             elif not overwrite:
                 _set_aside_if_done(record, output_dir, settings)
     return records
+
+
+def _has_bids_name(mask: LesionMask) -> bool:
+    """Tell whether the maps' names can be made of this mask's: entities and labels go there as they are."""
+    return all(re.fullmatch(r"[A-Za-z0-9+]+", part) for entity in mask.entities.items() for part in entity)
 
 
 def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[LesionRecord]) -> None:
@@ -393,7 +405,7 @@ def _table(records: Sequence[LesionRecord]) -> str:
                 "n/a" if record.batch is None else str(record.batch),
             ]
         )
-    return "".join("\t".join(row) + "\n" for row in rows)
+    return "".join("\t".join(map(one_line, row)) + "\n" for row in rows)
 
 
 def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,6 +28,8 @@ from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
 from bids_lacuna.plan import SUBJECTS_IN_MEMORY
 from bids_lacuna.statistics import LesionStatistics, RunningMoments, fdr_threshold, minus_log10_p
 
+logger = logging.getLogger(__name__)
+
 Array = np.ndarray
 
 MNI_CODE = 4
@@ -34,6 +37,10 @@ MNI_CODE = 4
 
 ALIGNED_CODE = 2
 """NIfTI's code of an affine into some other space."""
+
+
+FEW_SUBJECTS = 0.5
+"""Below this share of connectome subjects with a signal in a lesion, a warning says so."""
 
 
 class NetworkMaps(Mapping[str, Any]):
@@ -299,6 +306,14 @@ class FunctionalNetworkMapping:
         if not n.any():
             error = "no connectome subject has a signal in this lesion: its voxels' series are constant or not finite"
             return replace(lesion, weights=None, error=error)
+        n_counted, n_subjects = int(n.max()), self.connectome.n_subjects
+        if n_counted < FEW_SUBJECTS * n_subjects:
+            logger.warning(
+                "%s: only %d of %d connectome subjects have a signal in the lesion; its map describes those",
+                lesion.name,
+                n_counted,
+                n_subjects,
+            )
         maps = NetworkMaps(
             partial(moments.lesion, row),
             self.connectome.grid,

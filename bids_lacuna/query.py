@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import warnings
 import zlib
 from collections import Counter
@@ -54,6 +55,10 @@ NOT_SEARCHED = (
     re.compile(r"\.(bval|bvec|gii|h5|html|json|svg|tsv|txt)$"),
 )
 """What is left out of a dataset; pybids leaves hidden files and folders out by itself."""
+
+
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""A byte of a file's name that is none in UTF-8, as Python has it."""
 
 
 class NoLesionMasks(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
@@ -168,11 +173,14 @@ def find_lesion_masks(
     _check_labels("participant", participants, datasets.values(), "sub-*")
     _check_labels("session", sessions, datasets.values(), "sub-*/ses-*")
 
-    images = [
+    listed = [
         image
         for dataset, root in datasets.items()
         for image in _list_images(dataset, root, participants, database_dir)
-        if "sub" in image.name and (not participants or image.name["sub"] in participants)
+    ]
+    _warn_of_nameless(listed)
+    images = [
+        image for image in listed if "sub" in image.name and (not participants or image.name["sub"] in participants)
     ]
     masks = [
         LesionMask(image.path, _entities(image), _space(image), image.dataset, image.root)
@@ -368,6 +376,24 @@ def _is_lesion(image: _Image, filtered: Collection[str] = ()) -> bool:
     return any(word in names for word in LESION_WORDS) or _sidecar(image).get("Type") == "Lesion"
 
 
+def _warn_of_nameless(images: Sequence[_Image]) -> None:
+    """Tell of what participants have that may be lesion masks by its words, but by its name is nobody's."""
+    nameless = [
+        image.path
+        for image in images
+        if "sub" not in image.name
+        and "sub-" in str(image.path.parent.relative_to(image.root))
+        and any(word in image.path.name.lower() for word in (*LESION_WORDS, *MASK_SUFFIXES))
+    ]
+    if nameless:
+        logger.warning(
+            "left out, since their names have no sub-<label>: %d images, such as %s; name a mask as in "
+            "sub-01_space-MNI152NLin6Asym_label-lesion_mask.nii.gz",
+            len(nameless),
+            min(nameless),
+        )
+
+
 def _prefer_denoised(images: Sequence[_Image]) -> list[_Image]:
     """Take the denoised runs, or if there are none the preprocessed ones."""
     denoised, preprocessed = (
@@ -486,7 +512,17 @@ def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | 
     with warnings.catch_warnings():
         # Derivatives of before BIDS 1.4 have it, and it tells nothing about images.
         warnings.filterwarnings("ignore", "The PipelineDescription field was superseded")
-        layout = BIDSLayout(root, validate=False, config=CONFIGS, database_path=database, indexer=indexer)
+        try:
+            layout = BIDSLayout(root, validate=False, config=CONFIGS, database_path=database, indexer=indexer)
+        except UnicodeEncodeError as error:
+            if NOT_UTF8 in ignore:
+                raise
+            logger.warning(
+                "left out, since their names are not in UTF-8: files such as %a; rename them", error.object
+            )
+            if database is not None:
+                shutil.rmtree(database)
+            return _list_paths(root, [*ignore, NOT_UTF8], database)
     paths = [Path(path) for path in layout.get_files() if path.endswith((".nii", ".nii.gz"))]
     # pybids leaves its database open, and from Python 3.13 on that is a ResourceWarning.
     layout.session.close()

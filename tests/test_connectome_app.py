@@ -252,6 +252,7 @@ def test_verify_finds_what_is_wrong(built: tuple[Path, subprocess.CompletedProce
         (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "1e-5"], 64, "only for --rank auto"),
         (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "0"], 64, "not a difference in r"),
         (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "nan"], 64, "not a difference in r"),
+        (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--mem", "1"], 64, "arguments: --mem 1"),
         ([], 64, "required"),
     ],
 )
@@ -272,6 +273,27 @@ def test_mistakes(
     assert found == status
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_shows_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever mistypes an option of build sees those of build."""
+    with pytest.raises(SystemExit) as end:
+        connectome_cli.main(
+            ["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--dtyp", "int16", "--msk"]
+        )
+    assert end.value.code == 64
+    assert "usage: bids-lacuna-connectome build" in capsys.readouterr().err
+
+
+def test_a_space_that_is_mistyped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A space that is almost a template's name is questioned before it is written into a store."""
+    arguments = ["build", str(tmp_path / "nowhere"), "store", "--name", "x", "--space"]
+    for space, meant in {"MNI152Nlin6Asym": "MNI152NLin6Asym", "mni152nlin2009casym": "MNI152NLin2009cAsym"}.items():
+        assert connectome_cli.main([*arguments, space]) == 66
+        assert f"{space} is no template that BIDS knows: is {meant} meant?" in capsys.readouterr().err
+    for space in ("MNI152NLin6Asym", "myStudy"):
+        assert connectome_cli.main([*arguments, space]) == 66
+        assert "meant" not in capsys.readouterr().err
 
 
 def test_options_of_other_layouts(hdf5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

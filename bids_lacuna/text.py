@@ -1,0 +1,9 @@
+"""Text for people: names that somebody else chose must not act on where they are shown."""
+
+from __future__ import annotations
+
+
+def one_line(text: str) -> str:
+    """Put text into one line of a table or a log: names of files may hold newlines and what terminals obey."""
+    visible = (" " if char.isspace() else char for char in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in visible)
