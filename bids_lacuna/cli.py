@@ -25,6 +25,7 @@ from bids_lacuna.command import (
     Stop,
     connectome_name,
     ending,
+    fraction,
     label,
     make_folder,
     positive_integer,
@@ -177,6 +178,13 @@ def build_parser() -> Parser:
         help="a connectome voxel counts by the share of it that the lesion covers, or fully from a half "
         "on (default: %(default)s)",
     )
+    maps.add_argument(
+        "--lesion-threshold",
+        type=fraction,
+        metavar="T",
+        help="masks may be probability maps: voxels of at least T, above 0 and at most 1, count as much as their "
+        "probability (default: masks must be binary)",
+    )
     maps.add_argument("--overwrite", action="store_true", help="map lesions again whose maps are there")
 
     resources = parser.add_argument_group("resources")
@@ -247,6 +255,7 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
         compute_t_map=not arguments.no_t_map,
         t_threshold=arguments.t_threshold or None,
         weighting=arguments.lesion_weighting,
+        lesion_threshold=arguments.lesion_threshold,
     )
     settings = MapSettings(
         connectome.name,
@@ -256,6 +265,7 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
         analysis.weighting,
         analysis.compute_t_map,
         analysis.t_thresholds,
+        analysis.lesion_threshold,
     )
     records = decide(masks, arguments.output_dir, settings, arguments.overwrite)
     checkpoints = None if arguments.dry_run else open_checkpoints(arguments, analysis)

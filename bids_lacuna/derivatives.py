@@ -77,6 +77,8 @@ class MapSettings:
     """Whether t-maps are written."""
     t_thresholds: tuple[float, ...]
     """A mask of |t| above each one is written."""
+    lesion_threshold: float | None = None
+    """From where on probabilities count; None where masks are binary."""
 
 
 @dataclass
@@ -253,6 +255,7 @@ def _differences(sidecar: Path, now: Mapping[str, Any]) -> str:
         "ConnectomeHash": "another connectome",
         "LesionHash": "another mask",
         "LesionWeighting": f"{there.get('LesionWeighting')} weighting",
+        "LesionThreshold": f"the lesion threshold {there.get('LesionThreshold')}",
     }
     return " and ".join(word for key, word in words.items() if there.get(key) != now[key])
 
@@ -263,6 +266,7 @@ def _provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
         "ConnectomeHash": settings.connectome_hash,
         "LesionHash": _file_hash(mask.path),
         "LesionWeighting": settings.weighting,
+        "LesionThreshold": settings.lesion_threshold,
     }
 
 

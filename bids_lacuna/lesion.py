@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import has_usable_affine, open_image, read_slabs
+from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_slabs
+
+logger = logging.getLogger(__name__)
 
 Array = np.ndarray
 Weighting = Literal["volume", "binary"]
@@ -27,6 +31,21 @@ EDGE_DECIMALS = 4
 
 PIECE_WIDTH = 0.25
 """Between oblique grids, a lesion voxel is cut into pieces at most this share of a grid voxel wide."""
+
+VOXEL_SIZES_MM = (0.01, 20)
+"""Of a mask: smaller or larger voxels are those of an affine in metres or in micrometres."""
+
+LARGEST_SLICE_BYTES = 2**26
+"""Of a mask, which is read a slice at a time: a header must not decide how much memory that takes."""
+
+PROBABILITY_TOLERANCE = 1e-3
+"""By how much interpolated and rounded probabilities may lie below 0 or above 1."""
+
+LARGE_LESION = 0.5
+"""Above this share of the connectome's brain mask, a warning says so."""
+
+DISAGREEMENT_MM = 1
+"""By how much a header's two affines may place a voxel apart without a warning."""
 
 PIECES_AT_ONCE = 2**16
 """Of a lesion's voxels together: a piece takes about 100 bytes while it is placed, and there may be ten million."""
@@ -54,13 +73,13 @@ class LesionData:
     """
 
     mask: Path | SpatialImage
-    """A binary NIfTI mask: a file, or an image in memory."""
+    """A NIfTI mask: a file, or an image in memory."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the user knows of the lesion. `space` (a template's name) is compared with the connectome's."""
     weights: LesionWeights | None = None
     """The lesion on the connectome's grid, while its batch is mapped."""
     volume_mm3: float | None = None
-    """The lesion's volume on its own grid, once it was read."""
+    """The lesion's volume on its own grid, once it was read; of a probability map, the expected volume."""
     coverage: float | None = None
     """The share of the lesion's volume that lies in the connectome's mask, once it was read."""
     results: Mapping[str, Any] = field(default_factory=dict)
@@ -74,7 +93,7 @@ class LesionData:
     def from_nifti(
         cls, mask: str | PathLike[str] | SpatialImage, metadata: Mapping[str, Any] | None = None
     ) -> LesionData:
-        """Take a binary NIfTI mask as a lesion, without reading it yet.
+        """Take a NIfTI mask as a lesion, without reading it yet.
 
         Parameters
         ----------
@@ -97,7 +116,11 @@ class LesionData:
 
 
 def load_lesion(
-    lesion: LesionData, grid: Grid, space: str | None = None, weighting: Weighting = "volume"
+    lesion: LesionData,
+    grid: Grid,
+    space: str | None = None,
+    weighting: Weighting = "volume",
+    threshold: float | None = None,
 ) -> LesionData:
     """Read a lesion's mask and bring it to the connectome's grid.
 
@@ -112,6 +135,9 @@ def load_lesion(
     weighting
         "volume": the share of each connectome voxel that the lesion covers. "binary": 1 where that share is at
         least a half, else 0, as tools with nearest-neighbour masks have it.
+    threshold
+        None: the mask must be binary. A number: the mask may be a probability map, whose voxels of at least that
+        value weigh as much as it says, so that a voxel of 0.6 counts three fifths of one that is surely lesioned.
 
     Returns
     -------
@@ -121,8 +147,8 @@ def load_lesion(
     Raises
     ------
     ValueError
-        The mask is empty, not 3D or not binary, its affine cannot be used, or it is in another space than the
-        connectome.
+        The mask is empty, not 3D, not binary (with a threshold: no probability map) or too large, its affine cannot
+        be used, or it is in another space than the connectome.
     LesionOutsideGrid
         The lesion covers no voxel of the connectome.
     OSError
@@ -133,14 +159,23 @@ def load_lesion(
         raise ValueError(describe_mismatch(lesion_space, space))
     image = open_image(lesion.mask, "mask") if isinstance(lesion.mask, Path) else lesion.mask
     check_header(image)
-    corner, box = read_mask(image)
+    if disagreement := describe_disagreement(image):
+        logger.warning("%s: %s", lesion.name, disagreement)
+    corner, box = read_mask(image, threshold)
     affine = image.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
-    volume_mm3 = np.count_nonzero(box) * abs(np.linalg.det(affine[:3, :3]))
+    volume_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
     first, shares = weigh(box, affine, grid)
     numbers = grid.numbers[_region(first, shares.shape)]
     covered = (shares > 0) & (numbers >= 0)
     voxels, shares = numbers[covered], shares[covered]
+    if len(voxels) > LARGE_LESION * grid.n_voxels:
+        logger.warning(
+            "%s: the lesion covers %.0f %% of the connectome's brain mask: check that it is no brain mask, and not "
+            "inverted",
+            lesion.name,
+            100 * len(voxels) / grid.n_voxels,
+        )
     coverage = float(shares.sum() * grid.voxel_volume_mm3 / volume_mm3)
     if weighting == "binary":
         voxels = voxels[shares >= 0.5]
@@ -197,7 +232,7 @@ def check_header(image: SpatialImage) -> None:
     Raises
     ------
     ValueError
-        It is no 3D image of real numbers, or it does not say where its voxels lie.
+        It is no 3D image of real numbers, it does not say where its voxels lie, or it says what cannot be.
     """
     if not isinstance(image, SpatialImage) or image.get_data_dtype().kind not in "biuf":
         raise ValueError("the mask is no image of real numbers: save the lesion as a NIfTI file of 0 and 1")
@@ -211,22 +246,60 @@ def check_header(image: SpatialImage) -> None:
             "the mask's header does not say where its voxels lie (its affine is missing or singular): "
             "save the mask with the affine of the image that it was drawn on"
         )
+    sizes = nib.affines.voxel_sizes(image.affine)
+    shown = " x ".join(f"{size:.3g}" for size in sizes)
+    smallest, largest = VOXEL_SIZES_MM
+    if not (smallest <= sizes.min() and sizes.max() <= largest):
+        raise ValueError(
+            f"the mask has voxels of {shown} mm by its affine, which may be in metres or micrometres: save it with "
+            f"an affine in millimetres, with voxels of {smallest:g} to {largest:g} mm"
+        )
+    if prod(image.shape[:2]) * image.get_data_dtype().itemsize > LARGEST_SLICE_BYTES:
+        raise ValueError(
+            f"the mask has slices of {image.shape[0]} x {image.shape[1]} voxels: bring it to 0.5 mm or coarser"
+        )
 
 
-def read_mask(image: SpatialImage) -> tuple[Array, Array]:
-    """Read a binary 3D mask, a slab at a time, cropped to the lesion.
+def describe_disagreement(image: SpatialImage) -> str:
+    """Say how far apart the two affines of a NIfTI header place the image's voxels; "" where they agree."""
+    if not isinstance(image.header, nib.Nifti1Header):
+        return ""
+    try:
+        sform, qform = image.header.get_sform(coded=True)[0], image.header.get_qform(coded=True)[0]
+    # Of quaternions and voxel sizes that are none; the affine that is used was checked.
+    except (HeaderDataError, ValueError) as error:
+        return f"the header's qform cannot be read ({error}): the sform is used; save the mask with one affine"
+    if sform is None or qform is None:
+        return ""
+    corners = list(product(*[(0, n - 1) for n in image.shape[:3]]))
+    apart = np.linalg.norm(nib.affines.apply_affine(sform - qform, corners), axis=1).max()
+    if apart <= DISAGREEMENT_MM:
+        return ""
+    return (
+        f"the header's sform and qform place voxels up to {apart:.3g} mm apart: the sform is used; check that the "
+        "lesion lies where it should, and save the mask with one affine"
+    )
+
+
+def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Array, Array]:
+    """Read a 3D mask, a slab at a time, cropped to the lesion.
+
+    Parameters
+    ----------
+    threshold
+        As in `load_lesion`.
 
     Returns
     -------
     corner : shape (3,)
         The voxel of the image that the box begins at.
-    box : shape (x, y, z), boolean
-        The smallest box with the whole lesion in it.
+    box : shape (x, y, z), boolean, or with a threshold float32
+        The smallest box with the whole lesion in it, with what each voxel weighs.
 
     Raises
     ------
     ValueError
-        The mask is empty or not binary.
+        The mask is empty, not binary, or with a threshold no probability map; or the box is too large.
     OSError
         The file is damaged.
     """
@@ -235,24 +308,54 @@ def read_mask(image: SpatialImage) -> tuple[Array, Array]:
     n_read = 0
     # Slices come first and x last here: an array is fast to search in the order that it has in memory.
     for values in read_slabs(image):
-        lesion = values != 0
+        lesion = _find_one_value(values, found) if threshold is None else _weigh_probabilities(values, threshold)
         if lesion.any():
-            inside = values[lesion]
-            found |= {float(inside.min()), float(inside.max())}
-            if len(found) > 1 or not 0 < min(found) < np.inf:
-                raise ValueError(_describe_values(found | set(np.unique(inside).tolist())))
             corner, piece = _crop(lesion)
             corner[0] += n_read
             pieces.append((corner, piece))
+            _check_box(sum(piece.size for _, piece in pieces))
         n_read += len(values)
     if not pieces:
-        raise ValueError("the mask is empty: no voxel differs from 0; check that the right file was saved")
+        what = "no voxel differs from 0" if threshold is None else f"no voxel is at least {threshold:g}"
+        raise ValueError(f"the mask is empty: {what}; check that the right file was saved")
     first = np.min([corner for corner, _ in pieces], axis=0)
     end = np.max([corner + piece.shape for corner, piece in pieces], axis=0)
-    box = np.zeros(end - first, dtype=bool)
+    _check_box(prod((end - first).tolist()))
+    box = np.zeros(end - first, dtype=pieces[0][1].dtype)
     for corner, piece in pieces:
         box[_region(corner - first, piece.shape)] = piece
     return first[::-1], box.T
+
+
+def _find_one_value(values: Array, found: set[float]) -> Array:
+    """Tell where a mask is not 0; raise where that is not one positive value, in all of what was `found` before."""
+    lesion = values != 0
+    if lesion.any():
+        inside = values[lesion]
+        found |= {float(inside.min()), float(inside.max())}
+        if len(found) > 1 or not 0 < min(found) < np.inf:
+            raise ValueError(_describe_values(found | set(np.unique(inside).tolist())))
+    return lesion
+
+
+def _weigh_probabilities(values: Array, threshold: float) -> Array:
+    """Give the values that are at least the threshold, 0 elsewhere: float32."""
+    low, high = values.min(), values.max()
+    # Written so that a NaN raises.
+    if not (low >= -PROBABILITY_TOLERANCE and high <= 1 + PROBABILITY_TOLERANCE):
+        raise ValueError(
+            f"the mask holds values from {low:g} to {high:g}, where a lesion threshold needs probabilities from 0 to "
+            "1: divide percentages by 100, and replace NaN by 0"
+        )
+    return np.where(values >= threshold, np.minimum(values, 1), 0).astype(np.float32)
+
+
+def _check_box(n_voxels: int) -> None:
+    if n_voxels > LARGEST_VOLUME:
+        raise ValueError(
+            f"the lesion spans a box of {n_voxels} voxels or more, at most {LARGEST_VOLUME} are read: bring the "
+            "mask to 0.5 mm or coarser"
+        )
 
 
 def _crop(lesion: Array) -> tuple[Array, Array]:
@@ -269,14 +372,14 @@ def _describe_values(found: set[float]) -> str:
     if any(np.isnan(value) for value in found):
         return "the mask holds NaN, where 0 is needed: replace NaN by 0 (numpy.nan_to_num)"
     shown = ", ".join(f"{value:g}" for value in sorted(found)[:4]) + (", …" if len(found) > 4 else "")
-    return (
-        f"the mask is not binary: besides 0 it holds {shown}, where one positive value is needed; "
-        "threshold it, and save one file for each lesion"
-    )
+    advice = "threshold it, and save one file for each lesion"
+    if min(found) > 0 and max(found) <= 1 + PROBABILITY_TOLERANCE:
+        advice = "if these are probabilities, --lesion-threshold T takes those of at least T as weights"
+    return f"the mask is not binary: besides 0 it holds {shown}, where one positive value is needed; {advice}"
 
 
 def weigh(lesion: Array, affine: Array, grid: Grid) -> tuple[Array, Array]:
-    """Compute the share of each grid voxel's volume that a lesion covers.
+    """Compute the share of each grid voxel's volume that a lesion covers, times what the lesion's voxels weigh.
 
     Exact between axis-aligned grids, whatever their axes' order, direction and voxel sizes. Between oblique
     grids, lesion voxels are cut into pieces of at most a quarter of a grid voxel, and each piece's volume goes
@@ -285,7 +388,7 @@ def weigh(lesion: Array, affine: Array, grid: Grid) -> tuple[Array, Array]:
 
     Parameters
     ----------
-    lesion : shape (x, y, z), boolean
+    lesion : shape (x, y, z), boolean, or real numbers from 0 to 1
     affine : shape (4, 4)
         The lesion's voxel indices to millimetres.
     grid
@@ -332,13 +435,14 @@ def _weigh_aligned(lesion: Array, to_box: Array, axis_of: Array, shape: Array) -
 
 
 def _weigh_oblique(lesion: Array, to_box: Array, shape: Array) -> Array:
-    """Give each piece's volume to the grid voxel that holds its centre."""
+    """Give each piece's volume, times its voxel's weight, to the grid voxel that holds its centre."""
     n_pieces = np.ceil(np.linalg.norm(to_box[:3, :3], axis=0) / PIECE_WIDTH).astype(int)
     piece_volume = abs(np.linalg.det(to_box[:3, :3])) / n_pieces.prod()
     cuts = (np.indices(n_pieces).reshape(3, -1).T + 0.5) / n_pieces - 0.5
     within_voxel = cuts @ to_box[:3, :3].T
-    counts = np.zeros(shape.prod(), dtype=np.int64)
+    counts = np.zeros(shape.prod())
     places = np.flatnonzero(lesion)
+    weights = lesion.ravel()[places]
     at_a_time = max(1, PIECES_AT_ONCE // len(cuts))
     for start in range(0, len(places), at_a_time):
         voxels = np.stack(np.unravel_index(places[start : start + at_a_time], lesion.shape), axis=1)
@@ -346,5 +450,6 @@ def _weigh_oblique(lesion: Array, to_box: Array, shape: Array) -> Array:
         nearest = np.rint(centres.reshape(-1, 3)).astype(np.int64)
         inside = np.all((nearest >= 0) & (nearest < shape), axis=1)
         numbers = np.ravel_multi_index(tuple(nearest[inside].T), tuple(shape))
-        counts += np.bincount(numbers, minlength=len(counts))
+        piece_weights = np.repeat(weights[start : start + at_a_time], len(cuts))[inside]
+        counts += np.bincount(numbers, piece_weights, minlength=len(counts))
     return (counts * piece_volume).reshape(shape)

@@ -196,6 +196,8 @@ class FunctionalNetworkMapping:
         Results have a `binary_map` of |t| above it. Several thresholds give `binary_maps`.
     weighting
         How lesions are brought to the connectome's grid: see `load_lesion`.
+    lesion_threshold
+        None where masks are binary. Above 0 and up to 1 where they may be probability maps: see `load_lesion`.
 
     References
     ----------
@@ -212,6 +214,7 @@ class FunctionalNetworkMapping:
         compute_t_map: bool = True,
         t_threshold: float | Sequence[float] | None = None,
         weighting: Weighting = "volume",
+        lesion_threshold: float | None = None,
     ) -> None:
         if weighting not in ("volume", "binary"):
             raise ValueError(f"weighting is {weighting!r}: it must be 'volume' or 'binary'")
@@ -220,10 +223,16 @@ class FunctionalNetworkMapping:
             raise ValueError(
                 f"t_threshold is {t_threshold!r}: |t| is compared with it, so it must be a finite number above 0"
             )
+        if lesion_threshold is not None and not 0 < lesion_threshold <= 1:
+            raise ValueError(
+                f"lesion_threshold is {lesion_threshold!r}: it is compared with probabilities, so it must be above 0 "
+                "and at most 1"
+            )
         self.connectome = connectome if isinstance(connectome, Connectome) else Connectome.open(connectome)
         self.compute_t_map = compute_t_map
         self.t_thresholds = thresholds
         self.weighting = weighting
+        self.lesion_threshold = lesion_threshold
 
     @property
     def dependencies(self) -> dict[str, str]:
@@ -232,11 +241,13 @@ class FunctionalNetworkMapping:
             "software": __version__,
             "connectome": self.connectome.content_hash,
             "weighting of lesions": self.weighting,
+            "lesion threshold": str(self.lesion_threshold),
         }
 
     def load(self, lesion: LesionData) -> LesionData:
         """Read one lesion's mask and weigh it on the connectome's grid; raises what `load_lesion` raises."""
-        return load_lesion(lesion, self.connectome.grid, self.connectome.space, self.weighting)
+        connectome = self.connectome
+        return load_lesion(lesion, connectome.grid, connectome.space, self.weighting, self.lesion_threshold)
 
     def map_batch(
         self,

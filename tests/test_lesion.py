@@ -14,6 +14,7 @@ from nibabel.affines import apply_affine, from_matvec
 from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, SPACE, box, make_mask, write_mask
 
 from bids_lacuna import LesionData, images
+from bids_lacuna import lesion as lesion_module
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
 from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, read_mask, weigh
@@ -308,6 +309,69 @@ def test_dimensions_that_are_no_mask(shape: tuple[int, ...]) -> None:
         load(np.ones(shape))
 
 
+PROBABILITIES = np.random.default_rng(9).random((10, 14, 22)).astype(np.float32)
+"""On a grid of 2 mm; none is 0 or 1."""
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_probabilities(threshold: float) -> None:
+    """With a threshold, a connectome voxel weighs the mean of its 2 x 2 x 2 probabilities, 0 below the threshold."""
+    image = nib.Nifti1Image(PROBABILITIES, centred_on([0, 0, 0], np.diag([-2, 2, 2]), PROBABILITIES.shape))
+    lesion = load_lesion(LesionData.from_nifti(image), GRID, threshold=threshold)
+    weights = np.where(threshold <= PROBABILITIES, PROBABILITIES, 0)
+    expected = weights.reshape(5, 2, 7, 2, 11, 2).mean(axis=(1, 3, 5)).ravel()
+    assert lesion.weights.voxels.tolist() == np.flatnonzero(expected).tolist()
+    np.testing.assert_allclose(lesion.weights.shares, expected[expected > 0], rtol=1e-6)
+    assert (lesion.volume_mm3, lesion.coverage) == pytest.approx((8 * weights.sum(), 1), rel=1e-6)
+
+
+def test_probabilities_at_an_angle() -> None:
+    """Between oblique grids, the expected volume is kept, and a mask of 0 and 1 weighs what it does without."""
+    blob = make_blob((3, 2, 3), share=0.6)
+    affine = centred_on([0, 0, 0], ROTATION * 3, blob.shape)
+    probabilities = PROBABILITIES[:3, :2, :3]
+    assert weigh_volume(probabilities, affine, GRID).sum() * 64 == pytest.approx(27 * probabilities.sum(), rel=1e-6)
+    np.testing.assert_array_equal(
+        weigh_volume(blob.astype(np.float32), affine, GRID), weigh_volume(blob, affine, GRID)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.3, 0.49], r"is empty: no voxel is at least 0\.5"),
+        ([0.7, 1.1], r"from 0 to 1\.1, where a lesion threshold needs probabilities"),
+        ([0.7, -0.1], r"from -0\.1 to 0\.7, where"),
+        ([60, 100], "divide percentages by 100"),
+        ([0.7, np.nan], "from nan to nan"),
+    ],
+)
+def test_values_that_are_no_probabilities(values: list[float], words: str) -> None:
+    """A threshold is compared with probabilities; what lies beyond 0 and 1, but for rounding, is none."""
+    voxels = np.zeros(SHAPE, np.float32)
+    voxels[2, 3, 4 : 4 + len(values)] = values
+    with pytest.raises(ValueError, match=words):
+        load_lesion(LesionData.from_nifti(nib.Nifti1Image(voxels, RADIOLOGICAL)), GRID, threshold=0.5)
+
+
+def test_rounded_probabilities() -> None:
+    """What interpolation and rounding add to 0 and 1 counts as 0 and 1."""
+    voxels = np.zeros(SHAPE, np.float32)
+    voxels[2, 3, 4:7] = 1.0005, 0.5, -0.0005
+    lesion = load_lesion(LesionData.from_nifti(nib.Nifti1Image(voxels, RADIOLOGICAL)), GRID, threshold=0.5)
+    assert lesion.weights.shares.tolist() == [1, 0.5]
+
+
+@pytest.mark.parametrize("places", [[(0, 0, 0), (4, 6, 10)], [(i, j, 5) for i in range(5) for j in range(7)]])
+def test_a_box_that_is_too_large(monkeypatch: pytest.MonkeyPatch, places: list[tuple[int, int, int]]) -> None:
+    """A lesion whose box would take more memory than any brain's is refused, whatever its header is."""
+    monkeypatch.setattr(lesion_module, "LARGEST_VOLUME", 34)
+    voxels = np.zeros(SHAPE)
+    voxels[tuple(np.transpose(places))] = 1
+    with pytest.raises(ValueError, match=r"spans a box of .* at most 34 are read"):
+        load(voxels)
+
+
 @pytest.mark.parametrize("values", [{0, 255}, {0, 0.5}, {1}], ids=str)
 @pytest.mark.parametrize("n_volumes", [(), (1,), (1, 1)], ids=str)
 def test_values_that_are_a_mask(values: set[float], n_volumes: tuple[int, ...]) -> None:
@@ -342,7 +406,7 @@ def write_damaged(folder: Path, damage: str) -> Path:
     ("damage", "error", "words"),
     [
         ("half", OSError, "(?s)voxels cannot be read .*truncated"),
-        ("half of plain", OSError, "(?s)voxels cannot be read .*truncated"),
+        ("half of plain", OSError, "its header tells of .* truncated"),
         ("header of plain", OSError, "cannot be read as NIfTI"),
         ("zero bytes", OSError, "cannot be read as NIfTI"),
         ("text", OSError, "cannot be read as NIfTI"),
