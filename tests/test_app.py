@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -358,46 +357,6 @@ def test_killed_leftovers_do_not_count_as_finished(bids: Path, connectome: Path,
     assert victim.exists()
 
 
-def test_one_bad_mask_stops_no_other(bids: Path, connectome: Path, tmp_path: Path) -> None:
-    """Masks that are empty, 4D, not binary, outside or unreadable fail with a sentence each; the rest is mapped."""
-    anat = bids / "sub-03" / "anat"
-    bad = {
-        "empty": np.zeros(synthetic.SHAPE),
-        "series": np.ones((*synthetic.SHAPE, 2)),
-        "labels": np.arange(385).reshape(synthetic.SHAPE) % 3,
-    }
-    for label, voxels in bad.items():
-        synthetic.write_mask(anat / f"sub-03_space-{synthetic.SPACE}_label-{label}lesion_mask.nii.gz", voxels)
-    far = synthetic.RADIOLOGICAL.copy()
-    far[:3, 3] = 900
-    synthetic.write_mask(anat / f"sub-03_space-{synthetic.SPACE}_label-farlesion_mask.nii.gz", LEFT, far)
-    whole = synthetic.write_mask(anat / f"sub-03_space-{synthetic.SPACE}_label-cutlesion_mask.nii.gz", LEFT)
-    whole.write_bytes(whole.read_bytes()[:-30])
-    synthetic.write_mask(anat / "sub-03_space-MNI152NLin2009cAsym_label-otherlesion_mask.nii.gz", LEFT)
-    synthetic.write_mask(anat / "sub-03_label-nativelesion_mask.nii.gz", LEFT)
-    words = {
-        "empty": "is empty",
-        "series": "dimensions",
-        "labels": "not binary",
-        "far": "outside the connectome",
-        "cut": "cannot be read",
-        "other": "MNI152NLin2009cAsym",
-        "native": "names no space",
-    }
-    result = participant(bids, tmp_path / "out", connectome)
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    rows = {row["label"]: row for row in read_table(tmp_path / "out") if row["sub"] == "03"}
-    for label, word in words.items():
-        row = rows[label if label == "empty" and "emptylesion" not in rows else f"{label}lesion"]
-        assert row["status"] == "failed"
-        assert word in row["reason"]
-        assert row["reason"] in result.stderr
-    done = [row for row in read_table(tmp_path / "out") if row["sub"] != "03"]
-    assert {row["status"] for row in done} == {"done"}
-    assert len(list((tmp_path / "out").rglob("*stat-r*.nii.gz"))) == len(MASKS)
-
-
 def test_verbose_adds_the_traceback(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """-v shows where a failure came from."""
     synthetic.write_mask(bids / f"sub-03/anat/sub-03_space-{synthetic.SPACE}_label-lesion_mask.nii.gz", 0 * LEFT)
@@ -470,78 +429,6 @@ def test_no_t_map(bids: Path, connectome: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").rglob("*T3_mask.nii.gz"))) == 4
 
 
-def bad_connectome(kind: str, folder: Path) -> Path:
-    """Make a connectome that cannot be used."""
-    if kind == "empty folder":
-        folder.mkdir()
-        return folder
-    if kind == "not HDF5":
-        folder.mkdir()
-        (folder / "a.h5").write_text("these are not the series you are looking for")
-        return folder
-    if kind == "no datasets":
-        with h5py.File(folder, "w") as file:
-            file["something"] = [1]
-        return folder
-    if kind == "two grids":
-        brain = synthetic.make_mask()
-        series = synthetic.make_series(int(brain.sum()), (23,))
-        synthetic.write_connectome(folder / "a.h5", series, brain)
-        synthetic.write_connectome(folder / "b.h5", series, brain, synthetic.OBLIQUE)
-        return folder
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("kind", "status", "words"),
-    [
-        ("missing", 66, "no connectome at"),
-        ("empty folder", 66, "holds no HDF5 file"),
-        ("not HDF5", 65, "cannot be read as HDF5"),
-        ("no datasets", 65, "lacks timeseries"),
-        ("two grids", 65, "different grids"),
-    ],
-)
-def test_an_unusable_connectome_is_a_sentence(bids: Path, tmp_path: Path, kind: str, status: int, words: str) -> None:
-    """A connectome that cannot be used ends the run before anything is written, with its own status."""
-    result = participant(bids, tmp_path / "out", bad_connectome(kind, tmp_path / "bad"))
-    assert result.returncode == status
-    assert words in sentence(result)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "status", "words"),
-    [
-        (["--participant-label", "09"], 66, "01, 02"),
-        (["--session-label", "z"], 66, "a, b"),
-        (["--t-threshold", "-1"], 64, "above 0"),
-        (["--t-threshold", "nan"], 64, "above 0"),
-        (["--lesion-batch-size", "0"], 64, "above 0"),
-        (["--lesion-batch-size", "many"], 64, "above 0"),
-        (["--mem", "plenty"], 64, "plenty"),
-        (["--nprocs", "0"], 64, "above 0"),
-        (["--connectome-name", "a/b"], 64, "letters and digits"),
-        (["--mem", "10M"], 1, "10 MiB is available"),
-        (["-d", "nowhere"], 66, "no folder nowhere"),
-        (["-d", "some/where"], 66, "no folder some/where"),
-        (["-d", "source=."], 64, "taken"),
-        (["-w", "/proc/none"], 73, "cannot be made"),
-        (["--bids-database-dir", "/proc/none"], 73, "cannot be made"),
-        (["--bids-filter-file", "nowhere.json"], 66, "nowhere.json"),
-        (["--no-such-option"], 64, "no-such-option"),
-    ],
-)
-def test_mistakes_end_with_a_sentence_and_their_status(
-    bids: Path, connectome: Path, tmp_path: Path, options: list[str], status: int, words: str
-) -> None:
-    """Each mistake ends the run before anything is written, with a sentence and the status of BIDS Apps."""
-    result = participant(bids, tmp_path / "out", connectome, *options)
-    assert result.returncode == status, result.stderr
-    assert words in sentence(result)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("content", "status", "words"),
     [
@@ -575,15 +462,6 @@ def test_no_matching_mask(tmp_path: Path, connectome: Path) -> None:
     assert "sub-01_label-GM_mask.nii.gz" in result.stderr
 
 
-def test_a_folder_that_is_no_dataset(tmp_path: Path, connectome: Path) -> None:
-    """A folder without dataset_description.json is no BIDS dataset: status 16."""
-    (tmp_path / "bids").mkdir()
-    result = participant(tmp_path / "bids", tmp_path / "out", connectome)
-    assert result.returncode == 16
-    assert "dataset_description.json" in sentence(result)
-    assert participant(tmp_path / "nowhere", tmp_path / "out", connectome).returncode == 66
-
-
 @pytest.mark.parametrize("place", [".", "maps", "sub-01/func", "derivatives"])
 def test_the_output_may_not_lie_inside_the_input(bids: Path, connectome: Path, place: str) -> None:
     """An output folder in the input is refused, and the right place is suggested."""
@@ -610,25 +488,6 @@ def test_another_datasets_folder_is_no_output(bids: Path, connectome: Path, tmp_
     assert result.returncode == 73
     assert "another dataset" in sentence(result)
     assert (out / "dataset_description.json").read_bytes() == before
-
-
-def test_a_file_is_no_output_folder(bids: Path, connectome: Path, tmp_path: Path) -> None:
-    """An output folder that cannot be made ends with status 73."""
-    (tmp_path / "out").write_text("")
-    result = participant(bids, tmp_path / "out", connectome)
-    assert result.returncode == 73
-    assert str(tmp_path / "out") in sentence(result)
-
-
-def test_maps_that_cannot_be_written_fail_their_lesion_alone(bids: Path, connectome: Path, tmp_path: Path) -> None:
-    """Where one participant's folder is taken by a file, that participant fails and the other is mapped."""
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "sub-01").write_text("")
-    result = participant(bids, out, connectome)
-    assert result.returncode == 1
-    assert "cannot be written" in sentence(result)
-    assert {(row["sub"], row["status"]) for row in read_table(out)} == {("01", "failed"), ("02", "done")}
 
 
 def test_the_group_level_is_not_known_yet(bids: Path, connectome: Path, tmp_path: Path) -> None:
