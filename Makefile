@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test fuzz lint bench clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -19,6 +19,9 @@ demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, i
 
 test: .venv/installed-test  ## run the tests
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
+
+fuzz: .venv/installed-test  ## read damaged files for five minutes: only errors of our own may come out
+	$(BIN)/python tests/fuzz.py
 
 lint: .venv/installed-lint  ## check style, types, the direction of imports, and spelling
 	$(BIN)/ruff check
