@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -17,8 +18,11 @@ import numpy as np
 NOT_NUMPY = (ValueError, EOFError, OverflowError, SyntaxError, TokenError, TypeError)
 """What NumPy raises for a damaged file."""
 
-UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
-"""The temporary name of a file that is being written."""
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(.+)")
+"""The temporary name of a file that is being written; in it, the name that the file will have."""
+
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)
+"""What file systems answer that cannot sync a folder, or where it may not be opened."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -82,11 +86,28 @@ def renamed_when_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk holds a file, or a folder's names: a rename may else outlive what was renamed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
 def forget(paths: Iterable[Path]) -> None:
@@ -97,8 +118,17 @@ def forget(paths: Iterable[Path]) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what programs that were killed left under temporary names; nobody else may be writing there."""
-    for path in folder.iterdir():
-        if UNFINISHED.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+def remove_unfinished(folder: Path, of: Callable[[str], bool] = lambda _: True) -> None:
+    """Remove what programs that were killed left under temporary names; nobody else may be writing it.
+
+    Parameters
+    ----------
+    folder
+        One that is not there holds nothing.
+    of
+        Tells by the name that a file would have had whether it goes.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for path in folder.iterdir():
+            if (unfinished := UNFINISHED.fullmatch(path.name)) and of(unfinished[1]):
+                path.unlink(missing_ok=True)

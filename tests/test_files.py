@@ -31,3 +31,13 @@ def test_what_a_killed_program_left_is_removed(tmp_path: Path) -> None:
         temporary.touch()
     remove_unfinished(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "sub-1_scale.npy"])
+
+
+def test_only_what_is_named_is_removed(tmp_path: Path) -> None:
+    """Files that somebody else may be writing stay: those that would have another name."""
+    theirs, ours = (tmp_path / f".{'0' * 32}.{name}" for name in ("a.json", "b.json"))
+    theirs.touch()
+    ours.touch()
+    remove_unfinished(tmp_path, of="b.json".__eq__)
+    assert list(tmp_path.iterdir()) == [theirs]
+    remove_unfinished(tmp_path / "nowhere")
