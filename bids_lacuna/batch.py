@@ -18,6 +18,7 @@ from tqdm import tqdm
 from bids_lacuna import kernels
 from bids_lacuna.checkpoint import Checkpoints
 from bids_lacuna.lesion import LesionData
+from bids_lacuna.logs import log_failure
 from bids_lacuna.mapping import FunctionalNetworkMapping, lesion_keys
 from bids_lacuna.plan import (
     ADDRESS_SPACE,
@@ -39,9 +40,6 @@ Callback = Callable[[list[LesionData]], Any]
 
 LOW_COVERAGE = 0.5
 """Below this share of a lesion inside the connectome's mask, a warning says so."""
-
-NAMES_SHOWN = 3
-"""Of lesions that fail together."""
 
 LOADED_AT_ONCE = 4
 """Lesions at most: each takes memory beside its weights until it is loaded, and Python runs one thread at a time."""
@@ -186,6 +184,8 @@ def process_batches(
     *,
     batch_result_callback: Callback | None = None,
     checkpoints: Checkpoints | None = None,
+    on_outcomes: Callable[[Sequence[LesionData]], Any] = lambda _: None,
+    stop_on_first_crash: bool = False,
     show_progress: bool = True,
 ) -> list[LesionData]:
     """Map lesions in batches that were planned before: what `batch_process` does once it has its plan.
@@ -196,13 +196,19 @@ def process_batches(
         As from `plan_run`.
     checkpoints
         Where moments are saved within a pass; batches are those of the run that is taken up there.
+    on_outcomes
+        Called with the lesions of a batch that could not be loaded, before the others are mapped; and with all of
+        its lesions once it is over.
+    stop_on_first_crash
+        Begin nothing new once a lesion has failed: its batch is not mapped if it could not be loaded, and no other
+        batch is.
     lesions, analysis, n_threads, batch_result_callback, show_progress
         As for `batch_process`.
 
     Returns
     -------
     list of LesionData
-        One for every input, in order.
+        One for every input, in order; without those that were not begun because of `stop_on_first_crash`.
     """
     keys = lesion_keys(lesions)
     places = {key: place for place, key in enumerate(keys)}
@@ -233,7 +239,15 @@ def process_batches(
             if checkpoints:
                 checkpoints.begin(waiting)
             outcomes = _process_batch(
-                batch, analysis, plan, n_threads, batch_result_callback, checkpoints, progress.update
+                batch,
+                analysis,
+                plan,
+                n_threads,
+                batch_result_callback,
+                checkpoints,
+                on_outcomes,
+                stop_on_first_crash,
+                progress.update,
             )
             if outcomes is None:
                 half = ceil(len(batch) / 2)
@@ -242,13 +256,20 @@ def process_batches(
                 progress.update(len(processed) * n_subjects - progress.n)
                 continue
             number += 1
-            processed.update(zip(waiting.pop(0), outcomes, strict=True))
+            begun = {
+                key: lesion for key, lesion in zip(waiting.pop(0), outcomes, strict=True) if lesion.batch is not None
+            }
+            processed |= begun
+            on_outcomes(list(begun.values()))
             progress.update(len(processed) * n_subjects - progress.n)
             n_batches = number + len(waiting)
             logger.info("batch %d of %d: %d of %d lesions", number, n_batches, len(processed), len(lesions))
-    if checkpoints:
-        checkpoints.end()
-    return [processed[key] for key in keys]
+            if stop_on_first_crash and any(lesion.error for lesion in begun.values()):
+                break
+        else:
+            if checkpoints:
+                checkpoints.end()
+    return [processed[key] for key in keys if key in processed]
 
 
 def _divide(batches: Sequence[Sequence[str]], size: int) -> list[list[str]]:
@@ -270,6 +291,8 @@ def _process_batch(
     n_threads: int,
     callback: Callback | None,
     checkpoints: Checkpoints | None,
+    on_outcomes: Callable[[Sequence[LesionData]], Any],
+    stop_on_first_crash: bool,
     advance: Callable[[int], Any],
 ) -> list[LesionData] | None:
     """Load, map and hand over one batch; what fails is written on the lesions that it concerns.
@@ -281,6 +304,10 @@ def _process_batch(
     """
     batch = _load(batch, analysis, n_threads)
     loaded = [lesion for lesion in batch if not lesion.error]
+    if failed := [lesion for lesion in batch if lesion.error]:
+        on_outcomes(failed)
+        if stop_on_first_crash:
+            return [lesion if lesion.error else replace(lesion, weights=None, batch=None) for lesion in batch]
     _warn_of_low_coverage(loaded)
     if not loaded:
         return batch
@@ -295,7 +322,7 @@ def _process_batch(
         return batch
     for lesion in mapped:
         if lesion.error:
-            logger.error("failed: %s: %s", lesion.name, lesion.error)
+            log_failure(logger, [lesion.name], lesion.error)
     usable = [lesion for lesion in mapped if not lesion.error]
     _isolate(partial(_hand_over, usable, analysis.name, callback), usable)
     finished = iter(mapped)
@@ -365,10 +392,7 @@ def _isolate(
         reason = describe(error)
         for lesion in lesions:
             lesion.error = reason
-        names = ", ".join(lesion.name for lesion in lesions[:NAMES_SHOWN])
-        names += f" and {len(lesions) - NAMES_SHOWN} more" if lesions[NAMES_SHOWN:] else ""
-        logger.error("failed: %s: %s", names, reason)  # noqa: TRY400  the traceback is for -v
-        logger.debug("traceback of the failure above", exc_info=True)
+        log_failure(logger, [lesion.name for lesion in lesions], reason)
         return None
 
 

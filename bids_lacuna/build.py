@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -49,6 +50,9 @@ PROCESS_BYTES = 200 * 2**20
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
+
+GRACE_S = 1.0
+"""Between a process that was killed and the signal that may end this one, too."""
 
 LOGGED_SHARES = 10
 """Progress is logged as often in all, for those who read a file instead of watching the bar."""
@@ -474,6 +478,8 @@ def _write_subjects(
                 if n_done * LOGGED_SHARES // len(futures) > (n_done - 1) * LOGGED_SHARES // len(futures):
                     logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
         except BrokenProcessPool as error:
+            # Where a scheduler ends them all, this process may be told last: it ends for that reason then.
+            time.sleep(GRACE_S)
             raise MemoryError(
                 "a process of the build was killed, most likely since the memory ran out, or could not start: run "
                 "the same command with a smaller --nprocs, it goes on from where it stopped"

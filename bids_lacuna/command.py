@@ -6,16 +6,19 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
+from bids_lacuna import logs
 from bids_lacuna._version import __version__
-from bids_lacuna.text import one_line
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -45,6 +48,11 @@ class Exit(IntEnum):
     CANNOT_CREATE = 73
     INPUT_OUTPUT = 74
     INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """The program was told to end by SIGTERM, as schedulers do: it cleans up as after Ctrl-C."""
 
 
 class Stop(Exception):  # noqa: N818  an end with a status, not always an error
@@ -76,14 +84,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
 
 
-class LineFormatter(logging.Formatter):
-    """Gives each message one line, whatever names of files it has; tracebacks have theirs."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        """Put a message into one line."""
-        return one_line(super().formatMessage(record))
-
-
 def run_command(
     parser: Parser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], Exit], interrupted: str
 ) -> int:
@@ -96,7 +96,7 @@ def run_command(
     run
         What the command does; it raises `Stop` when it cannot go on.
     interrupted
-        What is said after Ctrl-C.
+        What is said after Ctrl-C or SIGTERM.
 
     Returns
     -------
@@ -107,25 +107,44 @@ def run_command(
     if unknown:
         # By itself argparse would print the usage without that of the command, which the options are of.
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+    with logs.on_terminal(arguments.verbose), _ending_on_sigterm():
+        try:
+            return run(arguments)
+        except Stop as stop:
+            logger.debug("traceback of the error below", exc_info=True)
+            sys.stderr.write(f"{parser.prog}: error: {stop}\n")
+            return stop.status
+        except ModuleNotFoundError as error:
+            sys.stderr.write(
+                f"{parser.prog}: error: {error.name} is not installed for {sys.executable}: run `make demo` and use "
+                ".venv/bin/python, or `pip install .`\n"
+            )
+            return Exit.FAILED
+        except Terminated:
+            sys.stderr.write(f"{parser.prog}: {interrupted} (SIGTERM)\n")
+            return Exit.TERMINATED
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{parser.prog}: {interrupted}\n")
+            return Exit.INTERRUPTED
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Raise `Terminated` where SIGTERM would end the process at once; a second one changes nothing."""
+
+    def terminate(number: int, _frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    # Only the main thread may set signals.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        return run(arguments)
-    except Stop as stop:
-        logger.debug("traceback of the error below", exc_info=True)
-        sys.stderr.write(f"{parser.prog}: error: {stop}\n")
-        return stop.status
-    except ModuleNotFoundError as error:
-        sys.stderr.write(
-            f"{parser.prog}: error: {error.name} is not installed for {sys.executable}: run `make demo` and use "
-            ".venv/bin/python, or `pip install .`\n"
-        )
-        return Exit.FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{parser.prog}: {interrupted}\n")
-        return Exit.INTERRUPTED
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from bids_lacuna import logs
 from bids_lacuna.command import (
     Exit,
     Parser,
@@ -154,8 +155,6 @@ def build_parser() -> Parser:
 def run_build(arguments: argparse.Namespace) -> Exit:
     """Make a store, or what is missing of it."""
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from bids_lacuna.build import DamagedSource, NoPlace, NoRoom, build_store, check_folder, processes_that_fit
     from bids_lacuna.plan import available_cpus, format_bytes, memory_budget
     from bids_lacuna.rank import TOLERANCE
@@ -177,7 +176,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     n_processes = min(arguments.nprocs or available_cpus(), available_cpus(), len(source.subjects))
     n_processes = processes_that_fit(source, n_processes, memory_budget().available_bytes, arguments.rank)
     with (
-        logging_redirect_tqdm(),
+        logs.above_the_bar(),
         ending(Exit.INPUT_OUTPUT, OSError, saying=f"the store {arguments.store} could not be written"),
         ending(Exit.FAILED, MemoryError),
         ending(Exit.BAD_DATA, DamagedSource, ValueError),

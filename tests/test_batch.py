@@ -33,7 +33,7 @@ from synthetic import (
 )
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData
-from bids_lacuna.batch import batch_process, plan_run
+from bids_lacuna.batch import batch_process, plan_run, process_batches
 
 Array = np.ndarray
 
@@ -238,6 +238,29 @@ def test_lesions_that_fail(
         assert reasons[place % 4] in results[number].error
     assert [number for number in range(7) if results[number].error is None] == good
     assert all(result.results == {} for result in results)
+
+
+@pytest.mark.parametrize(("stop", "known"), [(False, ALL_NAMES), (True, ALL_NAMES[:2] + ALL_NAMES[3:4])])
+def test_outcomes_are_known_as_early_as_can_be(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], stop: bool, known: list[str]
+) -> None:
+    """What cannot be loaded is told before its batch is mapped; after the first failure a run may begin nothing."""
+    lesions[3] = make_lesion(np.zeros(MASK.shape), 3)
+    told: list[tuple[str, list[str]]] = []
+    plan = plan_run(analysis, 7, 2, 2**33, 1)
+    results = process_batches(
+        lesions,
+        analysis,
+        plan,
+        1,
+        batch_result_callback=lambda batch: told.append(("mapped", names(batch))),
+        on_outcomes=lambda batch: told.append(("known", names(batch))),
+        stop_on_first_crash=stop,
+    )
+    first_batch = [("mapped", ALL_NAMES[:2]), ("known", ALL_NAMES[:2])]
+    assert told[:3] == [*first_batch, ("known", ["sub-3"])]
+    assert names(results) == known
+    assert len(told) == (4 if stop else 9)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -522,6 +524,25 @@ def test_a_process_that_is_killed_alone(source: Path, tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "Traceback" not in log
     assert "smaller --nprocs" in log.splitlines()[-1]
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+def test_sigterm_ends_a_build_with_a_sentence(source: Path, tmp_path: Path, everyone: bool) -> None:
+    """A scheduler's SIGTERM, to the build alone or to its processes too, ends it in one sentence and status 143."""
+    series = synthetic.make_series(N_VOXELS, [400])[0]
+    for number in range(1, 400):
+        np.save(source / f"sub-{number}.npy", series)
+    process = start_build(source, tmp_path / "store", "--nprocs", "2")
+    wait_for_record(tmp_path / "store")
+    started = children(process)
+    os.killpg(process.pid, signal.SIGTERM) if everyone else process.terminate()
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert log.splitlines()[-1].endswith("the same command goes on from there (SIGTERM)")
+    assert "Traceback" not in log
+    assert "resource_tracker" not in log
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive
 
 
 def test_processes_that_fit(source: Path, caplog: pytest.LogCaptureFixture) -> None:
