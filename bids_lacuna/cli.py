@@ -11,13 +11,16 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from bids_lacuna import logs
 from bids_lacuna._version import __version__
 from bids_lacuna.command import (
     Exit,
@@ -36,8 +39,9 @@ from bids_lacuna.text import one_line
 
 if TYPE_CHECKING:
     from bids_lacuna.checkpoint import Checkpoints
+    from bids_lacuna.claims import Claims
     from bids_lacuna.connectome import Connectome
-    from bids_lacuna.derivatives import LesionRecord
+    from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
     from bids_lacuna.mapping import FunctionalNetworkMapping
     from bids_lacuna.plan import BatchPlan, MemoryBudget
     from bids_lacuna.query import LesionMask
@@ -47,8 +51,6 @@ logger = logging.getLogger("bids_lacuna")
 STORE_SPEEDUP = 30
 """How many times as long a pass over gzipped HDF5 takes as one over a store, by benchmarks/store.py."""
 
-NAMES_SHOWN = 3
-"""Of masks that fail for one reason; lesions.tsv has them all."""
 
 INTERRUPTED = "interrupted; finished batches are on disk, the same command goes on from there"
 
@@ -225,6 +227,11 @@ def build_parser() -> Parser:
         help="how often the batch in work is saved, beside on SIGTERM, SIGINT and SIGUSR1, so that the same command "
         "goes on from there; 0: never (default: %(default)s)",
     )
+    resources.add_argument(
+        "--stop-on-first-crash",
+        action="store_true",
+        help="begin nothing new once a lesion has failed (default: go on with the others)",
+    )
     resources.add_argument("--dry-run", action="store_true", help="print the lesions and the plan, and write nothing")
     resources.add_argument(
         "--notrack", action="store_true", help="accepted for BIDS Apps' sake: nothing is ever sent anywhere"
@@ -239,10 +246,8 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     if arguments.work_dir and not arguments.dry_run:
         os.environ["NUMBA_CACHE_DIR"] = str(make_folder(arguments.work_dir.absolute() / "numba"))
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from bids_lacuna.batch import plan_run, process_batches
-    from bids_lacuna.derivatives import DerivativesWriter, MapSettings, decide, prepare_dataset
+    from bids_lacuna.derivatives import DerivativesWriter, MapSettings, claim_pending, decide
     from bids_lacuna.mapping import FunctionalNetworkMapping
     from bids_lacuna.plan import available_cpus, memory_budget, room_for_files
 
@@ -271,38 +276,101 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     checkpoints = None if arguments.dry_run else open_checkpoints(arguments, analysis)
     if checkpoints:
         reopen(records, checkpoints.in_work)
-    pending = [record for record in records if record.status == "pending"]
     report_failures(records)
+    pending = pending_ones(records)
     budget = memory_budget(arguments.mem)
     n_threads = min(arguments.nprocs or available_cpus(), available_cpus())
+    make_plan = partial(
+        plan_run,
+        analysis,
+        lesion_batch_size=arguments.lesion_batch_size,
+        available_bytes=budget.available_bytes,
+        n_threads=n_threads,
+    )
     with ending(Exit.FAILED, MemoryError):
-        plan = plan_run(analysis, len(pending), arguments.lesion_batch_size, budget.available_bytes, n_threads)
+        plan = make_plan(n_lesions=len(pending))
     if arguments.dry_run:
         sys.stdout.write(describe_lesions(records) + describe_plan(plan, budget, connectome.n_subjects, n_threads))
         return Exit.OK
 
-    with ending(Exit.CANNOT_CREATE, OSError, saying=f"{arguments.output_dir} cannot be written to"):
-        with ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
-            links = prepare_dataset(arguments.output_dir, datasets)
-        log_dir = arguments.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
-        writer = DerivativesWriter(arguments.output_dir, settings, records, log_dir, links)
-        writer.write_table()
-    if checkpoints:
-        checkpoints.free_bytes = partial(room_for_files, checkpoints.folder, budget.available_bytes - plan.peak_bytes)
-    with logging_redirect_tqdm():
-        lesions = process_batches(
-            [record.as_lesion() for record in pending],
-            analysis,
-            plan,
-            n_threads,
-            batch_result_callback=writer,
-            checkpoints=checkpoints,
-        )
-    for record, lesion in zip(pending, lesions, strict=True):
-        record.close(lesion)
-    with ending(Exit.INPUT_OUTPUT, OSError, saying="the table of outcomes could not be written"):
-        writer.write_table()
-    return conclude(records, log_dir / "lesions.tsv")
+    run = f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
+    log_dir = arguments.output_dir / "logs" / run
+    with ExitStack() as stack:
+        with ending(Exit.CANNOT_CREATE, OSError, saying=f"{arguments.output_dir} cannot be written to"):
+            claims, links = stack.enter_context(sharing_output(arguments.output_dir, datasets, run))
+            stack.enter_context(logs.kept_in(log_dir))
+            n_held = claim_pending(pending, claims, arguments.output_dir, settings, arguments.overwrite)
+            if n_held or not goes_on(records, arguments):
+                # Another run may be keeping its own there.
+                checkpoints = None
+            if checkpoints:
+                reopen(records, checkpoints.in_work)
+            writer = DerivativesWriter(arguments.output_dir, settings, records, log_dir, links)
+            writer.write_table()
+        report_failures(pending)
+        pending = pending_ones(records)
+        if len(pending) < plan.n_lesions:
+            plan = make_plan(n_lesions=len(pending))
+        if checkpoints:
+            checkpoints.free_bytes = partial(
+                room_for_files, checkpoints.folder, budget.available_bytes - plan.peak_bytes
+            )
+        with logs.above_the_bar(), listing_interrupted(records, writer):
+            process_batches(
+                [record.as_lesion() for record in pending] if goes_on(records, arguments) else [],
+                analysis,
+                plan,
+                n_threads,
+                batch_result_callback=writer,
+                checkpoints=checkpoints,
+                on_outcomes=writer.close,
+                stop_on_first_crash=arguments.stop_on_first_crash,
+            )
+        for record in pending_ones(records):
+            record.set_aside("not run", "the run ended at the first failure (--stop-on-first-crash)")
+        with ending(Exit.INPUT_OUTPUT, OSError, saying="the table of outcomes could not be written"):
+            writer.write_table()
+        return conclude(records, log_dir)
+
+
+@contextmanager
+def sharing_output(
+    output_dir: Path, datasets: Mapping[str, Path], run: str
+) -> Iterator[tuple[Claims, dict[str, str]]]:
+    """Write into the output folder as one of several runs: make it a dataset, and give claims and links."""
+    from bids_lacuna.claims import claiming
+    from bids_lacuna.derivatives import DATASET_FILES, clean_after, prepare_dataset, read_description
+    from bids_lacuna.files import remove_unfinished
+
+    with ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
+        read_description(output_dir)
+    with claiming(output_dir / "logs" / "locks", run, partial(clean_after, output_dir)) as claims:
+        with claims.exclusive(), ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
+            remove_unfinished(output_dir, of=DATASET_FILES.__contains__)
+            links = prepare_dataset(output_dir, datasets)
+        yield claims, links
+
+
+def pending_ones(records: Sequence[LesionRecord]) -> list[LesionRecord]:
+    """Choose the lesions whose outcome is open."""
+    return [record for record in records if record.status == "pending"]
+
+
+@contextmanager
+def listing_interrupted(records: Sequence[LesionRecord], writer: DerivativesWriter) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM, list in lesions.tsv what was not run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for record in pending_ones(records):
+            record.set_aside("not run", "the run was interrupted")
+        writer.close([])
+        raise
+
+
+def goes_on(records: Sequence[LesionRecord], arguments: argparse.Namespace) -> bool:
+    """Tell whether lesions are mapped although others have failed before."""
+    return not (arguments.stop_on_first_crash and any(record.status == "failed" for record in records))
 
 
 def open_checkpoints(arguments: argparse.Namespace, analysis: FunctionalNetworkMapping) -> Checkpoints | None:
@@ -334,17 +402,6 @@ def reopen(records: Sequence[LesionRecord], in_work: Collection[str]) -> None:
         for record in batch:
             if record.status == "skipped":
                 record.status, record.reason = "pending", ""
-
-
-def report_failures(records: Sequence[LesionRecord]) -> None:
-    """Log which masks fail before any is read, and why: a reason that many have once."""
-    names: dict[str, list[str]] = {}
-    for record in records:
-        if record.status == "failed":
-            names.setdefault(record.reason, []).append(record.mask.path.name)
-    for reason, same in names.items():
-        shown = ", ".join(same[:NAMES_SHOWN]) + (f" and {len(same) - NAMES_SHOWN} more" if same[NAMES_SHOWN:] else "")
-        logger.error("failed: %s: %s", shown, reason)
 
 
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
@@ -487,18 +544,38 @@ def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_thre
     return "".join(f"{name:20}{value}\n" for name, value in rows.items())
 
 
-def conclude(records: Sequence[LesionRecord], table: Path) -> Exit:
-    """Say how it went: the reasons of failures were logged as they came."""
-    counts = ", ".join(
-        f"{sum(record.status == status for record in records)} {status}" for status in ("done", "skipped", "failed")
+def report_failures(records: Sequence[LesionRecord]) -> None:
+    """Log the lesions that failed before they were read: a reason that many have once."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        if record.status == "failed":
+            names.setdefault(record.reason, []).append(record.mask.path.name)
+    for reason, same in names.items():
+        logs.log_failure(logger, same, reason)
+
+
+def conclude(records: Sequence[LesionRecord], log_dir: Path) -> Exit:
+    """Say how it went, with the failures of one kind together: one of each was shown as it came, the log has all."""
+    counts = Counter[str](record.status for record in records)
+    statuses = ["done", "skipped", "failed", *(["not run"] if counts["not run"] else [])]
+    logger.info(
+        "%s; each lesion's outcome is in %s",
+        ", ".join(f"{counts[status]} {status}" for status in statuses),
+        log_dir / "lesions.tsv",
     )
-    logger.info("%s; each lesion's outcome is in %s", counts, table)
     failed = [record for record in records if record.status == "failed"]
     if not failed:
         return Exit.OK
+    by_kind: dict[str, list[LesionRecord]] = {}
+    for record in failed:
+        by_kind.setdefault(logs.kind_of(record.reason), []).append(record)
+    for alike in by_kind.values():
+        if len(alike) > 1:
+            names = logs.name_some([record.mask.path.name for record in alike])
+            logger.error("failed alike: %d lesions (%s): %s", len(alike), names, alike[0].reason)
     first = f"{failed[0].mask.path.name}: {failed[0].reason}"
     many = f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
-    sys.stderr.write(one_line(f"bids-lacuna: error: {many}{first}") + "\n")
+    sys.stderr.write(one_line(f"bids-lacuna: error: {many}{first} (the log is in {log_dir})") + "\n")
     return Exit.FAILED
 
 

@@ -8,8 +8,9 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from glob import escape
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -17,9 +18,11 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
+from bids_lacuna.claims import Claim, Claims
+from bids_lacuna.files import read_json_object, remove_unfinished, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, Weighting, describe_mismatch
+from bids_lacuna.logs import log_failure
 from bids_lacuna.query import LesionMask
 from bids_lacuna.text import one_line
 
@@ -31,6 +34,11 @@ ANALYSIS = "FunctionalNetworkMapping"
 PROGRAM = "bids-lacuna"
 """Its name in dataset_description.json; in `derivatives/<folder>/` it has to be part of the folder's name."""
 
+DESCRIPTION = "dataset_description.json"
+
+DATASET_FILES = (DESCRIPTION, ".bidsignore")
+"""What all runs write, one after another."""
+
 BIDS_VERSION = "1.10.0"
 
 CODE_URL = "https://github.com/bids-lacuna/bids_lacuna"
@@ -39,12 +47,21 @@ BIDSIGNORE = ("*.html", "figures", "logs", "sub-*/log", "group_*", "*_stat-*", "
 """What the validator does not know. It does not match folders by a trailing slash, nor `*_stat-*_mask.*`."""
 
 STATISTICS = {
+    # Written first: it is there only where n varies, so that nothing would miss it if the others came before.
+    "n": ("n_map", "Number of connectome subjects with a defined correlation at each voxel"),
     "r": ("correlation_map", "Lesion network map: hyperbolic tangent of the mean Fisher z over connectome subjects"),
     "z": ("z_map", "Lesion network map: mean Fisher z over connectome subjects"),
     "t": ("t_map", "Lesion network map: one-sample t of Fisher z over connectome subjects"),
-    "n": ("n_map", "Number of connectome subjects with a defined correlation at each voxel"),
 }
 """`stat` entity: the map's key and its description."""
+
+RECORD = {
+    "ConnectomeHash": "another connectome",
+    "LesionHash": "another mask",
+    "LesionWeighting": "{there} weighting",
+    "LesionThreshold": "the lesion threshold {there}",
+}
+"""What a sidecar tells of that which decides a map's numbers, and how a difference is put into words."""
 
 # fmt: off
 ENTITY_ORDER = (
@@ -87,8 +104,8 @@ class LesionRecord:
 
     mask: LesionMask
     """As found in the dataset."""
-    status: Literal["pending", "done", "failed", "skipped"] = "pending"
-    """`pending` only while the run goes on."""
+    status: Literal["pending", "done", "failed", "skipped", "not run"] = "pending"
+    """`pending` only while the run goes on; `not run` where it ended before."""
     reason: str = ""
     """Why it failed or was skipped."""
     volume_mm3: float | None = None
@@ -98,7 +115,7 @@ class LesionRecord:
     batch: int | None = None
     """Counted from 1."""
 
-    def set_aside(self, status: Literal["failed", "skipped"], reason: str) -> None:
+    def set_aside(self, status: Literal["failed", "skipped", "not run"], reason: str) -> None:
         """Leave the mask out of the run."""
         self.status, self.reason = status, reason
 
@@ -171,8 +188,8 @@ def decide(
     """Decide for each mask whether it is mapped (pending), skipped or failed before it is read.
 
     A mask in another space than the connectome is skipped where the same lesion is there in the right one, else it
-    fails. Masks whose maps would have the same names fail. A mask whose maps are all there is skipped, unless they
-    were made from another mask, connectome or weighting: then it fails, and nothing is mixed.
+    fails. Masks whose maps would have the same names fail. A mask whose maps are all there is skipped. One that has
+    maps made from another mask, connectome or weighting fails, and nothing is mixed.
 
     Parameters
     ----------
@@ -180,6 +197,7 @@ def decide(
         Map again what was mapped before.
     """
     records = [LesionRecord(mask) for mask in masks]
+    sidecars = _Sidecars(output_dir, settings)
     by_name: dict[PurePosixPath, list[LesionRecord]] = defaultdict(list)
     for record in records:
         if not _has_bids_name(record.mask):
@@ -199,7 +217,7 @@ def decide(
                     "failed", f"its maps would have the same names as those of {others}: choose by --bids-filter-file"
                 )
             elif not overwrite:
-                _set_aside_if_done(record, output_dir, settings)
+                _set_aside_if_done(record, settings, sidecars)
     return records
 
 
@@ -222,13 +240,75 @@ def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[Lesio
         record.set_aside("failed", describe_mismatch(record.mask.space, space))
 
 
-def _set_aside_if_done(record: LesionRecord, output_dir: Path, settings: MapSettings) -> None:
-    maps = [output_dir / path for path in expected_maps(record.mask, settings)]
+def claim_pending(
+    records: Sequence[LesionRecord], claims: Claims, output_dir: Path, settings: MapSettings, overwrite: bool = False
+) -> int:
+    """Claim the lesions that are to be mapped; one that another run holds fails, unless its maps are there by now.
+
+    Parameters
+    ----------
+    records
+        As from `decide`.
+    overwrite
+        As for `decide`.
+
+    Returns
+    -------
+    int
+        How many other runs hold.
+    """
+    pending = {str(map_path(record.mask, settings, stat="r")): record for record in records if _is_pending(record)}
+    held = claims.take(pending)
+    # After the claims were read: what nobody held then, and is not there now, nobody has finished.
+    sidecars = _Sidecars(output_dir, settings)
+    for name, record in pending.items():
+        if not overwrite:
+            _set_aside_if_done(record, settings, sidecars)
+        if name in held and _is_pending(record):
+            record.set_aside(
+                "failed",
+                f"{held[name]} holds this lesion: once it has ended, the same command maps what is left",
+            )
+    return len(held)
+
+
+def _is_pending(record: LesionRecord) -> bool:
+    return record.status == "pending"
+
+
+def clean_after(output_dir: Path, claim: Claim) -> None:
+    """Remove the temporary files of a run that was killed."""
+    remove_unfinished(output_dir / "logs" / claim.run)
+    by_folder: dict[Path, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for lesion in claim.lesions:
+        r_map = output_dir / lesion
+        # The claim is a file that anybody may have written.
+        if "_stat-r_" in r_map.name and ".." not in r_map.parts and r_map.is_relative_to(output_dir):
+            by_folder[r_map.parent][_before_statistic(r_map.name)].append(r_map.name)
+    for folder, r_maps in by_folder.items():
+        remove_unfinished(folder, of=partial(_is_of_any, r_maps))
+
+
+def _is_of_any(r_maps: Mapping[str, Sequence[str]], name: str) -> bool:
+    return any(_is_of_lesion(name, r_map) for r_map in r_maps.get(_before_statistic(name), ()))
+
+
+def _before_statistic(name: str) -> str:
+    return name.partition("_stat-")[0]
+
+
+def _is_of_lesion(name: str, r_map: str) -> bool:
+    """Tell by their names whether a map or its sidecar is of the same lesion and connectome as an r-map."""
+    before, after = map(re.escape, r_map.removesuffix("_statmap.nii.gz").rsplit("_stat-r_", 1))
+    return bool(re.fullmatch(rf"{before}_stat-[a-z]+_{after}(_statmap|T[0-9p]+_mask)\.(nii\.gz|json)", name))
+
+
+def _set_aside_if_done(record: LesionRecord, settings: MapSettings, sidecars: _Sidecars) -> None:
     try:
         # The sidecar is written last: a map without one is nobody's finished work.
-        there = [path for path in maps if path.exists() and _sidecar(path).exists()]
+        there = {path.name: sidecar for path, sidecar in sidecars.of(record.mask).items() if path.exists()}
         now = _provenance(record.mask, settings) if there else {}
-        different = {path.name: words for path in there if (words := _differences(_sidecar(path), now))}
+        different = {name: words for name, sidecar in there.items() if (words := _differences(sidecar, now))}
     except OSError as error:
         record.set_aside(
             "failed", f"its maps of an earlier run cannot be read ({error}): check the output folder's permissions"
@@ -241,8 +321,35 @@ def _set_aside_if_done(record: LesionRecord, output_dir: Path, settings: MapSett
             f"{name} is there already, made with {words}: --overwrite makes it anew, "
             "another --connectome-name keeps both",
         )
-    elif len(there) == len(maps):
+    elif {path.name for path in expected_maps(record.mask, settings)} <= set(there):
         record.set_aside("skipped", "its maps are all there")
+
+
+class _Sidecars:
+    """What sidecars the output has; each folder is listed once, since it may hold thousands of lesions."""
+
+    def __init__(self, output_dir: Path, settings: MapSettings) -> None:
+        self._output_dir = output_dir
+        self._settings = settings
+        self._by_folder: dict[Path, dict[str, list[str]]] = {}
+
+    def of(self, mask: LesionMask) -> dict[Path, Path]:
+        """Give each map of a lesion, there or not, that has a sidecar."""
+        r_map = self._output_dir / map_path(mask, self._settings, stat="r")
+        if r_map.parent not in self._by_folder:
+            self._by_folder[r_map.parent] = _sidecars_by_lesion(r_map.parent)
+        names = self._by_folder[r_map.parent].get(_before_statistic(r_map.name), [])
+        maps = {r_map.with_name(name.removesuffix(".json") + ".nii.gz"): r_map.with_name(name) for name in names}
+        return {path: sidecar for path, sidecar in maps.items() if _is_of_lesion(path.name, r_map.name)}
+
+
+def _sidecars_by_lesion(folder: Path) -> dict[str, list[str]]:
+    """List a folder's sidecars, by what their names have before the statistic."""
+    by_lesion = defaultdict(list)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for name in sorted(path.name for path in folder.iterdir() if path.name.endswith(".json")):
+            by_lesion[_before_statistic(name)].append(name)
+    return by_lesion
 
 
 def _differences(sidecar: Path, now: Mapping[str, Any]) -> str:
@@ -251,13 +358,9 @@ def _differences(sidecar: Path, now: Mapping[str, Any]) -> str:
         there = read_json_object(sidecar)
     except ValueError:
         return "a sidecar that is damaged"
-    words = {
-        "ConnectomeHash": "another connectome",
-        "LesionHash": "another mask",
-        "LesionWeighting": f"{there.get('LesionWeighting')} weighting",
-        "LesionThreshold": f"the lesion threshold {there.get('LesionThreshold')}",
-    }
-    return " and ".join(word for key, word in words.items() if there.get(key) != now[key])
+    return " and ".join(
+        words.format(there=there.get(key)) for key, words in RECORD.items() if there.get(key) != now.get(key)
+    )
 
 
 def _provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
@@ -279,7 +382,7 @@ def _file_hash(path: Path) -> str | None:
 
 
 class DerivativesWriter:
-    """Writes each batch's maps, with a sidecar each, and keeps lesions.tsv up to date: a callback of `batch_process`.
+    """Writes each batch's maps, with a sidecar each: a callback of `batch_process`. Keeps lesions.tsv up to date.
 
     Each file is written under a temporary name beside its final one and renamed, so that no file that looks whole
     is not.
@@ -322,10 +425,18 @@ class DerivativesWriter:
                 self._write_lesion(record.mask, lesion)
             except (OSError, ValueError) as error:
                 lesion.error = f"its maps cannot be written: {error}"
-                logger.error("%s: %s", lesion.name, lesion.error)  # noqa: TRY400  the traceback is for -v
-                logger.debug("traceback of the failure above", exc_info=True)
+                log_failure(logger, [lesion.name], lesion.error)
             record.close(lesion)
-        self.write_table()
+
+    def close(self, lesions: Sequence[LesionData]) -> None:
+        """Take over what became of a batch's lesions, also of those that were not mapped, into lesions.tsv."""
+        for lesion in lesions:
+            lesion.metadata["record"].close(lesion)
+        try:
+            self.write_table()
+        except OSError as error:
+            # The maps are there all the same; at the end of the run it is tried again.
+            logger.warning("the table of outcomes could not be written: %s", error)
 
     def write_table(self) -> None:
         """Write lesions.tsv: a row for every mask found."""
@@ -349,19 +460,11 @@ class DerivativesWriter:
 
     def _remove_stale(self, mask: LesionMask, sidecar: Mapping[str, Any]) -> None:
         """Remove this lesion's maps that were made from something else, before a new one is taken for theirs."""
-        r_map = self.output_dir / map_path(mask, self.settings, stat="r")
-        before, after = escape(r_map.name.removesuffix("_statmap.nii.gz")).rsplit("_stat-r_", 1)
-        own = {path.name for path in expected_maps(mask, self.settings)}
-        for path in r_map.parent.glob(f"{before}_stat-*_{after}*.json"):
-            map_of_it = path.with_name(path.name.removesuffix(".json") + ".nii.gz")
-            try:
-                ours = read_json_object(path).get("ConnectomeName") == self.settings.connectome_name
-            except ValueError:
-                ours = map_of_it.name in own
-            if ours and (differences := _differences(path, sidecar)):
-                logger.info("removed: %s, made with %s", map_of_it.name, differences)
-                map_of_it.unlink(missing_ok=True)
-                path.unlink()
+        for path, old in _Sidecars(self.output_dir, self.settings).of(mask).items():
+            if differences := _differences(old, sidecar):
+                logger.info("removed: %s, made with %s", path.name, differences)
+                path.unlink(missing_ok=True)
+                old.unlink()
 
     def _common_sidecar(self, mask: LesionMask, lesion: LesionData, summary: Mapping[str, Any]) -> dict[str, Any]:
         sidecar = {
@@ -412,10 +515,34 @@ def _table(records: Sequence[LesionRecord]) -> str:
     return "".join("\t".join(map(one_line, row)) + "\n" for row in rows)
 
 
+def read_description(output_dir: Path) -> dict[str, Any]:
+    """Read the description of the output folder, {} if it has none yet.
+
+    Raises
+    ------
+    FileExistsError
+        The folder holds another program's dataset, or is a file.
+    ValueError
+        The description is damaged.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise FileExistsError(f"{output_dir} is a file, where a folder for the maps is needed: name another place")
+    path = output_dir / DESCRIPTION
+    there = read_json_object(path) if path.exists() else {"GeneratedBy": [{"Name": PROGRAM}]}
+    match there:
+        case {"GeneratedBy": [{"Name": name}, *_]} if name == PROGRAM:
+            return there
+    raise FileExistsError(
+        f"{output_dir} holds another dataset ({there.get('Name')}, by {there.get('GeneratedBy')}): "
+        "choose a folder of its own for the maps"
+    )
+
+
 def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str, str]:
     """Make the output folder a BIDS derivative dataset, or add to the one that is there.
 
-    Jobs of one array may do so at the same time: both files are written by rename, and what another job linked stays.
+    Both files are written by rename. Jobs of one array do so one after another (`Claims.exclusive`), so that what
+    another job linked stays.
 
     Parameters
     ----------
@@ -437,19 +564,7 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str,
     OSError
         The folder cannot be written to.
     """
-    if output_dir.exists() and not output_dir.is_dir():
-        raise FileExistsError(f"{output_dir} is a file, where a folder for the maps is needed: name another place")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / "dataset_description.json"
-    there = read_json_object(path) if path.exists() else {"GeneratedBy": [{"Name": PROGRAM}]}
-    match there:
-        case {"GeneratedBy": [{"Name": name}, *_]} if name == PROGRAM:
-            links = there.get("DatasetLinks")
-        case _:
-            raise FileExistsError(
-                f"{output_dir} holds another dataset ({there.get('Name')}, by {there.get('GeneratedBy')}): "
-                "choose a folder of its own for the maps"
-            )
+    links = read_description(output_dir).get("DatasetLinks")
     links = links if isinstance(links, dict) else {}
     names = {}
     for name, root in datasets.items():
@@ -465,7 +580,8 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str,
         "SourceDatasets": [{"URL": link} for link in links.values()],
         "DatasetLinks": links,
     }
-    write_json(path, description)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / DESCRIPTION, description)
     with renamed_when_whole(output_dir / ".bidsignore") as temporary:
         temporary.write_text("\n".join(BIDSIGNORE) + "\n", encoding="utf-8")
     return names

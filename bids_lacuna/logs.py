@@ -41,6 +41,11 @@ def kind_of(reason: str) -> str:
     return PLACE.sub("…", reason)
 
 
+def name_some(names: Sequence[str]) -> str:
+    """Name the first of many lesions."""
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN} more" if names[NAMES_SHOWN:] else "")
+
+
 def log_failure(whose: logging.Logger, names: Sequence[str], reason: str) -> None:
     """Log why some lesions failed; in an `except` block, its traceback goes to -v, the log file and a crash file.
 
@@ -49,8 +54,7 @@ def log_failure(whose: logging.Logger, names: Sequence[str], reason: str) -> Non
     whose
         The logger of the module that knows.
     """
-    shown = ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN} more" if names[NAMES_SHOWN:] else "")
-    whose.error("failed: %s: %s", shown, reason, extra={"reason": reason})
+    whose.error("failed: %s: %s", name_some(names), reason, extra={"reason": reason})
     if sys.exc_info()[0] is not None:
         whose.debug("traceback of the failure of %s: %s", ", ".join(names), reason, exc_info=True)
 
