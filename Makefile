@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz lint bench clean
+.PHONY: help demo test fuzz soak lint bench clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -32,6 +32,9 @@ lint: .venv/installed-lint  ## check style, types, the direction of imports, and
 
 bench: .venv/installed-bench  ## measure speed and memory against the goals, in about ten minutes
 	$(BIN)/python -m benchmarks.run
+
+soak: .venv/installed-test  ## kill the program 20 times and compare what it ends with, in at most 10 minutes
+	$(BIN)/python tests/soak.py
 
 clean:  ## remove all that these targets made
 	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

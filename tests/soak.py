@@ -1,0 +1,200 @@
+"""Kill the program again and again, at any moment, and see whether it ends with the maps of an undisturbed run.
+
+Run by `make soak`; give a dataset and a connectome of your own with --bids and --connectome. Each round maps all
+lesions into a new folder, and is killed by SIGKILL at random moments and started again until it ends by itself; there
+are as many rounds as it takes kills. A kill falls into one of three phases, in turn: the start, the pass over the
+connectome, or the writing of maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import synthetic
+
+RUN = Path(__file__).parents[1] / "run.py"
+
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
+
+N_LESIONS = 40
+SHAPE = (29, 31, 23)
+N_SUBJECTS = 40
+N_TIMEPOINTS = 80
+
+PHASES = ("start", "pass", "writing")
+
+
+class Soak:
+    """One program, its input, and the time that is left."""
+
+    def __init__(self, command: list[object], folder: Path, deadline: float, seed: int) -> None:
+        self.command = command
+        self.folder = folder
+        self.deadline = deadline
+        self.random = random.Random(seed)
+        self.n_kills: Counter[str] = Counter()
+
+    def start(self, out: Path) -> subprocess.Popen[bytes]:
+        """Start the program."""
+        arguments = [self.command[0], out, *self.command[1:], "--work-dir", self.folder / "work"]
+        with (self.folder / "said").open("w") as said:
+            return subprocess.Popen([sys.executable, RUN, *map(str, arguments)], stdout=said, stderr=said)
+
+    def check(self, status: int) -> None:
+        """Give up if the program has ended by itself, and not well."""
+        if status not in (0, -signal.SIGKILL):
+            raise SystemExit(f"the program ended with status {status}:\n{(self.folder / 'said').read_text()}")
+
+    def undisturbed(self, out: Path) -> dict[str, float]:
+        """Map all lesions, and measure how long each phase takes."""
+        process = self.start(out)
+        moments = [time.monotonic()]
+        for begun in (has_claim, has_maps):
+            wait_for(begun(out), process)
+            moments.append(time.monotonic())
+        self.check(process.wait())
+        moments.append(time.monotonic())
+        return {phase: moments[place + 1] - moments[place] for place, phase in enumerate(PHASES)}
+
+    def disturbed(self, out: Path, durations: dict[str, float], n_wanted: int) -> None:
+        """Map all lesions, killed until there were enough kills, or nothing is left to do."""
+        while self.n_kills.total() < n_wanted:
+            phase = PHASES[self.n_kills.total() % len(PHASES)]
+            begun = {"pass": has_claim, "writing": has_maps}.get(phase, lambda _: lambda: True)(out)
+            process = self.start(out)
+            wait_for(begun, process)
+            try:
+                process.wait(self.random.uniform(0, durations[phase]))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            self.check(process.wait())
+            if process.returncode == 0:
+                return
+            self.n_kills[phase] += 1
+            if time.monotonic() > self.deadline:
+                raise SystemExit(f"the time is over after {self.n_kills.total()} kills: {dict(self.n_kills)}")
+        self.check(self.start(out).wait())
+
+
+def has_claim(out: Path) -> Callable[[], bool]:
+    """Tell when a run holds its lesions that does not do so now."""
+    before = set(out.glob("logs/locks/*.json"))
+    return lambda: bool(set(out.glob("logs/locks/*.json")) - before)
+
+
+def has_maps(out: Path) -> Callable[[], bool]:
+    """Tell when there are more maps than now."""
+    before = n_maps(out)
+    return lambda: n_maps(out) > before
+
+
+def wait_for(happened: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    """Wait until something has happened on disk, or the program has ended."""
+    while not happened() and process.poll() is None:
+        time.sleep(0.002)
+
+
+def n_maps(out: Path) -> int:
+    """Count the maps that are there."""
+    return sum(1 for _ in out.glob("sub-*/**/sub-*_statmap.nii.gz"))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Read all files but the logs."""
+    files = (path for path in out.rglob("*") if path.is_file())
+    return {name: path.read_bytes() for path in files if not (name := str(path.relative_to(out))).startswith("logs/")}
+
+
+def leftovers(*folders: Path) -> list[str]:
+    """List temporary files, locks and checkpoints."""
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [
+        str(path)
+        for path in paths
+        if UNFINISHED.fullmatch(path.name) or {"locks", "checkpoints"} & {folder.name for folder in path.parents}
+    ]
+
+
+def write_input(folder: Path) -> tuple[Path, Path]:
+    """Make up a dataset and a store."""
+    rng = np.random.default_rng(31)
+    brain = synthetic.make_mask(shape=SHAPE)
+    series = synthetic.make_series(int(brain.sum()), [N_TIMEPOINTS] * N_SUBJECTS)
+    source, store = folder / "source", folder / "store"
+    source.mkdir(parents=True)
+    for number, timeseries in enumerate(series):
+        np.save(source / f"sub-{number}.npy", timeseries)
+    mask = synthetic.write_mask(folder / "brain.nii.gz", brain)
+    options = ["--space", synthetic.SPACE, "--name", "soak", "--mask", mask]
+    command = [sys.executable, "-m", "bids_lacuna.connectome_cli", "build", source, store, *options]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    masks = {}
+    for number in range(N_LESIONS):
+        corner = tuple(int(rng.integers(length - 9)) for length in SHAPE)
+        size = tuple(int(length) for length in rng.integers(2, 9, 3))
+        label = f"{number:02}"
+        name = f"sub-{label}/anat/sub-{label}_space-{synthetic.SPACE}_label-lesion_mask"
+        masks[name] = synthetic.box(corner, size, SHAPE)
+    return synthetic.write_dataset(folder / "bids", masks), store
+
+
+def main() -> None:
+    """Soak."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bids", type=Path, help="dataset with lesion masks (default: 40 made-up lesions)")
+    parser.add_argument("--connectome", type=Path, help="with --bids: the connectome")
+    parser.add_argument("--kills", type=int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10, help="time at most (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=time.time_ns() % 10**6, help="of the moments (default: another one)"
+    )
+    parser.add_argument(
+        "options",
+        nargs="*",
+        default=["--checkpoint-minutes", "0.002"],
+        help="options of the program, after -- (default: %(default)s)",
+    )
+    arguments = parser.parse_args()
+    deadline = time.monotonic() + 60 * arguments.minutes
+    print(f"seed {arguments.seed}")
+    with TemporaryDirectory(prefix="soak-") as name:
+        folder = Path(name)
+        bids, connectome = (arguments.bids, arguments.connectome) if arguments.bids else write_input(folder / "input")
+        command = [bids, "participant", "--connectome", connectome, *arguments.options]
+        soak = Soak(command, folder, deadline, arguments.seed)
+        # The first one compiles, and does not count for the durations.
+        soak.undisturbed(folder / "first")
+        durations = soak.undisturbed(folder / "undisturbed")
+        print("undisturbed:", json.dumps({phase: round(seconds, 2) for phase, seconds in durations.items()}), "s")
+        expected = contents(folder / "undisturbed")
+        if expected != contents(folder / "first"):
+            raise SystemExit("two undisturbed runs differ")
+        n_rounds = 0
+        while soak.n_kills.total() < arguments.kills:
+            n_rounds += 1
+            out = folder / f"disturbed{n_rounds}"
+            soak.disturbed(out, durations, arguments.kills)
+            if (found := contents(out)) != expected:
+                differ = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+                raise SystemExit(f"{len(differ)} files differ from an undisturbed run's, the first: {differ[0]}")
+            if left := leftovers(out, folder / "work"):
+                raise SystemExit(f"left behind: {', '.join(left)}")
+        n_files = sum(name.endswith(".nii.gz") for name in expected)
+        kills = f"{soak.n_kills.total()} kills ({dict(soak.n_kills)}) in {n_rounds} rounds"
+        print(f"{kills}: {n_files} maps bit-identical, nothing left behind")
+
+
+if __name__ == "__main__":
+    main()
