@@ -380,7 +380,8 @@ def open_checkpoints(arguments: argparse.Namespace, analysis: FunctionalNetworkM
     if arguments.checkpoint_minutes == 0:
         return None
     labels = sorted(arguments.participant_label), sorted(arguments.session_label)
-    name = hashlib.sha256(f"{arguments.output_dir.resolve()} {labels}".encode()).hexdigest()[:16]
+    # In a C locale, a path may hold bytes that are no UTF-8.
+    name = hashlib.sha256(os.fsencode(f"{arguments.output_dir.resolve()} {labels}")).hexdigest()[:16]
     work_dir = arguments.work_dir or Path(tempfile.gettempdir()) / f"bids-lacuna-{os.getuid()}"
     folder = work_dir.absolute() / "checkpoints" / name
     try:

@@ -109,7 +109,7 @@ def kept_in(folder: Path) -> Iterator[None]:
         The folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = _LogFile(folder / LOG_FILE, encoding="utf-8")
+    file = _LogFile(folder / LOG_FILE, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     early = next((handler for handler in logger.handlers if isinstance(handler, MemoryHandler)), None)
     if early:
