@@ -78,7 +78,6 @@ class Checkpoints:
     def __post_init__(self) -> None:
         """Read what an earlier run left behind."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.folder)
         try:
             journal = read_json_object(self.folder / BATCHES)
         except (OSError, ValueError):
@@ -113,6 +112,7 @@ class Checkpoints:
         self._generation, self._saved_at = 0, time.monotonic()
         keys = {key for batch in left for key in batch}
         with _going_on_without():
+            remove_unfinished(self.folder)
             for saved in self._all_saved():
                 if keys.isdisjoint(saved.lesions):
                     saved.path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's np.dot calls this BLAS; loaded, its threads can be limited
 from numba import njit, prange
+from threadpoolctl import threadpool_limits
 
 Array = np.ndarray
 Arrays = tuple[np.ndarray, ...]
@@ -371,6 +372,10 @@ def compile_for(series_dtype: np.dtype, standardized_dtypes: Iterable[np.dtype])
     """
     for dtype in standardized_dtypes:
         standardize(np.eye(3, 2, dtype=dtype), np.array([0, 3]))
-    series, ones = np.eye(2, 3, dtype=series_dtype), np.ones(2, np.float32)
-    unit_seeds = seeds(np.array([0, 1]), np.zeros(1, np.int32), np.ones(1, np.float32), series, ones, ones)
-    add_fisher_z([unit_seeds], [series], [ones], np.zeros((1, 2)), np.zeros((1, 2)))
+    # As much as makes every thread's BLAS take the memory that it works in: later there may be none.
+    n_voxels, n_lesions = TILE * numba.get_num_threads(), TILE
+    series, ones = np.eye(n_voxels, TILE, dtype=series_dtype), np.ones(n_voxels, np.float32)
+    starts, voxels = np.arange(n_lesions + 1), np.arange(n_lesions, dtype=np.int32)
+    unit_seeds = seeds(starts, voxels, ones[:n_lesions], series, ones, ones)
+    with threadpool_limits(1, user_api="blas"):
+        add_fisher_z([unit_seeds], [series], [ones], np.zeros((n_lesions, n_voxels)), np.zeros((n_lesions, n_voxels)))

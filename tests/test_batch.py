@@ -532,8 +532,9 @@ def test_low_coverage(analysis: FunctionalNetworkMapping, caplog: pytest.LogCapt
     voxels = np.zeros(MASK.shape)
     voxels[tuple(np.argwhere(MASK)[11])] = 1
     voxels[tuple(np.argwhere(~MASK)[[3, 5]].T)] = 1
-    whole = make_lesion(MASK, 1)
-    results = batch_process([make_lesion(voxels), whole], analysis)
+    within = np.zeros(MASK.shape)
+    within[tuple(np.argwhere(MASK)[[11, 23]].T)] = 1
+    results = batch_process([make_lesion(voxels), make_lesion(within, 1)], analysis)
     assert [result.coverage for result in results] == pytest.approx([1 / 3, 1])
     assert [result.error for result in results] == [None, None]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
