@@ -1,12 +1,11 @@
 """Lesion network mapping: many lesions, one pass over a normative connectome, constant memory."""
 
 import os
-import tempfile
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_lacuna._version import __version__
+from bids_lacuna.compiled import choose_folder, keep_in
 
 if TYPE_CHECKING:
     from bids_lacuna.batch import batch_process
@@ -31,26 +30,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-def _numba_cache() -> str:
-    """Choose a folder of this user for compiled kernels; the package's own folder may be read-only."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
-    folders = (home / "bids-lacuna", Path(tempfile.gettempdir()) / f"bids-lacuna-{os.getuid()}")
-    # Of a user without a home, ~ stays as it is, and the path is not absolute.
-    for folder in filter(Path.is_absolute, folders):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            continue
-        # numba unpickles what it finds there: a folder that another user made first is none of ours.
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return str(folder)
-    return tempfile.mkdtemp(prefix="bids-lacuna-")
-
-
 # After each kernel, waiting threads would otherwise keep the processor that the reading thread needs: on a machine of
 # two processors a small kernel took 16 ms so, and 0.02 ms with this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # numba reads it once, when it is imported, and refuses to import cached kernels where it finds no place for them.
 if "NUMBA_CACHE_DIR" not in os.environ:
-    os.environ["NUMBA_CACHE_DIR"] = _numba_cache()
+    keep_in(choose_folder())

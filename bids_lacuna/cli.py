@@ -35,6 +35,7 @@ from bids_lacuna.command import (
     run_command,
     warn_of_space,
 )
+from bids_lacuna.compiled import keep_in
 from bids_lacuna.text import one_line
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
     check_folders(arguments, datasets)
     if arguments.work_dir and not arguments.dry_run:
-        os.environ["NUMBA_CACHE_DIR"] = str(make_folder(arguments.work_dir.absolute() / "numba"))
+        keep_in(make_folder(arguments.work_dir.absolute() / "numba"))
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
     from bids_lacuna.batch import plan_run, process_batches
     from bids_lacuna.derivatives import DerivativesWriter, MapSettings, claim_pending, decide
