@@ -36,6 +36,7 @@ from bids_lacuna.command import (
     warn_of_space,
 )
 from bids_lacuna.compiled import keep_in
+from bids_lacuna.descriptor import PrintDescriptor
 from bids_lacuna.text import one_line
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ def build_parser() -> Parser:
         "output_dir", type=Path, metavar="OUTPUT_DIR", help="where the maps go, e.g. BIDS_DIR/derivatives/bids-lacuna"
     )
     parser.add_argument("analysis_level", metavar="{participant,group}", help="participant: map each lesion")
+
+    parser.add_argument(
+        "--bids-exec-spec", nargs=0, action=PrintDescriptor, help="print a Boutiques descriptor of this command line"
+    )
 
     connectome = parser.add_argument_group("connectome")
     connectome.add_argument(
