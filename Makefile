@@ -5,10 +5,10 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test fuzz soak lint bench clean
+.PHONY: help demo test test-lowest fuzz soak lint audit bench lock recorded dist clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, into demo/out
 	$(BIN)/python -m bids_lacuna.demo demo
@@ -23,6 +23,11 @@ test: .venv/installed-test  ## run the tests
 fuzz: .venv/installed-test  ## read damaged files for five minutes: only errors of our own may come out
 	$(BIN)/python tests/fuzz.py
 
+test-lowest: .venv/installed-release  ## run the tests on the oldest dependencies that pyproject.toml admits
+	$(BIN)/uv venv --quiet --clear --python 3.11 .venv/lowest
+	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct --editable '.[test]'
+	.venv/lowest/bin/python -m pytest --numprocesses logical --dist loadfile
+
 lint: .venv/installed-lint  ## check style, types, the direction of imports, and spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,6 +40,24 @@ bench: .venv/installed-bench  ## measure speed and memory against the goals, in 
 
 soak: .venv/installed-test  ## kill the program 20 times and compare what it ends with, in at most 10 minutes
 	$(BIN)/python tests/soak.py
+
+audit: .venv/installed-audit  ## look for known vulnerabilities in the dependencies, and for risky code
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+	$(BIN)/bandit --quiet --recursive bids_lacuna
+
+lock: .venv/installed-release  ## choose anew the versions of the dependencies in requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+
+recorded: demo  ## write anew what is recorded of the program: boutiques.json and tests/expected_outputs.txt
+	$(BIN)/python run.py --bids-exec-spec > boutiques.json
+	.ci/outputs demo/out > tests/expected_outputs.txt
+
+dist: .venv/installed-release  ## build the sdist and the wheel into dist, and inspect them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 clean:  ## remove all that these targets made
 	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
