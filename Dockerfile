@@ -1,27 +1,47 @@
 ARG BASE_IMAGE=python:3.13-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 
-RUN python3 -m venv /opt/bids-lacuna
 WORKDIR /src
-# The dependencies have a layer of their own, which lasts until pyproject.toml changes.
-COPY pyproject.toml ./
-RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-      > requirements.txt \
- && /opt/bids-lacuna/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
-COPY README.md LICENSE ./
+# The dependencies have a layer of their own, which lasts until the lock file changes. The environment has no pip: that
+# of the base installs into it. Other packages' own tests are 100 MB.
+COPY requirements.lock ./
+RUN python3 -m venv --without-pip /opt/bids-lacuna \
+ && python3 -m pip --python /opt/bids-lacuna/bin/python install \
+      --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock \
+ && find /opt/bids-lacuna -type d -name tests -prune -exec rm -rf {} +
+COPY pyproject.toml README.md LICENSE ./
 COPY bids_lacuna bids_lacuna
-RUN /opt/bids-lacuna/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps .
+RUN python3 -m pip --python /opt/bids-lacuna/bin/python install \
+      --no-cache-dir --disable-pip-version-check --no-deps .
 COPY run.py /opt/bids-lacuna/
+
+# The kernels, compiled for processors of a family: bids_lacuna/compiled.py has their name, and takes it from there at
+# run time. The folder has another name whenever the code or numba is another, since copies outlast the image.
+WORKDIR /opt/bids-lacuna
+RUN mkdir compiled \
+ && if [ "$(uname -m)" = x86_64 ]; then \
+      code=$(cat lib/python3*/site-packages/bids_lacuna/kernels.py /src/requirements.lock | sha256sum | cut -c -12) \
+   && NUMBA_CACHE_DIR=/opt/bids-lacuna/compiled/$code NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES= \
+      bin/python -c 'from bids_lacuna.kernels import compile_for; \
+compile_for("int16", ["float32", "float64"]); compile_for("float32", [])' \
+   && ln -s "$code" compiled/current; \
+    fi
 
 FROM ${BASE_IMAGE}
 
 COPY --from=build /opt/bids-lacuna /opt/bids-lacuna
 
 ARG VERSION=unreleased
+ARG REVISION=unknown
+ARG BASE_DIGEST=unknown
+ARG IMAGE=ghcr.io/bids-lacuna/bids_lacuna
 LABEL org.opencontainers.image.title="bids-lacuna" \
       org.opencontainers.image.description="Lesion network mapping as a BIDS App" \
       org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}" \
       org.opencontainers.image.source="https://github.com/bids-lacuna/bids_lacuna" \
+      org.opencontainers.image.documentation="https://github.com/bids-lacuna/bids_lacuna#readme" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 # NUMBA_CACHE_DIR is left to the program, which takes a folder of this user's own: Apptainer shares /tmp with the
@@ -29,8 +49,9 @@ LABEL org.opencontainers.image.title="bids-lacuna" \
 ENV PATH=/opt/bids-lacuna/bin:${PATH} \
     PYTHONNOUSERSITE=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    BIDS_LACUNA_COMPILED=/opt/bids-lacuna/compiled/current \
     BIDS_LACUNA_CONTAINER_TYPE=docker \
-    BIDS_LACUNA_CONTAINER_TAG=bidslacuna/bids-lacuna:${VERSION}
+    BIDS_LACUNA_CONTAINER_TAG=${IMAGE}:${VERSION}
 
 USER 1000:1000
 WORKDIR /tmp
