@@ -76,5 +76,5 @@ def test_the_options_that_it_names_exist() -> None:
         subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, check=True).stdout
         for command in (["bids_lacuna"], ["bids_lacuna.connectome_cli", "build"])
     )
-    of_containers = {"--rm", "--user", "--containall", "--entrypoint"}
+    of_containers = {"--rm", "--user", "--containall", "--entrypoint", "--read-only", "--tmpfs"}
     assert options - of_containers <= set(re.findall(r"--[a-z-]+", usage))
