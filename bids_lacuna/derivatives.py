@@ -367,13 +367,14 @@ def _provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
     return {
         "ConnectomeName": settings.connectome_name,
         "ConnectomeHash": settings.connectome_hash,
-        "LesionHash": _file_hash(mask.path),
+        "LesionHash": file_hash(mask.path),
         "LesionWeighting": settings.weighting,
         "LesionThreshold": settings.lesion_threshold,
     }
 
 
-def _file_hash(path: Path) -> str | None:
+def file_hash(path: Path) -> str | None:
+    """Compute the SHA-256 of a file; None where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -487,10 +488,11 @@ class DerivativesWriter:
         path = self.output_dir / relative_path
         with renamed_when_whole(path) as temporary:
             nib.save(image, temporary)
-        write_json(_sidecar(path), sidecar)
+        write_json(sidecar_path(path), sidecar)
 
 
-def _sidecar(path: Path) -> Path:
+def sidecar_path(path: Path) -> Path:
+    """Name the JSON file beside an image."""
     return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
 
 

@@ -1,4 +1,4 @@
-"""Lesion masks and BOLD runs of BIDS datasets: pybids lists the files; names and sidecars tell what they are.
+"""Lesion masks, BOLD runs and lesions' maps: pybids lists a dataset's files; names and sidecars tell what they are.
 
 pybids' own queries are not used: its patterns match whole paths, so that below a folder `/data/label-lesion` every
 file of a dataset has that label.
@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -103,6 +103,18 @@ class BoldRun:
     """As `LesionMask.entities`."""
     brain_mask: Path | None
     """The file of the same name but for `desc-brain_mask`: fMRIPrep writes one for each run, XCP-D none."""
+
+
+@dataclass(frozen=True)
+class StatMap:
+    """One map of a lesion on disk, or the mask of one above a threshold."""
+
+    path: PurePosixPath
+    """Relative to the dataset's root."""
+    entities: dict[str, str]
+    """As `LesionMask.entities`; `stat` is one of them."""
+    suffix: str
+    """`statmap`; `mask` where a threshold was applied."""
 
 
 class _Image(NamedTuple):
@@ -248,6 +260,44 @@ def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any]
         (BoldRun(run.path, _entities(run), masks.get(_likeness(run, "desc", "suffix"))) for run in runs),
         key=lambda run: run.path,
     )
+
+
+def find_stat_maps(
+    derivatives_dir: Path, participant_labels: Sequence[str] = (), session_labels: Sequence[str] = ()
+) -> list[StatMap]:
+    """Find the maps of participants' lesions: what has a `stat` in its name, and the suffix statmap or mask.
+
+    Parameters
+    ----------
+    derivatives_dir
+        Root of the dataset that the participant level wrote.
+    participant_labels, session_labels
+        As in `find_lesion_masks`.
+
+    Returns
+    -------
+    list of StatMap
+        Sorted by path; empty where there are none.
+
+    Raises
+    ------
+    NotADirectoryError, FileNotFoundError, DamagedDataset
+        As in `find_lesion_masks`.
+    """
+    root = derivatives_dir.absolute()
+    _check_dataset(root)
+    participants = [label.removeprefix("sub-") for label in participant_labels]
+    sessions = [label.removeprefix("ses-") for label in session_labels]
+    images = _list_images("source", root, participants, None)
+    maps = [
+        StatMap(PurePosixPath(image.path.relative_to(root)), _entities(image), image.name["suffix"])
+        for image in images
+        if {"sub", "stat"} <= image.name.keys()
+        and image.name["suffix"] in ("statmap", "mask")
+        and (not participants or image.name["sub"] in participants)
+        and (not sessions or image.name.get("ses") in sessions)
+    ]
+    return sorted(maps, key=lambda stat_map: stat_map.path)
 
 
 def read_filter_file(path: Path, kind: str = "lesion") -> dict[str, Any]:

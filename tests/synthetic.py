@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -183,3 +184,64 @@ def as_nobody() -> Iterator[None]:
     finally:
         if is_root:
             os.seteuid(0)
+
+
+def write_lesion_maps(
+    out: Path,
+    mask: Path,
+    maps: dict[str, Array],
+    *,
+    affine: Array = RADIOLOGICAL,
+    connectome: str = "GSP",
+    thresholds: Sequence[float] = (),
+    **changes: object,
+) -> list[Path]:
+    """Write a lesion's maps as the participant level leaves them, with a sidecar each.
+
+    Parameters
+    ----------
+    out
+        Root of the maps' dataset.
+    mask
+        The lesion's, `sub-01_space-…_label-lesion_mask.nii.gz`.
+    maps
+        r, z and t.
+    thresholds
+        A mask of |t| is written for each; whole numbers.
+    changes
+        To the sidecars.
+    """
+    write_dataset(out, {})
+    (out / "dataset_description.json").write_text(
+        json.dumps({"Name": "maps", "BIDSVersion": "1.10.0", "GeneratedBy": [{"Name": "bids-lacuna"}]})
+    )
+    stem = mask.name.removesuffix("_mask.nii.gz")
+    folder = out / "/".join(part for part in stem.split("_") if part[:3] in ("sub", "ses")) / "func"
+    sidecar = {
+        "SpatialReference": SPACE,
+        "NumberOfConnectomeSubjects": 5,
+        "LesionVolume": float(np.count_nonzero(nib.load(mask).get_fdata())),
+        "LesionCoverage": 0.75,
+        "ConnectomeName": connectome,
+        "ConnectomeHash": f"{connectome}hash",
+        "LesionHash": hashlib.sha256(mask.read_bytes()).hexdigest(),
+        "LesionWeighting": "volume",
+        "SoftwareVersion": "1",
+        **changes,
+    }
+    images = {f"stat-{stat}_desc-{connectome}_statmap": values for stat, values in maps.items()}
+    more = {name: {} for name in images}
+    for threshold in thresholds:
+        name = f"stat-t_desc-{connectome}T{threshold:g}_mask"
+        images[name] = (np.abs(maps["t"]) > threshold).astype(np.uint8)
+        more[name] = {"Threshold": threshold}
+    written = []
+    for name, values in images.items():
+        path = folder / f"{stem}_{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = nib.Nifti1Image(values, affine)
+        image.set_sform(affine, 4)
+        nib.save(image, path)
+        path.with_name(f"{stem}_{name}.json").write_text(json.dumps(sidecar | more[name]))
+        written.append(path)
+    return written
