@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bids_lacuna import kernels
 from bids_lacuna.checkpoint import Checkpoints
-from bids_lacuna.lesion import LesionData
+from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.logs import log_failure
 from bids_lacuna.mapping import FunctionalNetworkMapping, lesion_keys
 from bids_lacuna.plan import (
@@ -37,9 +37,6 @@ T = TypeVar("T")
 Strategy = Literal["vectorized", "sequential"]
 BatchSize = int | Literal["auto"] | None
 Callback = Callable[[list[LesionData]], Any]
-
-LOW_COVERAGE = 0.5
-"""Below this share of a lesion inside the connectome's mask, a warning says so."""
 
 LOADED_AT_ONCE = 4
 """Lesions at most: each takes memory beside its weights until it is loaded, and Python runs one thread at a time."""

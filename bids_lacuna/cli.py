@@ -42,6 +42,7 @@ from bids_lacuna.text import one_line
 if TYPE_CHECKING:
     from bids_lacuna.checkpoint import Checkpoints
     from bids_lacuna.claims import Claims
+    from bids_lacuna.cohort import Group
     from bids_lacuna.connectome import Connectome
     from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
     from bids_lacuna.mapping import FunctionalNetworkMapping
@@ -75,12 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_level(arguments: argparse.Namespace) -> Exit:
     """Run the level that was asked for."""
-    if arguments.analysis_level != "participant":
+    levels = {"participant": run_participants, "group": run_group}
+    if arguments.analysis_level not in levels:
         raise Stop(
             Exit.UNKNOWN_LEVEL,
-            f"this version has no {arguments.analysis_level} level, only participant: it maps each lesion",
+            f"there is no {arguments.analysis_level} level: participant maps each lesion, group describes all maps",
         )
-    return run_participants(arguments)
+    return levels[arguments.analysis_level](arguments)
 
 
 def build_parser() -> Parser:
@@ -94,7 +96,11 @@ def build_parser() -> Parser:
     parser.add_argument(
         "output_dir", type=Path, metavar="OUTPUT_DIR", help="where the maps go, e.g. BIDS_DIR/derivatives/bids-lacuna"
     )
-    parser.add_argument("analysis_level", metavar="{participant,group}", help="participant: map each lesion")
+    parser.add_argument(
+        "analysis_level",
+        metavar="{participant,group}",
+        help="participant: map each lesion; group: describe the maps of all",
+    )
 
     parser.add_argument(
         "--bids-exec-spec", nargs=0, action=PrintDescriptor, help="print a Boutiques descriptor of this command line"
@@ -104,10 +110,9 @@ def build_parser() -> Parser:
     connectome.add_argument(
         "--connectome",
         type=Path,
-        required=True,
         metavar="PATH",
-        help="store of a normative functional connectome, as bids-lacuna-connectome makes it; or an HDF5 file, or a "
-        "folder of them",
+        help="needed at the participant level: store of a normative functional connectome, as "
+        "bids-lacuna-connectome makes it; or an HDF5 file, or a folder of them",
     )
     connectome.add_argument(
         "--connectome-space",
@@ -119,7 +124,8 @@ def build_parser() -> Parser:
         "--connectome-name",
         type=connectome_name,
         metavar="NAME",
-        help="its name in the maps' names (default: the store's own, or the letters and digits of PATH's name)",
+        help="its name in the maps' names (default: the store's own, or the letters and digits of PATH's name; "
+        "at the group level that of most lesions' maps)",
     )
 
     lesions = parser.add_argument_group("which lesions")
@@ -176,7 +182,8 @@ def build_parser() -> Parser:
         default=[],
         metavar="T",
         action="extend",
-        help="write a mask of |t| > T for each T",
+        help="write a mask of |t| > T for each T; at the group level, the shares of lesions with t > T and t < -T "
+        "(default there: the masks' own)",
     )
     maps.add_argument("--no-t-map", action="store_true", help="write no t-maps")
     maps.add_argument(
@@ -194,6 +201,18 @@ def build_parser() -> Parser:
         "probability (default: masks must be binary)",
     )
     maps.add_argument("--overwrite", action="store_true", help="map lesions again whose maps are there")
+
+    group = parser.add_argument_group("group level")
+    group.add_argument(
+        "--ignore",
+        nargs="+",
+        choices=("missing", "mixed"),
+        default=[],
+        metavar="missing|mixed",
+        action="extend",
+        help="leave lesions out whose maps are missing or damaged, or were made with another connectome, weighting "
+        "or threshold than most (default: refuse, and name them)",
+    )
 
     resources = parser.add_argument_group("resources")
     resources.add_argument(
@@ -247,6 +266,8 @@ def build_parser() -> Parser:
 
 def run_participants(arguments: argparse.Namespace) -> Exit:
     """Map the lesions of a dataset: the participant level."""
+    if not arguments.connectome:
+        raise Stop(Exit.USAGE, "the participant level needs a connectome: --connectome PATH")
     datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
     check_folders(arguments, datasets)
     if arguments.work_dir and not arguments.dry_run:
@@ -411,6 +432,65 @@ def reopen(records: Sequence[LesionRecord], in_work: Collection[str]) -> None:
                 record.status, record.reason = "pending", ""
 
 
+def run_group(arguments: argparse.Namespace) -> Exit:
+    """Describe the maps of a dataset's lesions as a group."""
+    datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
+    check_folders(arguments, datasets)
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from bids_lacuna.cohort import NoMaps, UnfitLesions, choose_group, refuse
+    from bids_lacuna.derivatives import prepare_dataset
+    from bids_lacuna.group import BLOCK_BYTES, summarize_group
+    from bids_lacuna.plan import available_cpus, memory_budget
+    from bids_lacuna.query import DamagedDataset, find_stat_maps
+
+    logger.info("bids-lacuna %s", __version__)
+    connectome = open_connectome(arguments) if arguments.connectome else None
+    masks = find_masks(arguments, datasets)
+    out = arguments.output_dir
+    with (
+        ending(Exit.NO_INPUT, FileNotFoundError, NotADirectoryError, saying="run the participant level first"),
+        ending(Exit.NO_INPUT, NoMaps),
+        ending(Exit.BAD_DATA, DamagedDataset, UnfitLesions),
+    ):
+        group = choose_group(
+            masks,
+            find_stat_maps(out, arguments.participant_label, arguments.session_label),
+            out,
+            connectome_name=connectome.name if connectome else arguments.connectome_name,
+            connectome_hash=connectome.content_hash if connectome else None,
+            t_thresholds=arguments.t_threshold,
+        )
+    if arguments.dry_run:
+        sys.stdout.write(describe_group(group, arguments.ignore))
+        return Exit.OK
+    with ending(Exit.BAD_DATA, UnfitLesions):
+        refuse(group.left_out, len(group.lesions), arguments.ignore)
+    with ending(Exit.CANNOT_CREATE, OSError, ValueError):
+        links = prepare_dataset(out, datasets)
+    with (
+        logging_redirect_tqdm(),
+        ending(Exit.BAD_DATA, UnfitLesions),
+        ending(Exit.INPUT_OUTPUT, OSError, saying=f"the group's files cannot be written to {out}"),
+    ):
+        summary = summarize_group(
+            group,
+            out,
+            links,
+            ignored=arguments.ignore,
+            block_bytes=min(BLOCK_BYTES, memory_budget(arguments.mem).available_bytes // 2),
+            n_threads=min(arguments.nprocs or available_cpus(), available_cpus()),
+        )
+    logger.info(
+        "lesions in the group: %d, left out: %d, outliers: %s; the table is %s",
+        len(summary.order),
+        len(summary.left_out),
+        ", ".join(summary.outliers) or "none",
+        summary.table,
+    )
+    return Exit.OK
+
+
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
     """Find the masks that the arguments choose."""
     from bids_lacuna.query import (
@@ -490,7 +570,7 @@ def check_folders(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -
         "database": arguments.bids_database_dir,
     }
     for kind, folder in written.items():
-        for source in [*datasets.values(), arguments.connectome]:
+        for source in [*datasets.values(), *filter(None, [arguments.connectome])]:
             if folder and lies_in(folder.resolve(), source.resolve()):
                 raise Stop(
                     Exit.USAGE,
@@ -549,6 +629,16 @@ def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_thre
         "memory, available": f"{format_bytes(budget.available_bytes)} ({budget.source})",
     }
     return "".join(f"{name:20}{value}\n" for name, value in rows.items())
+
+
+def describe_group(group: Group, ignored: Sequence[str]) -> str:
+    """List the maps that would be read, and the lesions that cannot be in the group."""
+    lines = [f"lesions: {len(group.lesions)}, {group.origin.describe()}"]
+    lines += [f"  read    {path}" for lesion in group.lesions for path in (lesion.mask.path, *lesion.maps.values())]
+    for lesion in group.left_out:
+        word = "leave" if lesion.kind in ignored else "refuse"
+        lines.append(f"  {word:8}{lesion.name}: {lesion.kind}: {lesion.reason}")
+    return "\n".join(lines) + "\n"
 
 
 def report_failures(records: Sequence[LesionRecord]) -> None:

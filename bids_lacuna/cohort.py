@@ -50,6 +50,8 @@ class Origin:
     """Of the maps, row by row, rounded to 1e-4."""
     thresholds: tuple[float, ...]
     """Of the masks of |t|; those asked for where the group has its own."""
+    lesion_threshold: float | None = None
+    """From which probability on voxels of the lesions count; None where their masks are binary."""
 
     @property
     def grid(self) -> Grid:
@@ -67,6 +69,7 @@ class Origin:
             self.weighting,
             compute_t_map=True,
             t_thresholds=self.thresholds,
+            lesion_threshold=self.lesion_threshold,
         )
 
     def describe(self, names: Collection[str] = ()) -> str:
@@ -78,9 +81,12 @@ class Origin:
             "weighting": f"{self.weighting} weighting",
             "shape": self.grid.place,
             "thresholds": f"|t| > {thresholds}" if thresholds else "no threshold",
+            "lesion_threshold": f"lesion threshold {self.lesion_threshold}",
         }
         same_words = {"connectome_hash": "connectome_name", "affine": "shape"}
         asked = {same_words.get(name, name) for name in names}
+        if self.lesion_threshold is None and not names:
+            del words["lesion_threshold"]
         return ", ".join(text for name, text in words.items() if not names or name in asked)
 
     def differences(self, group: Origin) -> str:
@@ -243,6 +249,7 @@ def _read_origins(
                 image.shape,
                 tuple((image.affine.round(4) + 0.0).ravel().tolist()),
                 t_thresholds or tuple(sorted(thresholds[stat_map.path])),
+                sidecar.get("LesionThreshold"),
             )
         except KeyError as error:
             damaged[stat_map.path] = f"the sidecar of {path.name} lacks {error}: map the lesion again (--overwrite)"
@@ -326,7 +333,7 @@ def _gather(
             other = read_json_object(sidecar_path(maps_dir / path))
         except (OSError, ValueError) as error:
             raise _Unfit("missing", str(error)) from error
-        for key in ("ConnectomeHash", "LesionHash", "LesionWeighting"):
+        for key in ("ConnectomeHash", "LesionHash", "LesionWeighting", "LesionThreshold"):
             if other.get(key) != sidecar.get(key):
                 raise _Unfit("mixed", f"its {stat}-map has another {key} than its r-map: map it again (--overwrite)")
     for key in ("LesionVolume", "LesionCoverage", "NumberOfConnectomeSubjects"):

@@ -99,13 +99,15 @@ def _describe_lie(image: SpatialImage) -> str:
     return f"its header tells of {promised} bytes, the file has {size}, so that it is truncated or damaged"
 
 
-def read_slabs(image: SpatialImage) -> Iterator[np.ndarray]:
+def read_slabs(image: SpatialImage, kind: str) -> Iterator[np.ndarray]:
     """Read a volume a few slices at a time, and its file to the end, where gzip has its checksum.
 
     Parameters
     ----------
     image
         Its shape has three axes, and then only such of length 1.
+    kind
+        What the image is to the user: "mask".
 
     Yields
     ------
@@ -122,7 +124,7 @@ def read_slabs(image: SpatialImage) -> Iterator[np.ndarray]:
     # nibabel says with a ValueError that a file ends too early.
     except (*UNREADABLE, ValueError) as error:
         raise OSError(
-            f"the mask's voxels cannot be read ({error}): the file is truncated or damaged; copy it again"
+            f"the {kind}'s voxels cannot be read ({error}): the file is truncated or damaged; copy it again"
         ) from error
 
 

@@ -50,6 +50,9 @@ DISAGREEMENT_MM = 1
 PIECES_AT_ONCE = 2**16
 """Of a lesion's voxels together: a piece takes about 100 bytes while it is placed, and there may be ten million."""
 
+LOW_COVERAGE = 0.5
+"""A lesion of which the connectome covers less has a map that describes that part alone."""
+
 
 class LesionOutsideGrid(ValueError):  # noqa: N818  a fact about a lesion, not a defect of the program
     """The lesion covers no voxel of the connectome: it fails, and the others go on."""
@@ -307,7 +310,7 @@ def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Arra
     found: set[float] = set()
     n_read = 0
     # Slices come first and x last here: an array is fast to search in the order that it has in memory.
-    for values in read_slabs(image):
+    for values in read_slabs(image, "mask"):
         lesion = _find_one_value(values, found) if threshold is None else _weigh_probabilities(values, threshold)
         if lesion.any():
             corner, piece = _crop(lesion)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -490,9 +491,119 @@ def test_another_datasets_folder_is_no_output(bids: Path, connectome: Path, tmp_
     assert (out / "dataset_description.json").read_bytes() == before
 
 
-def test_the_group_level_is_not_known_yet(bids: Path, connectome: Path, tmp_path: Path) -> None:
-    """The group level ends with status 17."""
-    assert run(bids, tmp_path / "out", "group", "--connectome", connectome).returncode == 17
+def test_an_unknown_level(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """A level that there is not ends with status 17, and the right ones are named."""
+    result = run(bids, tmp_path / "out", "cohort", "--connectome", connectome)
+    assert result.returncode == 17
+    assert "participant" in sentence(result)
+
+
+def test_the_participant_level_needs_a_connectome(bids: Path, tmp_path: Path) -> None:
+    """Without --connectome, which the group level can do without, no lesion can be mapped."""
+    result = run(bids, tmp_path / "out", "participant")
+    assert result.returncode == 64
+    assert "--connectome PATH" in sentence(result)
+
+
+@pytest.fixture(scope="module")
+def grouped(
+    tmp_path_factory: pytest.TempPathFactory, finished: tuple[Path, Path, subprocess.CompletedProcess[str]]
+) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+    """Run the group level on a copy of the mapped dataset: the dataset, the output, and what was printed."""
+    folder = shutil.copytree(finished[1].parent, tmp_path_factory.mktemp("grouped") / "all")
+    return folder / "bids", folder / "out", run(folder / "bids", folder / "out", "group")
+
+
+def test_the_group_level_describes_the_maps_on_disk(
+    grouped: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """After the participant level, the same folders give the means, overlaps and correlations of its maps."""
+    _, out, result = grouped
+    assert result.returncode == 0, result.stderr
+    header, *lines = [line.split("\t") for line in (out / "group_lesions.tsv").read_text().splitlines()]
+    table = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [(row["participant_id"], row["session_id"], row["label"]) for row in table] == [
+        ("sub-01", "n/a", "L"), ("sub-01", "n/a", "lesion"),
+        ("sub-02", "ses-a", "lesion"), ("sub-02", "ses-b", "lesion"),
+    ]  # fmt: skip
+    stem = f"space-{synthetic.SPACE}_stat-{{}}_desc-GSP5{{}}_statmap.nii.gz"
+    maps = {
+        stat: [nib.load(path).get_fdata() for path in out.glob(f"sub-*/**/*_stat-{stat}_*map.nii.gz")]
+        for stat in "rzt"
+    }
+    for stat in "rz":
+        found = nib.load(out / stem.format(stat, "mean")).get_fdata()
+        np.testing.assert_allclose(found, np.mean(maps[stat], axis=0), atol=1e-6)
+    for threshold, label in ((2, "2"), (3.5, "3p5")):
+        for word, sign in (("above", 1), ("below", -1)):
+            found = nib.load(out / stem.format("share", f"networkT{label}{word}")).get_fdata()
+            expected = np.mean([sign * t > threshold for t in maps["t"]], axis=0)
+            np.testing.assert_allclose(found[np.isfinite(found)], expected[np.isfinite(found)], atol=1e-6)
+    np.testing.assert_allclose(
+        nib.load(out / stem.format("n", "lesions")).get_fdata(), 2.0 * LEFT + 2.0 * RIGHT, atol=1e-6
+    )
+    sidecar = json.loads((out / stem.format("n", "lesions").replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Descriptive"] is True
+    assert set(sidecar["Sources"]) == {f"bids:source:{name}.nii.gz" for name in MASKS}
+
+
+def test_the_output_with_a_group_is_a_valid_bids_derivative(
+    grouped: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """The BIDS validator finds no error in the group's files, either."""
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    result = subprocess.run(
+        [validator, grouped[1], "--format", "json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DENO_DIR": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_group_that_lacks_a_lesion(
+    grouped: tuple[Path, Path, subprocess.CompletedProcess[str]], connectome: Path, tmp_path: Path
+) -> None:
+    """A mask without maps is named and refused, in a dry run told, and left out where the user says so."""
+    folder = shutil.copytree(grouped[0].parent, tmp_path / "all")
+    bids, out = folder / "bids", folder / "out"
+    synthetic.write_mask(bids / f"sub-03/anat/sub-03_space-{synthetic.SPACE}_label-lesion_mask.nii.gz", LEFT)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    refused = run(bids, out, "group")
+    assert refused.returncode == 65
+    assert "Traceback" not in refused.stderr
+    assert "1 of 5 lesions cannot be in the group" in refused.stderr
+    assert "sub-03_label-lesion: missing" in refused.stderr
+    assert sentence(refused).endswith("--ignore missing")
+    dry = run(bids, out, "group", "--dry-run", "--t-threshold", "7")
+    assert dry.returncode == 0
+    assert len([line for line in dry.stdout.splitlines() if line.startswith("  read  ")]) == 4 * 4
+    assert "  refuse  sub-03_label-lesion: missing" in dry.stdout
+    assert "|t| > 7" in dry.stdout
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    options = ["--ignore", "missing", "--t-threshold", "7", "--connectome", connectome]
+    ignored = run(bids, out, "group", *options)
+    assert ignored.returncode == 0, ignored.stderr
+    assert len((out / "group_lesions.tsv").read_text().splitlines()) == 1 + 4
+    assert sorted(path.name.split("desc-")[1] for path in out.glob("*stat-share*T*.nii.gz")) == [
+        "GSP5networkT7above_statmap.nii.gz", "GSP5networkT7below_statmap.nii.gz",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        ([], 66, "run the participant level first"),
+        (["--ignore", "all"], 64, "invalid choice: 'all'"),
+        (["--participant-label", "09"], 66, "01, 02"),
+    ],
+)
+def test_a_group_without_maps(bids: Path, tmp_path: Path, options: list[str], status: int, words: str) -> None:
+    """The group level without anything to read ends with a sentence, and writes nothing."""
+    result = run(bids, tmp_path / "out", "group", *options)
+    assert result.returncode == status
+    assert words in sentence(result)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
