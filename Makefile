@@ -1,11 +1,12 @@
-# Needs make and Python 3.11 or newer; everything else is installed into .venv.
+# Needs make and Python 3.11 or newer; everything else is installed into .venv, but for the browser of the tests.
 
 PYTHON ?= python3
 BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest fuzz soak lint audit bench lock recorded dist clean
+.PHONY: help demo test test-lowest browser fuzz soak lint audit bench lock recorded dist clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -17,7 +18,7 @@ demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, i
 	@echo "The maps are in demo/out/sub-*, and what became of each lesion in demo/out/logs/*/lesions.tsv."
 	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
 
-test: .venv/installed-test  ## run the tests
+test: .venv/installed-test browser  ## run the tests
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 fuzz: .venv/installed-test  ## read damaged files for five minutes: only errors of our own may come out
@@ -27,6 +28,10 @@ test-lowest: .venv/installed-release  ## run the tests on the oldest dependencie
 	$(BIN)/uv venv --quiet --clear --python 3.11 .venv/lowest
 	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct --editable '.[test]'
 	.venv/lowest/bin/python -m pytest --numprocesses logical --dist loadfile
+
+browser:  ## install Chromium, which the tests of the pages drive, where there is none and apt is
+	@command -v chromium chromium-browser google-chrome >/dev/null || { command -v apt-get >/dev/null && \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends chromium; }
 
 lint: .venv/installed-lint  ## check style, types, the direction of imports, and spelling
 	$(BIN)/ruff check

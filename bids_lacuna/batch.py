@@ -49,6 +49,7 @@ def plan_run(
     available_bytes: int,
     n_threads: int,
     keep_results: bool = False,
+    reserved_bytes: int = 0,
 ) -> BatchPlan:
     """Plan the batches of a run, from the memory that this process occupies now with its kernels compiled.
 
@@ -62,6 +63,8 @@ def plan_run(
         Threads of the kernels.
     keep_results
         Whether the results of all lesions stay in memory until the end.
+    reserved_bytes
+        What other processes of the run may occupy.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def plan_run(
         lesion_batch_size=lesion_batch_size,
         volume_voxels=connectome.grid.mask.size,
         keep_results=keep_results,
-        base_bytes=resident_bytes(),
+        base_bytes=resident_bytes() + reserved_bytes,
         streaming_bytes=connectome.streaming_bytes,
         subject_bytes=connectome.subject_bytes,
     )

@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,9 +46,11 @@ if TYPE_CHECKING:
     from bids_lacuna.cohort import Group
     from bids_lacuna.connectome import Connectome
     from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
+    from bids_lacuna.lesion import LesionData
     from bids_lacuna.mapping import FunctionalNetworkMapping
     from bids_lacuna.plan import BatchPlan, MemoryBudget
     from bids_lacuna.query import LesionMask
+    from bids_lacuna.runs import Run
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -82,7 +85,20 @@ def run_level(arguments: argparse.Namespace) -> Exit:
             Exit.UNKNOWN_LEVEL,
             f"there is no {arguments.analysis_level} level: participant maps each lesion, group describes all maps",
         )
+    if arguments.reports_only:
+        return remake_reports(arguments)
     return levels[arguments.analysis_level](arguments)
+
+
+class ShowCitation(argparse.Action):
+    """Print what to cite, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the program's and the method's reference."""
+        from bids_lacuna.methods import references
+
+        sys.stdout.write(references("@bids_lacuna @boes2015", __version__))
+        parser.exit()
 
 
 def build_parser() -> Parser:
@@ -111,8 +127,8 @@ def build_parser() -> Parser:
         "--connectome",
         type=Path,
         metavar="PATH",
-        help="needed at the participant level: store of a normative functional connectome, as "
-        "bids-lacuna-connectome makes it; or an HDF5 file, or a folder of them",
+        help="needed at the participant level, unless --reports-only: store of a normative functional connectome, "
+        "as bids-lacuna-connectome makes it; or an HDF5 file, or a folder of them",
     )
     connectome.add_argument(
         "--connectome-space",
@@ -214,6 +230,20 @@ def build_parser() -> Parser:
         "or threshold than most (default: refuse, and name them)",
     )
 
+    reports = parser.add_argument_group("reports")
+    which = reports.add_mutually_exclusive_group()
+    which.add_argument("--no-reports", action="store_true", help="write no page for each participant")
+    which.add_argument(
+        "--reports-only", action="store_true", help="map nothing: write the pages anew from what is in OUTPUT_DIR"
+    )
+
+    reports.add_argument(
+        "--md-only-boilerplate",
+        action="store_true",
+        help="write logs/CITATION.md, the methods text, without its .bib",
+    )
+    reports.add_argument("--citation", action=ShowCitation, nargs=0, help="print what to cite as BibTeX, and exit")
+
     resources = parser.add_argument_group("resources")
     resources.add_argument(
         "--lesion-batch-size",
@@ -276,8 +306,11 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.batch import plan_run, process_batches
     from bids_lacuna.derivatives import DerivativesWriter, MapSettings, claim_pending, decide
     from bids_lacuna.mapping import FunctionalNetworkMapping
-    from bids_lacuna.plan import available_cpus, memory_budget, room_for_files
+    from bids_lacuna.methods import write_citation
+    from bids_lacuna.plan import available_cpus, format_bytes, memory_budget, room_for_files
+    from bids_lacuna.report import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
 
+    started = time.monotonic()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments)
@@ -307,24 +340,30 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     pending = pending_ones(records)
     budget = memory_budget(arguments.mem)
     n_threads = min(arguments.nprocs or available_cpus(), available_cpus())
+    n_workers = 0 if arguments.no_reports else choose_n_workers(budget.available_bytes, n_threads)
+    reserved_bytes = n_workers * WORKER_BYTES
+    advice = f"{format_bytes(reserved_bytes)} are set aside for reports, which --no-reports leaves out"
     make_plan = partial(
         plan_run,
         analysis,
         lesion_batch_size=arguments.lesion_batch_size,
         available_bytes=budget.available_bytes,
         n_threads=n_threads,
+        reserved_bytes=reserved_bytes,
     )
-    with ending(Exit.FAILED, MemoryError):
+    with ending(Exit.FAILED, MemoryError, saying=advice if n_workers else ""):
         plan = make_plan(n_lesions=len(pending))
     if arguments.dry_run:
-        sys.stdout.write(describe_lesions(records) + describe_plan(plan, budget, connectome.n_subjects, n_threads))
+        sys.stdout.write(
+            describe_lesions(records) + describe_plan(plan, budget, connectome.n_subjects, n_threads, reserved_bytes)
+        )
         return Exit.OK
 
-    run = f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
-    log_dir = arguments.output_dir / "logs" / run
+    run_name = f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
+    log_dir = arguments.output_dir / "logs" / run_name
     with ExitStack() as stack:
         with ending(Exit.CANNOT_CREATE, OSError, saying=f"{arguments.output_dir} cannot be written to"):
-            claims, links = stack.enter_context(sharing_output(arguments.output_dir, datasets, run))
+            claims, links = stack.enter_context(sharing_output(arguments.output_dir, datasets, run_name))
             stack.enter_context(logs.kept_in(log_dir))
             n_held = claim_pending(pending, claims, arguments.output_dir, settings, arguments.overwrite)
             if n_held or not goes_on(records, arguments):
@@ -342,13 +381,26 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
             checkpoints.free_bytes = partial(
                 room_for_files, checkpoints.folder, budget.available_bytes - plan.peak_bytes
             )
+        with ending(Exit.CANNOT_CREATE, OSError, saying=f"{arguments.output_dir} cannot be written to"):
+            run = describe_run(analysis, plan, budget, n_threads, links)
+            run.write(log_dir)
+            if pending:
+                write_citation(arguments.output_dir, run, md_only=arguments.md_only_boilerplate)
+        reports = stack.enter_context(ReportPool(arguments.output_dir, n_workers))
+
+        def after_batch(results: Sequence[LesionData]) -> None:
+            writer(results)
+            run.until_now(started).write(log_dir)
+            if n_workers:
+                reports.submit(participants_with_news(arguments.output_dir, records))
+
         with logs.above_the_bar(), listing_interrupted(records, writer):
             process_batches(
                 [record.as_lesion() for record in pending] if goes_on(records, arguments) else [],
                 analysis,
                 plan,
                 n_threads,
-                batch_result_callback=writer,
+                batch_result_callback=after_batch,
                 checkpoints=checkpoints,
                 on_outcomes=writer.close,
                 stop_on_first_crash=arguments.stop_on_first_crash,
@@ -357,6 +409,10 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
             record.set_aside("not run", "the run ended at the first failure (--stop-on-first-crash)")
         with ending(Exit.INPUT_OUTPUT, OSError, saying="the table of outcomes could not be written"):
             writer.write_table()
+            run.until_now(started, finished=True).write(log_dir)
+        if n_workers:
+            reports.submit(participants_with_news(arguments.output_dir, records))
+            reports.wait()
         return conclude(records, log_dir)
 
 
@@ -491,6 +547,63 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
+def remake_reports(arguments: argparse.Namespace) -> Exit:
+    """Write the participants' pages anew, from what is on disk."""
+    from bids_lacuna.plan import available_cpus, memory_budget
+    from bids_lacuna.report import ReportPool, choose_n_workers, find_participants
+
+    if not (arguments.output_dir / "dataset_description.json").is_file():
+        raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no maps: run without --reports-only first")
+    there = find_participants(arguments.output_dir)
+    wanted = [label.removeprefix("sub-") for label in arguments.participant_label] or there
+    if unknown := sorted(set(wanted) - set(there)):
+        raise Stop(
+            Exit.NO_INPUT,
+            f"{arguments.output_dir} has no participant {', '.join(unknown)}: there are {', '.join(there)}",
+        )
+    n_threads = min(arguments.nprocs or available_cpus(), available_cpus())
+    n_workers = choose_n_workers(memory_budget(arguments.mem).available_bytes, n_threads)
+    with ReportPool(arguments.output_dir, n_workers) as reports:
+        reports.submit(wanted)
+        n_written = reports.wait()
+    return Exit.OK if n_written == len(wanted) else Exit.FAILED
+
+
+def describe_run(
+    analysis: FunctionalNetworkMapping,
+    plan: BatchPlan,
+    budget: MemoryBudget,
+    n_threads: int,
+    links: Mapping[str, str],
+) -> Run:
+    """Put together what is told of a run in its logs."""
+    from bids_lacuna.runs import Run, library_versions
+
+    connectome = analysis.connectome
+    return Run(
+        command=shlex.join(sys.argv),
+        started=f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
+        version=__version__,
+        software=library_versions(),
+        connectome_name=connectome.name,
+        connectome_hash=connectome.content_hash,
+        connectome_space=connectome.space,
+        n_connectome_subjects=connectome.n_subjects,
+        n_timepoints=connectome.n_timepoints,
+        n_voxels=connectome.grid.n_voxels,
+        voxel_sizes_mm=connectome.grid.voxel_sizes_mm.round(3).tolist(),
+        weighting=analysis.weighting,
+        t_thresholds=list(analysis.t_thresholds),
+        n_lesions=plan.n_lesions,
+        batch_size=plan.batch_size,
+        n_threads=n_threads,
+        planned_bytes=plan.peak_bytes,
+        available_bytes=budget.available_bytes,
+        memory_limit=budget.source,
+        links=dict(links),
+    )
+
+
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
     """Find the masks that the arguments choose."""
     from bids_lacuna.query import (
@@ -615,7 +728,7 @@ def describe_lesions(records: Sequence[LesionRecord]) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_threads: int) -> str:
+def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_threads: int, reserved_bytes: int) -> str:
     """Lay out the batches and the memory."""
     from bids_lacuna.plan import format_bytes
 
@@ -623,7 +736,7 @@ def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_thre
         "lesions to map": f"{plan.n_lesions}",
         "batch size": f"{plan.batch_size}",
         "passes": f"{plan.n_batches} over {n_subjects} connectome subjects, on {n_threads} threads",
-        "memory, fixed": format_bytes(plan.fixed_bytes),
+        "memory, fixed": f"{format_bytes(plan.fixed_bytes)}, {format_bytes(reserved_bytes)} of it for reports",
         "memory, per lesion": format_bytes(plan.bytes_per_lesion),
         "memory, peak": format_bytes(plan.peak_bytes),
         "memory, available": f"{format_bytes(budget.available_bytes)} ({budget.source})",

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray
 Weighting = Literal["volume", "binary"]
 
+LOW_COVERAGE = 0.5
+"""Below this share of a lesion inside the connectome's mask, a warning says so."""
+
 AXIS_ALIGNED_TOLERANCE = 1e-3
 """Two grids count as axis-aligned when no lesion voxel is moved by more than this share of a grid voxel."""
 

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,6 +89,16 @@ def available_cpus() -> int:
 def resident_bytes() -> int:
     """Measure the memory that this process occupies now."""
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """Measure the most memory that this process has occupied so far."""
+    with suppress(OSError, AttributeError):
+        # Linux starts ru_maxrss at the peak of the process that started this one, VmHWM at nothing.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])  # type: ignore[index]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def give_back_freed_memory() -> None:

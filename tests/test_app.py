@@ -64,8 +64,8 @@ def bids(tmp_path: Path) -> Path:
 
 
 def participant(bids: Path, out: Path, connectome: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    """Run the participant level."""
-    return run(bids, out, "participant", "--connectome", connectome, *options)
+    """Run the participant level, without pages: they are tested with the reports."""
+    return run(bids, out, "participant", "--connectome", connectome, "--no-reports", *options)
 
 
 def files_below(folder: Path) -> set[str]:
@@ -620,6 +620,24 @@ def test_version_and_help(program: list[str | Path]) -> None:
     assert "--connectome-space" in usage.stdout
 
 
+def test_citation_is_bibtex() -> None:
+    """--citation prints the program and Boes et al. as BibTeX, and needs no other argument."""
+    result = run("--citation")
+    assert result.returncode == 0
+    assert f"version = {{{__version__}}}" in result.stdout
+    assert "doi = {10.1093/brain/awv228}" in result.stdout
+
+
+def test_reports_are_in_the_plan(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """A dry run counts the memory of the processes that write pages, which --no-reports frees."""
+    command = (bids, tmp_path / "out", "participant", "--connectome", connectome, "--dry-run", "--nprocs", "1")
+    result = run(*command)
+    assert ", 600 MiB of it for reports" in result.stdout
+    result = run(*command, "--mem", "500M")
+    assert result.returncode == 1
+    assert "--no-reports" in result.stderr
+
+
 def test_help_waits_for_nothing_heavy() -> None:
     """--help imports neither numba, pybids, scipy nor nibabel."""
     result = subprocess.run(
@@ -627,7 +645,7 @@ def test_help_waits_for_nothing_heavy() -> None:
     )
     imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
     assert "argparse" in imported
-    assert not imported & {"numba", "bids", "scipy", "nibabel", "numpy", "nilearn"}
+    assert not imported & {"numba", "bids", "scipy", "nibabel", "numpy", "nilearn", "matplotlib", "jinja2"}
 
 
 def test_no_file_is_left_half_written(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:

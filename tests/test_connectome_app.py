@@ -184,7 +184,7 @@ def test_maps_from_fewer_components(tmp_path: Path) -> None:
 
 def map_lesions(bids: Path, out: Path, connectome: Path) -> subprocess.CompletedProcess[str]:
     """Map the lesions of a dataset."""
-    command = [sys.executable, RUN, bids, out, "participant", "--connectome", connectome]
+    command = [sys.executable, RUN, bids, out, "participant", "--connectome", connectome, "--no-reports"]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
 
 

@@ -16,6 +16,7 @@ from synthetic import box, make_mask, make_series, write_connectome, write_mask
 
 from bids_lacuna.build import build_store
 from bids_lacuna.importers import hdf5
+from bids_lacuna.report import WORKER_BYTES
 
 Array = np.ndarray
 
@@ -166,3 +167,40 @@ def test_a_fine_mask_is_not_held_whole(tmp_path: Path, written: dict[str, Path])
     nib.save(nib.Nifti1Image(voxels, half_mm), tmp_path / "fine.nii.gz")
     outcome = run(tmp_path, written["plain"], n_lesions=2, batch_size=None, mask=tmp_path / "fine.nii.gz")
     assert outcome["measured"] <= outcome["planned"]
+
+
+WRITE_PAGES = """
+import resource, sys
+from pathlib import Path
+
+from bids_lacuna.report import ReportPool
+
+labels = sys.argv[2:]
+with ReportPool(Path(sys.argv[1]), 1) as reports:
+    reports.submit(labels)
+    assert reports.wait() == len(labels)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def test_the_plan_s_share_of_reports_holds(tmp_path: Path) -> None:
+    """A process that writes the pages of three lesions with maps of 2 mm stays below what the plan sets aside."""
+    affine = nib.affines.from_matvec(np.diag([-2, 2, 2]), [90, -126, -72])
+    (tmp_path / "dataset_description.json").write_text('{"DatasetLinks": {"source": "."}}')
+    write_mask(tmp_path / "mask.nii.gz", box((50, 50, 40), (9, 11, 13), (91, 109, 91)), affine)
+    values = np.random.default_rng(3).standard_normal((91, 109, 91)).astype(np.float32)
+    for label in "abc":
+        for stat in "rt":
+            map_path = tmp_path / f"sub-{label}" / "func" / f"sub-{label}_stat-{stat}_desc-made_statmap.nii.gz"
+            map_path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(values, affine), map_path)
+        sidecar = {"Sources": ["bids:source:mask.nii.gz"], "ConnectomeName": "made", "SpatialReference": "MNI152"}
+        map_path.with_name(map_path.name.replace("-t_", "-r_").replace(".nii.gz", ".json")).write_text(
+            json.dumps(sidecar)
+        )
+    command = [sys.executable, "-c", WRITE_PAGES, tmp_path, *"abc"]
+    process = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert "could not" not in process.stderr
+    peak = int(process.stdout) * (1 if sys.platform == "darwin" else 1024)
+    assert 0.5 * WORKER_BYTES < peak < WORKER_BYTES

@@ -1,0 +1,43 @@
+// Browsers load a frame that is out of sight, even one that says loading="lazy" and is in closed details.
+for (const details of document.querySelectorAll("details.viewer")) {
+  const frame = details.querySelector("iframe");
+  details.addEventListener("toggle", () => { frame.src ||= frame.dataset.src; });
+}
+
+for (const button of document.querySelectorAll("button.copy")) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    const text = document.getElementById(button.dataset.copies);
+    const status = button.nextElementSibling;
+    try {
+      await navigator.clipboard.writeText(text.innerText);
+      status.textContent = "Copied.";
+    } catch {
+      // A page that is served without encryption may not write to the clipboard.
+      getSelection().selectAllChildren(text);
+      status.textContent = "Selected: copy it with Ctrl+C or ⌘C.";
+    }
+  });
+}
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  const headers = [...table.tHead.rows[0].cells];
+  headers.forEach((header, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...header.childNodes);
+    header.append(button);
+    button.addEventListener("click", () => {
+      const down = header.getAttribute("aria-sort") === "ascending";
+      const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const [x, y] = [key(a), key(b)];
+        const order = x - y;
+        return Number.isNaN(order) ? x.localeCompare(y, undefined, { numeric: true }) : order;
+      });
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", down ? "descending" : "ascending");
+      table.tBodies[0].append(...(down ? rows.reverse() : rows));
+    });
+  });
+}

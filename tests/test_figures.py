@@ -1,0 +1,153 @@
+"""Pictures for the reports: what they show, and the numbers told beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nilearn.reporting import get_clusters_table
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from synthetic import write_mask
+
+from bids_lacuna import figures
+
+TWO_MM = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+"""Stored from right to left: who takes the array's order for the brain's draws it mirrored."""
+
+SHAPE = (91, 109, 91)
+
+
+def blob(centre_mm: tuple[float, float, float], radius_mm: float) -> np.ndarray:
+    """Make a ball: boolean."""
+    points = nib.affines.apply_affine(TWO_MM, np.moveaxis(np.indices(SHAPE), 0, -1))
+    return np.linalg.norm(points - np.array(centre_mm), axis=-1) <= radius_mm
+
+
+@pytest.fixture
+def lesion(tmp_path: Path) -> figures.LesionShape:
+    """Read a lesion on the left, above the middle and in front of it."""
+    return figures.read_lesion(write_mask(tmp_path / "lesion.nii.gz", blob((-40, 20, 30), 9), TWO_MM))
+
+
+def test_a_lesion_is_placed_in_world_coordinates(lesion: figures.LesionShape) -> None:
+    """Centre, extent and side are those of the ball in mm, whatever the order of storage."""
+    assert lesion.centre_mm == (-40, 20, 30)
+    assert lesion.low_mm == (-48, 12, 22)
+    assert lesion.high_mm == (-32, 28, 38)
+    assert lesion.left_share == 1
+
+
+def test_a_lesion_across_the_midline_has_a_share_on_each_side(tmp_path: Path) -> None:
+    """Voxels at x = 0 count half for each side: a ball in the middle is half on the left."""
+    shape = figures.read_lesion(write_mask(tmp_path / "middle.nii.gz", blob((0, 0, 0), 7), TWO_MM))
+    assert shape.left_share == pytest.approx(0.5)
+
+
+def test_left_is_drawn_on_the_left(tmp_path: Path, lesion: figures.LesionShape) -> None:
+    """In each coronal and axial slice the lesion is left of the middle, and up or in front."""
+    path = tmp_path / "lesion.png"
+    figures.draw_lesion(path, lesion)
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    red = (np.abs(pixels - np.array([215, 25, 28])).max(axis=-1) < 12).nonzero()
+    heights = [160, 160, 192]
+    bottoms = np.cumsum([height + figures.LABEL_PIXELS for height in heights])
+    plane = np.searchsorted(bottoms, red[0], side="right")
+    assert set(plane) == {0, 1, 2}
+    across = red[1] % figures.PANEL_PIXELS - figures.PANEL_PIXELS / 2
+    assert (across[plane > 0] < 0).all()
+    # Of a sagittal slice, the front is on the right; its middle is at y = -16.
+    assert (across[plane == 0] > 0).all()
+    for row, (height, bottom) in enumerate(zip(heights, bottoms, strict=True)):
+        from_top = red[0][plane == row] - (bottom - height - figures.LABEL_PIXELS)
+        assert (from_top < height / 2).all()
+
+
+def test_the_middle_slices_go_through_the_lesion(lesion: figures.LesionShape) -> None:
+    """Of seven slices the fourth is the centre's, and the outer ones reach beyond the lesion's ends."""
+    for cuts, centre, low, high in zip(
+        figures.lesion_cuts(lesion), lesion.centre_mm, lesion.low_mm, lesion.high_mm, strict=True
+    ):
+        assert cuts[3] == centre
+        assert cuts[0] <= low + 1
+        assert cuts[-1] >= high - 1
+
+
+def test_threshold_leaves_a_tenth() -> None:
+    """A tenth of the defined voxels is beyond the threshold, by size, but for its rounding."""
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal(SHAPE)
+    values[:20] = np.nan
+    threshold = figures.strongest_share_threshold(figures.Volume(values, TWO_MM))
+    # Of a normal distribution a tenth is beyond 1.645.
+    assert threshold in (1.6, 1.7)
+    assert (np.abs(values[20:]) > threshold).mean() == pytest.approx(0.1, rel=0.15)
+    assert np.isnan(figures.strongest_share_threshold(figures.Volume(np.full((2, 3, 5), np.nan), TWO_MM)))
+
+
+def test_clusters_are_nilearn_s_outside_the_lesion(lesion: figures.LesionShape) -> None:
+    """Peaks and sizes are those in nilearn's table of the same voxels; those of the lesion are not listed."""
+    values = gaussian_filter(np.random.default_rng(7).standard_normal(SHAPE), 3)
+    values[blob((-40, 20, 30), 9)] = 9
+    positive, negative = figures.find_clusters(figures.Volume(values, TWO_MM), lesion)
+    outside = ~blob((-40, 20, 30), 9)
+    for sign, clusters in ((1, positive), (-1, negative)):
+        signed = np.where(outside, sign * values, 0)
+        table = get_clusters_table(nib.Nifti1Image(signed, TWO_MM), np.quantile(signed[outside], 0.98))
+        table = table[table["Cluster Size (mm3)"] != ""][: figures.N_CLUSTERS]
+        np.testing.assert_array_equal([cluster.place_mm for cluster in clusters], table[["X", "Y", "Z"]])
+        np.testing.assert_allclose([sign * cluster.value for cluster in clusters], table["Peak Stat"], rtol=1e-6)
+        sizes = table["Cluster Size (mm3)"].astype(float)
+        np.testing.assert_allclose([cluster.size_mm3 for cluster in clusters], sizes)
+
+
+def test_a_sign_that_is_not_there_has_no_clusters() -> None:
+    """Of a map without a negative voxel, as of one without any defined voxel, there are no negative clusters."""
+    positive, negative = figures.find_clusters(figures.Volume(np.full((5, 7, 11), 0.3), TWO_MM), None)
+    assert (positive, negative) == ([], [])
+    assert figures.find_clusters(figures.Volume(np.full((5, 7, 11), np.nan), TWO_MM), None) == ([], [])
+
+
+def test_numbers_beside_a_map() -> None:
+    """Extremes, their places, and counts beyond the threshold are those of the array; NaN counts nowhere."""
+    values = np.zeros((5, 7, 11))
+    values[0] = np.nan
+    values[1, 2, 3], values[4, 6, 10], values[2, 2, 2] = 7, -11, 3
+    facts = figures.measure_map(figures.Volume(values, TWO_MM), 2.5)
+    assert (facts.n_above, facts.n_below, facts.n_defined) == (2, 1, 4 * 77)
+    assert (facts.maximum, facts.minimum) == (7, -11)
+    assert facts.maximum_mm == (88, -122, -66)
+    assert facts.minimum_mm == (82, -114, -52)
+
+
+def test_a_map_s_colours_tell_its_sign(tmp_path: Path) -> None:
+    """Above the threshold is red on the right side, below it blue on the left, and weaker voxels are not drawn."""
+    values = np.zeros(SHAPE, np.float32)
+    values[blob((40, -18, 12), 12)] = 8
+    values[blob((-40, -18, 12), 12)] = -8
+    values[blob((0, -18, 48), 12)] = 4.9
+    path = tmp_path / "t.png"
+    figures.draw_map(path, figures.Volume(values, TWO_MM), 5, "t", None)
+    width = figures.PANEL_PIXELS * figures.N_CUTS
+    # The axial row alone.
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)[-(192 + figures.LABEL_PIXELS) :, :width]
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    across = np.broadcast_to(np.arange(width) % figures.PANEL_PIXELS - figures.PANEL_PIXELS / 2, red.shape)
+    reddish, bluish = red - blue > 60, blue - red > 60
+    assert reddish.any()
+    assert bluish.any()
+    assert (across[reddish] > 20).all()
+    assert (across[bluish] < -20).all()
+    assert not (green - red > 60).any()
+
+
+def test_the_viewer_fetches_nothing(tmp_path: Path, lesion: figures.LesionShape) -> None:
+    """No address of the web is in the viewer's page, and it begins at the lesion's centre."""
+    values = np.where(blob((40, -18, 12), 12), 8, 0.1).astype(np.float32)
+    figures.write_viewer(tmp_path / "viewer.html", figures.Volume(values, TWO_MM), 5, "t-map", lesion)
+    page = (tmp_path / "viewer.html").read_text()
+    assert "https://" not in page
+    assert "http://" not in page
+    assert "<title>t-map</title>" in page

@@ -1,0 +1,78 @@
+"""The methods text: every number in it is of the run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from bids_lacuna.methods import combine, describe_methods, references, write_citation
+from bids_lacuna.runs import Run
+
+RUN = Run(
+    command="bids-lacuna /data /out participant --connectome /GSP",
+    started="2026-11-25T12:00:00+0000",
+    version="1.2.3",
+    software={"Python": "3.13.1", "numpy": "2.3.5"},
+    connectome_name="GSP7",
+    connectome_hash="ab" * 32,
+    connectome_space="MNI152NLin6Asym",
+    n_connectome_subjects=997,
+    n_timepoints=127,
+    n_voxels=285903,
+    voxel_sizes_mm=[2.0, 2.0, 3.0],
+    weighting="volume",
+    t_thresholds=[5.0, 7.5],
+    n_lesions=11,
+    batch_size=11,
+    n_threads=2,
+    planned_bytes=2**30,
+    available_bytes=2**31,
+    memory_limit="--mem",
+    links={"source": "source"},
+)
+
+
+def test_the_text_has_the_run_s_numbers() -> None:
+    """Connectome, its size and grid, degrees of freedom, thresholds and versions are told as they were."""
+    text = describe_methods(RUN)
+    for words in (
+        "GSP7 (997 subjects, 285903 voxels of 2 \N{MULTIPLICATION SIGN} 2 \N{MULTIPLICATION SIGN} 3 mm",
+        "127 timepoints",
+        "996 degrees",
+        "|t| > 5 and 7.5",
+    ):
+        assert words in text
+    for version in ("bids_lacuna 1.2.3", "Python 3.13.1", "numpy 2.3.5"):
+        assert version in text
+    assert "by the share of its volume" in text
+    assert "at least half" in describe_methods(replace(RUN, weighting="binary"))
+
+
+def test_a_single_subject_has_no_t() -> None:
+    """Of a connectome of one subject the text claims no t-map."""
+    text = describe_methods(replace(RUN, n_connectome_subjects=1))
+    assert "(1 subject," in text
+    assert "there is no t" in text
+    assert "degrees of freedom" not in text
+
+
+def test_every_citation_has_its_reference(tmp_path: Path) -> None:
+    """CITATION.bib has each key that CITATION.md cites, once, with braces that close."""
+    write_citation(tmp_path, RUN)
+    text, bib = ((tmp_path / "logs" / f"CITATION.{kind}").read_text() for kind in ("md", "bib"))
+    cited = set(re.findall(r"@(\w+)", text))
+    defined = re.findall(r"^@\w+\{(\w+),", bib, re.MULTILINE)
+    assert cited == set(defined)
+    assert len(defined) == len(set(defined)) >= 4
+    assert bib.count("{") == bib.count("}")
+    assert "version = {1.2.3}" in bib
+    assert references("nothing is cited", "1") == ""
+    write_citation(tmp_path / "text", RUN, md_only=True)
+    assert [path.name for path in (tmp_path / "text" / "logs").iterdir()] == ["CITATION.md"]
+
+
+def test_runs_alike_are_told_once() -> None:
+    """Two runs with the same settings give one text, two connectomes give two."""
+    assert combine([RUN, replace(RUN, n_lesions=3)]) == describe_methods(RUN)
+    assert combine([RUN, replace(RUN, connectome_name="HCP")]).count("@boes2015") == 2
