@@ -15,6 +15,7 @@ demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, i
 	$(BIN)/python -m bids_lacuna.demo demo
 	$(BIN)/bids-lacuna-connectome build demo/connectome demo/store --space MNI152NLin6Asym --name synthetic
 	$(BIN)/python run.py demo/bids demo/out participant --connectome demo/store --t-threshold 7
+	@echo "Open demo/out/sub-01.html in a browser, and the others beside it."
 	@echo "The maps are in demo/out/sub-*, and what became of each lesion in demo/out/logs/*/lesions.tsv."
 	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
 
@@ -30,8 +31,9 @@ test-lowest: .venv/installed-release  ## run the tests on the oldest dependencie
 	.venv/lowest/bin/python -m pytest --numprocesses logical --dist loadfile
 
 browser:  ## install Chromium, which the tests of the pages drive, where there is none and apt is
-	@command -v chromium chromium-browser google-chrome >/dev/null || { command -v apt-get >/dev/null && \
-	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends chromium; }
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { command -v apt-get >/dev/null && $(SUDO) apt-get update -qq && \
+	    $(SUDO) apt-get install -qq -y --no-install-recommends chromium; }
 
 lint: .venv/installed-lint  ## check style, types, the direction of imports, and spelling
 	$(BIN)/ruff check
