@@ -20,9 +20,17 @@ TWO_MM = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 
 SHAPE = (91, 109, 91)
 
 
-def blob(centre_mm: tuple[float, float, float], radius_mm: float) -> np.ndarray:
+FOUR_MM = np.array([[-4.0, 0, 0, 90], [0, 4, 0, -126], [0, 0, 4, -72], [0, 0, 0, 1]])
+
+
+def blob(
+    centre_mm: tuple[float, float, float],
+    radius_mm: float,
+    affine: np.ndarray = TWO_MM,
+    shape: tuple[int, ...] = SHAPE,
+) -> np.ndarray:
     """Make a ball: boolean."""
-    points = nib.affines.apply_affine(TWO_MM, np.moveaxis(np.indices(SHAPE), 0, -1))
+    points = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
     return np.linalg.norm(points - np.array(centre_mm), axis=-1) <= radius_mm
 
 
@@ -89,13 +97,13 @@ def test_threshold_leaves_a_tenth() -> None:
 
 def test_clusters_are_nilearn_s_outside_the_lesion(lesion: figures.LesionShape) -> None:
     """Peaks and sizes are those in nilearn's table of the same voxels; those of the lesion are not listed."""
-    values = gaussian_filter(np.random.default_rng(7).standard_normal(SHAPE), 3)
-    values[blob((-40, 20, 30), 9)] = 9
-    positive, negative = figures.find_clusters(figures.Volume(values, TWO_MM), lesion)
-    outside = ~blob((-40, 20, 30), 9)
+    values = gaussian_filter(np.random.default_rng(7).standard_normal((45, 54, 45)), 2)
+    outside = ~blob((-40, 20, 30), 9, FOUR_MM, values.shape)
+    values[~outside] = 9
+    positive, negative = figures.find_clusters(figures.Volume(values, FOUR_MM), lesion)
     for sign, clusters in ((1, positive), (-1, negative)):
         signed = np.where(outside, sign * values, 0)
-        table = get_clusters_table(nib.Nifti1Image(signed, TWO_MM), np.quantile(signed[outside], 0.98))
+        table = get_clusters_table(nib.Nifti1Image(signed, FOUR_MM), np.quantile(signed[outside], 0.98))
         table = table[table["Cluster Size (mm3)"] != ""][: figures.N_CLUSTERS]
         np.testing.assert_array_equal([cluster.place_mm for cluster in clusters], table[["X", "Y", "Z"]])
         np.testing.assert_allclose([sign * cluster.value for cluster in clusters], table["Peak Stat"], rtol=1e-6)
