@@ -233,7 +233,9 @@ def signals_held(hold: bool) -> Iterator[set[int]]:
             raise KeyboardInterrupt
         received.add(number)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    # What is ignored, as Ctrl-C is under nohup, stays so; but for SIGUSR1, which would end the process otherwise.
+    heeded = [n for n in SIGNALS if n == signal.SIGUSR1 or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield received
     finally:

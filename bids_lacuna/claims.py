@@ -97,7 +97,9 @@ class Claims:
 
     def release(self) -> None:
         """Let go of all lesions."""
-        self._claim_path(self._run).unlink(missing_ok=True)
+        # The folder may be gone by now.
+        with suppress(OSError):
+            self._claim_path(self._run).unlink(missing_ok=True)
 
     def _claims_of_others(self) -> list[Claim]:
         paths = (self._claim_path(run) for run in self._other_runs())

@@ -310,6 +310,9 @@ class FunctionalNetworkMapping:
                 if signals - {SIGUSR1}:
                     break
                 signals.discard(SIGUSR1)
+        if n_added < self.connectome.n_subjects:
+            # A signal's own handler has let the process go on; the pass has not.
+            raise KeyboardInterrupt
         return [self._attach_results(lesion, moments, row) for row, lesion in enumerate(lesions)]
 
     def _attach_results(self, lesion: LesionData, moments: RunningMoments, row: int) -> LesionData:

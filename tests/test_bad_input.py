@@ -724,7 +724,7 @@ def test_an_output_folder_that_vanishes(bids: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, RUN, bids, out, "participant", "--connectome", connectome, "--nprocs", "1"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    while not list(out.glob("logs/*/lesions.tsv")) and process.poll() is None:
+    while not list(out.glob("logs/*/run.json")) and process.poll() is None:
         time.sleep(0.005)
     out.rename(tmp_path / "away")
     out.write_text("in the way")

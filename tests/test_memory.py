@@ -110,7 +110,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("connectomes")
     mask = make_mask(shape=SHAPE)
     n_voxels = int(mask.sum())
-    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 6), mask)
+    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 5), mask)
     scrambled = np.random.default_rng(4).permutation(n_voxels)
     return {
         "short": write_connectome(folder / "short.h5", make_series(n_voxels, [11] * 2), mask),
