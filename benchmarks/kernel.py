@@ -27,8 +27,9 @@ COPIED_BYTES = 2**29
 
 def subjects_at_once(data: Data, n_lesions: int) -> int:
     """Tell how many connectome subjects a job hands to `kernels.add_fisher_z` in one call."""
-    plan = plan_run(FunctionalNetworkMapping(data.store()), n_lesions, None, UNLIMITED_BYTES, N_THREADS)
-    return min(2 * plan.subjects_in_memory // 3, kernels.GROUP)
+    analysis = FunctionalNetworkMapping(data.store())
+    in_memory = plan_run(analysis, n_lesions, None, UNLIMITED_BYTES, N_THREADS).subjects_in_memory
+    return min(in_memory - analysis.connectome.n_ahead(in_memory), kernels.GROUP)
 
 
 class Arithmetic:

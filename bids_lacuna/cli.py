@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bids_lacuna")
 
 STORE_SPEEDUP = 30
-"""How many times as long a pass over gzipped HDF5 takes as one over a store, by benchmarks/store.py."""
+"""How many times as long a pass over gzipped HDF5 takes as one over a store, by `make bench`."""
 
 
 INTERRUPTED = "interrupted; finished batches are on disk, the same command goes on from there"
@@ -341,6 +341,8 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     budget = memory_budget(arguments.mem)
     n_threads = min(arguments.nprocs or available_cpus(), available_cpus())
     n_workers = 0 if arguments.no_reports else choose_n_workers(budget.available_bytes, n_threads)
+    if not n_workers and not arguments.no_reports:
+        logger.warning("the memory is too small for reports: write them afterwards, with more, by --reports-only")
     reserved_bytes = n_workers * WORKER_BYTES
     advice = f"{format_bytes(reserved_bytes)} are set aside for reports, which --no-reports leaves out"
     make_plan = partial(

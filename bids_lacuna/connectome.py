@@ -140,6 +140,10 @@ class Connectome:
         """Subjects that are read at the same time."""
         return self.recordings.n_readers
 
+    def n_ahead(self, n_in_memory: int) -> int:
+        """Choose how many of the subjects in memory are read ahead: a third, or as many as are read at a time."""
+        return max(n_in_memory // 3, self.n_readers)
+
     @property
     def streaming_bytes(self) -> int:
         """Memory that `SUBJECTS_IN_MEMORY` of `subjects` take at most, of which `n_readers` are being read."""

@@ -26,11 +26,12 @@ ERRORS = {
     Exit.UNKNOWN_LEVEL: "Unknown analysis level",
     Exit.NO_FILES_SELECTED: "The filters select no lesion masks",
     Exit.USAGE: "Mistaken usage",
-    Exit.BAD_DATA: "Unusable connectome",
+    Exit.BAD_DATA: "Unusable connectome or group",
     Exit.NO_INPUT: "An input is missing",
     Exit.CANNOT_CREATE: "No place for the output",
     Exit.INPUT_OUTPUT: "The output could not be written",
     Exit.INTERRUPTED: "Interrupted",
+    Exit.TERMINATED: "Ended by SIGTERM",
 }
 
 

@@ -290,7 +290,7 @@ class FunctionalNetworkMapping:
         n_added = checkpoints.resume(hashes, moments) if checkpoints else 0
         for _ in range(n_added):
             on_subject()
-        n_ahead = max(subjects_in_memory // 3, self.connectome.n_readers)
+        n_ahead = self.connectome.n_ahead(subjects_in_memory)
         n_at_once = min(subjects_in_memory - n_ahead, kernels.GROUP)
         with (
             signals_held(checkpoints is not None) as signals,

@@ -576,7 +576,12 @@ def participants_with_news(output_dir: Path, records: Iterable[LesionRecord]) ->
 
 
 def choose_n_workers(available_bytes: int, n_threads: int) -> int:
-    """Choose in how many processes pages are written: one at least, more where memory and processors are plenty."""
+    """Choose in how many processes pages are written: more where memory and processors are plenty, 0 for little.
+
+    One takes a third of the memory at most.
+    """
+    if available_bytes < 3 * WORKER_BYTES:
+        return 0
     return max(1, min(n_threads, MOST_WORKERS, available_bytes // (MEMORY_SHARE * WORKER_BYTES)))
 
 

@@ -172,7 +172,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         bids, connectome = (arguments.bids, arguments.connectome) if arguments.bids else write_input(folder / "input")
-        command = [bids, "participant", "--connectome", connectome, *arguments.options]
+        command = [bids, "participant", "--no-reports", "--connectome", connectome, *arguments.options]
         soak = Soak(command, folder, deadline, arguments.seed)
         # The first one compiles, and does not count for the durations.
         soak.undisturbed(folder / "first")

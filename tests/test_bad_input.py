@@ -69,7 +69,7 @@ def run_here(*arguments: object) -> int:
 
 def map_here(bids: Path, out: Path, connectome: Path, *options: object) -> int:
     """Run the participant level within this process."""
-    return run_here(bids, out, "participant", "--connectome", connectome, "--nprocs", "1", *options)
+    return run_here(bids, out, "participant", "--no-reports", "--connectome", connectome, "--nprocs", "1", *options)
 
 
 def read_table(out: Path) -> list[dict[str, str]]:
@@ -243,7 +243,16 @@ def finished(
     Path(os.fsdecode(bytes(bids / "sub-01") + b"/anat/sub-01_label-\xfflesion_mask.nii.gz")).touch()
     (bids / "participants.tsv").write_text("participant_id\nsub-99\nsub-empty\n")
     (folder / "run").mkdir()
-    command = [sys.executable, RUN, bids, folder / "run" / "out", "participant", "--connectome", connectome]
+    command = [
+        sys.executable,
+        RUN,
+        bids,
+        folder / "run" / "out",
+        "participant",
+        "--no-reports",
+        "--connectome",
+        connectome,
+    ]
     return folder / "run" / "out", subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
@@ -626,7 +635,17 @@ def test_mistaken_options(
 def test_absurd_options_that_mean_something(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """More threads, memory and lesions at a time than there are change nothing, nor do masks without t-maps."""
     options = ["--lesion-batch-size", 10**30, "--mem", "999999T", "--no-t-map", "--t-threshold", "2", "2"]
-    arguments = [bids, tmp_path / "out", "participant", "--connectome", connectome, "--nprocs", 10**30, *options]
+    arguments = [
+        bids,
+        tmp_path / "out",
+        "participant",
+        "--no-reports",
+        "--connectome",
+        connectome,
+        "--nprocs",
+        10**30,
+        *options,
+    ]
     assert run_here(*arguments) == 0
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 3
 
@@ -704,7 +723,7 @@ def test_a_full_disk(
     brain = np.ones((20, 20, 20), bool)
     connectome = synthetic.write_connectome(tmp_path / "c.h5", synthetic.make_series(8000, (7, 7)), brain)
     out = tmp_path / "out"
-    command = [sys.executable, RUN, bids, out, "participant", "--connectome", connectome]
+    command = [sys.executable, RUN, bids, out, "participant", "--no-reports", "--connectome", connectome]
     result = subprocess.run(
         list(map(str, command)),
         capture_output=True,
@@ -722,9 +741,20 @@ def test_an_output_folder_that_vanishes(bids: Path, tmp_path: Path) -> None:
     series = [np.random.default_rng(4).random((5, int(BRAIN.sum())), np.float32)] * 2000
     connectome = synthetic.write_connectome(tmp_path / "c.h5", series, BRAIN)
     out = tmp_path / "out"
-    command = [sys.executable, RUN, bids, out, "participant", "--connectome", connectome, "--nprocs", "1"]
+    command = [
+        sys.executable,
+        RUN,
+        bids,
+        out,
+        "participant",
+        "--no-reports",
+        "--connectome",
+        connectome,
+        "--nprocs",
+        "1",
+    ]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    while not list(out.glob("logs/*/run.json")) and process.poll() is None:
+    while not list(out.glob("logs/CITATION.bib")) and process.poll() is None:
         time.sleep(0.005)
     out.rename(tmp_path / "away")
     out.write_text("in the way")

@@ -298,9 +298,11 @@ def test_who_gets_a_page_when(tmp_path: Path) -> None:
     assert participants_with_news(tmp_path, records) == ["b", "d"]
 
 
-@pytest.mark.parametrize(("gib", "n_threads", "expected"), [(1, 8, 1), (12, 8, 2), (1000, 8, 4), (1000, 3, 3)])
+@pytest.mark.parametrize(
+    ("gib", "n_threads", "expected"), [(1, 8, 0), (2, 8, 1), (12, 8, 2), (1000, 8, 4), (1000, 3, 3)]
+)
 def test_workers_follow_memory_and_processors(gib: int, n_threads: int, expected: int) -> None:
-    """One at least, four at most, and an eighth of the memory: 12 GiB hold two of 600 MiB and not three."""
+    """None below 1.8 GiB; else one at least, four at most, and an eighth of the memory: two of 600 MiB in 12 GiB."""
     assert WORKER_BYTES == 600 * 2**20
     assert choose_n_workers(gib * 2**30, n_threads) == expected
 

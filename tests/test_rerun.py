@@ -72,7 +72,8 @@ def undisturbed(bids: Path, connectome: Path, tmp_path_factory: pytest.TempPathF
 
 def start(bids: Path, out: Path, connectome: Path, *options: object) -> Process:
     """Start the program, with a batch for each lesion."""
-    arguments = [bids, out, "participant", "--connectome", connectome, "--lesion-batch-size", "1", *options]
+    arguments = [bids, out, "participant", "--connectome", connectome, "--lesion-batch-size", "1"]
+    arguments += ["--no-reports", *options]
     process = subprocess.Popen([sys.executable, RUN, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
     STARTED.append(process)
     return process
