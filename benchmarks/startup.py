@@ -50,7 +50,9 @@ def fixed_costs(data: Data) -> Iterator[float]:
     connectome, output_dir = write_tiny_store(data.folder / "tiny"), data.folder / "tiny-maps"
     cache = data.folder / "compiled"
     for _ in range(2):
-        yield run_app(dataset, output_dir, "participant", "--connectome", connectome, "--work-dir", cache)
+        yield run_app(
+            dataset, output_dir, "participant", "--no-reports", "--connectome", connectome, "--work-dir", cache
+        )
         shutil.rmtree(output_dir)
 
 
