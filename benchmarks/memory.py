@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from benchmarks.data import Data
 from benchmarks.measure import N_THREADS, Figure
 from bids_lacuna import FunctionalNetworkMapping, LesionData
 from bids_lacuna.batch import plan_run, process_batches
+from bids_lacuna.plan import peak_resident_bytes
 
 LESIONS = (1, 20, 200, 1000)
 
@@ -46,7 +45,7 @@ def run(connectome: str, masks: list[str]) -> tuple[int, int]:
     results = process_batches(lesions, analysis, plan, N_THREADS, batch_result_callback=make_maps)
     if errors := [lesion.error for lesion in results if lesion.error]:
         raise RuntimeError(errors[0])
-    return peak_bytes(), plan.peak_bytes
+    return peak_resident_bytes(), plan.peak_bytes
 
 
 def make_maps(results: list[LesionData]) -> None:
@@ -54,15 +53,6 @@ def make_maps(results: list[LesionData]) -> None:
     for lesion in results[:N_MAPPED]:
         for key in lesion.results[FunctionalNetworkMapping.name]:
             lesion.results[FunctionalNetworkMapping.name][key]
-
-
-def peak_bytes() -> int:
-    """Tell the most memory that this process has occupied."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux starts a process's ru_maxrss at the peak of the process that started it, VmHWM at nothing.
-    return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from bids_lacuna import kernels
-from bids_lacuna.checkpoint import Checkpoints
+from bids_lacuna.checkpoint import Checkpoints, subdivide
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.logs import log_failure
 from bids_lacuna.mapping import FunctionalNetworkMapping, lesion_keys
@@ -26,6 +26,7 @@ from bids_lacuna.plan import (
     available_cpus,
     give_back_freed_memory,
     memory_budget,
+    memory_limits,
     plan_batches,
     resident_bytes,
 )
@@ -212,7 +213,7 @@ def process_batches(
     """
     keys = lesion_keys(lesions)
     places = {key: place for place, key in enumerate(keys)}
-    waiting = checkpoints.divide(keys, plan.batch_size) if checkpoints else _divide([keys], plan.batch_size)
+    waiting = checkpoints.divide(keys, plan.batch_size) if checkpoints else subdivide([keys], plan.batch_size)
     processed: dict[str, LesionData] = {}
     n_subjects = analysis.connectome.n_subjects
     if lesions:
@@ -233,7 +234,7 @@ def process_batches(
         number = 0
         while waiting:
             if number and len(waiting[0]) > (fits := _fitting_now(plan)):
-                waiting = _divide(waiting, fits)
+                waiting = subdivide(waiting, fits)
                 logger.warning("less memory is free than before: batches of up to %d lesions are mapped", fits)
             batch = [replace(lesions[places[key]], batch=number + 1, error=None, results={}) for key in waiting[0]]
             if checkpoints:
@@ -251,7 +252,7 @@ def process_batches(
             )
             if outcomes is None:
                 half = ceil(len(batch) / 2)
-                waiting = _divide(waiting, half)
+                waiting = subdivide(waiting, half)
                 logger.warning("the memory ran out: batches of up to %d lesions are mapped", half)
                 progress.update(len(processed) * n_subjects - progress.n)
                 continue
@@ -272,15 +273,10 @@ def process_batches(
     return [processed[key] for key in keys if key in processed]
 
 
-def _divide(batches: Sequence[Sequence[str]], size: int) -> list[list[str]]:
-    """Divide batches further, into some of up to that size."""
-    return [list(batch[start : start + size]) for batch in batches for start in range(0, len(batch), size or 1)]
-
-
 def _fitting_now(plan: BatchPlan) -> int:
     """Count the lesions that fit what other processes leave of the memory by now, one at least."""
     # The address space that threads have reserved by now is not missing.
-    limits = [limit.available_bytes for limit in memory_budget().limits if limit.source != ADDRESS_SPACE]
+    limits = [limit.available_bytes for limit in memory_limits() if limit.source != ADDRESS_SPACE]
     return max(1, (min(plan.available_bytes, *limits) - plan.fixed_bytes) // plan.bytes_per_lesion)
 
 

@@ -102,10 +102,8 @@ class Checkpoints:
             batch = [key for key in old if key in waiting]
             for key in batch:
                 del waiting[key]
-            batches += [batch[start : start + batch_size] for start in range(0, len(batch), batch_size or 1)]
-        rest = list(waiting)
-        batches += [rest[start : start + batch_size] for start in range(0, len(rest), batch_size or 1)]
-        return batches
+            batches.append(batch)
+        return subdivide([*batches, list(waiting)], batch_size)
 
     def begin(self, left: Sequence[Sequence[str]]) -> None:
         """Note the batches that are left, of which the first is in work now; what was saved of others is removed."""
@@ -207,6 +205,11 @@ class Checkpoints:
         if sentence not in self._told:
             self._told.add(sentence)
             logger.warning(sentence)
+
+
+def subdivide(batches: Sequence[Sequence[str]], size: int) -> list[list[str]]:
+    """Divide batches further, into some of up to that size."""
+    return [list(batch[start : start + size]) for batch in batches for start in range(0, len(batch), size or 1)]
 
 
 @contextmanager

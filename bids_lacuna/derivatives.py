@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ import numpy as np
 
 from bids_lacuna._version import __version__
 from bids_lacuna.claims import Claim, Claims
-from bids_lacuna.files import read_json_object, remove_unfinished, renamed_when_whole, write_json
+from bids_lacuna.files import hash_file, read_json_object, remove_unfinished, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, Weighting, describe_mismatch
 from bids_lacuna.logs import log_failure
@@ -376,8 +375,7 @@ def _provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
 def file_hash(path: Path) -> str | None:
     """Compute the SHA-256 of a file; None where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError:
         return None
 

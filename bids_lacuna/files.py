@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -51,6 +52,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         # In a C locale, a path's bytes come as surrogates: they are UTF-8 all the same, or else replaced.
         temporary.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode("utf-8"))
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file; raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -26,7 +26,7 @@ from bids_lacuna.derivatives import number_label, sidecar_path
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_slabs
-from bids_lacuna.lesion import LOW_COVERAGE, LesionData, LesionWeights, load_lesion
+from bids_lacuna.lesion import LOW_COVERAGE, ONE_SIDED, LesionData, LesionWeights, load_lesion, name_side
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,6 @@ OUTLIER_RULE = (
 
 CLUSTERING = "Average linkage of the distances 1 - r"
 """In words, what orders the lesions in the similarity matrix."""
-
-ONE_SIDED = 0.95
-"""A lesion is on one side where at least this share of its volume is, what lies on the midline left out."""
 
 IN_COMMON = 0.9
 """Below this share of the voxels that any map has, a warning tells how many all maps have."""
@@ -281,10 +278,7 @@ def side(weights: LesionWeights, grid: Grid) -> str:
     """Tell the hemisphere that a lesion is in: left, right or both, by world coordinates."""
     voxels = np.stack(np.unravel_index(weights.voxels, grid.shape), axis=1)
     x = nib.affines.apply_affine(grid.affine, voxels)[:, 0].round(3)
-    left, right = weights.shares[x < 0].sum(), weights.shares[x > 0].sum()
-    if max(left, right) < ONE_SIDED * (left + right) or left == right:
-        return "both"
-    return "left" if left > right else "right"
+    return name_side(weights.shares[x < 0].sum(), weights.shares[x > 0].sum())
 
 
 def _peak(stat: str, values: Array, grid: Grid) -> dict[str, float]:

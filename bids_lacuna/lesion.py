@@ -26,6 +26,9 @@ Weighting = Literal["volume", "binary"]
 LOW_COVERAGE = 0.5
 """Below this share of a lesion inside the connectome's mask, a warning says so."""
 
+ONE_SIDED = 0.95
+"""A lesion is on one side where at least this share of its volume is."""
+
 AXIS_ALIGNED_TOLERANCE = 1e-3
 """Two grids count as axis-aligned when no lesion voxel is moved by more than this share of a grid voxel."""
 
@@ -119,6 +122,13 @@ class LesionData:
         if isinstance(self.mask, Path):
             return self.mask.name
         return str(self.metadata.get("subject_id", "a lesion in memory"))
+
+
+def name_side(left: float, right: float) -> str:
+    """Tell a lesion's hemisphere from its volume at negative and at positive x: left, right or both."""
+    if max(left, right) < ONE_SIDED * (left + right) or left == right:
+        return "both"
+    return "left" if left > right else "right"
 
 
 def load_lesion(

@@ -36,6 +36,15 @@ EARLY_RECORDS = 10_000
 """Kept at most until the file is open."""
 
 
+def versions_of(libraries: Sequence[str]) -> dict[str, str]:
+    """Tell the versions of Python and of those of the libraries that are installed."""
+    found = {"Python": platform.python_version()}
+    for library in libraries:
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
+
+
 def kind_of(reason: str) -> str:
     """Say what a failure has in common with others: its reason without the files that it names."""
     return PLACE.sub("…", reason)
@@ -146,10 +155,7 @@ class LineFormatter(logging.Formatter):
 
 def _software() -> str:
     """List the versions that a run depends on."""
-    found = [f"Python {platform.python_version()}"]
-    for library in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found.append(f"{library} {version(library)}")
+    found = [f"{name} {number}" for name, number in versions_of(LIBRARIES).items()]
     return ", ".join([*found, platform.platform()])
 
 

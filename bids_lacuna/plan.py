@@ -197,19 +197,26 @@ def memory_budget(
     environ
         Environment variables, for SLURM's.
     """
+    limits = memory_limits(mem_bytes, root, environ)
+    for limit in limits:
+        logger.debug("%s: %s", limit.source, format_bytes(limit.available_bytes))
+    smallest = min(limits, key=lambda limit: limit.available_bytes)
+    logger.info("using at most %s of memory, by %s", format_bytes(smallest.available_bytes), smallest.source)
+    return MemoryBudget(smallest.available_bytes, smallest.source, limits)
+
+
+def memory_limits(
+    mem_bytes: int | None = None, root: Path = Path("/"), environ: Mapping[str, str] = os.environ
+) -> tuple[MemoryLimit, ...]:
+    """Measure all limits on the memory of this process, as `memory_budget` does before it chooses the smallest."""
     occupied = resident_bytes()
-    limits = (
+    return (
         MemoryLimit("the memory free on this machine", occupied + _usable(psutil.virtual_memory().available)),
         *_cgroup_limits(root, occupied),
         *_slurm_limits(environ),
         *_address_space_limits(occupied),
         *([] if mem_bytes is None else [MemoryLimit("--mem", mem_bytes)]),
     )
-    for limit in limits:
-        logger.debug("%s: %s", limit.source, format_bytes(limit.available_bytes))
-    smallest = min(limits, key=lambda limit: limit.available_bytes)
-    logger.info("using at most %s of memory, by %s", format_bytes(smallest.available_bytes), smallest.source)
-    return MemoryBudget(smallest.available_bytes, smallest.source, limits)
 
 
 def _usable(free_bytes: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 import os
 import signal
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from threadpoolctl import threadpool_limits
 
-from bids_lacuna.files import read_json_object, renamed_when_whole
-from bids_lacuna.lesion import LOW_COVERAGE
+from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole
+from bids_lacuna.lesion import LOW_COVERAGE, name_side
 from bids_lacuna.methods import combine, references
 from bids_lacuna.pages import anchor, decimal, place, write_page
 from bids_lacuna.plan import format_bytes, give_back_freed_memory
@@ -45,9 +44,6 @@ MEMORY_SHARE = 8
 
 FEW_CONNECTOME_SUBJECTS = 30
 """Below it, maps of other samples of healthy people would look different."""
-
-ONE_SIDED_SHARE = 0.95
-"""Of a lesion's volume on one side: it counts as a lesion of that side."""
 
 TOLD_OTHERWISE = ("sub", "ses", "space", "res", "label", "stat", "desc")
 """Entities of maps that all lesions of a page have alike, or that a heading tells in other words."""
@@ -389,18 +385,16 @@ def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
     except (OSError, ValueError) as error:
         section.warnings.append(f"the lesion is not drawn, since its mask cannot be read: {error}.")
         return None
-    with lesion.mask.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != lesion.sidecar.get("LesionHash"):
-            section.warnings.append("the mask has been changed since it was mapped: the maps are of the old one.")
+    if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
+        section.warnings.append("the mask has been changed since it was mapped: the maps are of the old one.")
     return shape
 
 
 def _describe_shape(shape: LesionShape, section: Section) -> list[tuple[str, str]]:
     left = shape.left_share
-    if max(left, 1 - left) >= ONE_SIDED_SHARE:
-        section.side = "left" if left > 0.5 else "right"
-    else:
-        section.side = f"both (left {100 * left:.0f} %)"
+    section.side = name_side(left, 1 - left)
+    if section.side == "both":
+        section.side += f" (left {100 * left:.0f} %)"
     extents = zip("xyz", shape.low_mm, shape.high_mm, strict=True)
     return [
         ("Side", section.side),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 
 from bids_lacuna.files import read_json_object, write_json
+from bids_lacuna.logs import versions_of
 from bids_lacuna.plan import peak_resident_bytes
 
 LIBRARIES = ("numpy", "scipy", "numba", "nibabel", "nilearn", "matplotlib")
@@ -70,7 +69,7 @@ class Run:
 
 def library_versions() -> dict[str, str]:
     """Tell the versions of Python and of the libraries that numbers and pictures come from."""
-    return {"Python": platform.python_version()} | {library: metadata.version(library) for library in LIBRARIES}
+    return versions_of(LIBRARIES)
 
 
 def read_run(log_dir: Path) -> Run | None:

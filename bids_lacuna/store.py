@@ -24,7 +24,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.files import read_array, read_json_object, renamed_when_whole, write_json
+from bids_lacuna.files import hash_file, read_array, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import has_usable_affine, open_image, read_mask
 from bids_lacuna.kernels import quantize
@@ -327,12 +327,6 @@ def write_subject(
         "timeseries": _write_array(array_path(folder, name, "timeseries"), series),
         "scale": _write_array(array_path(folder, name, "scale"), np.stack([scale, sd])),
     }
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_array(path: Path, array: Array) -> str:

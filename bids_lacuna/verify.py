@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
+from bids_lacuna.files import hash_file
 from bids_lacuna.grid import Grid
-from bids_lacuna.store import REMEDY, Store, StoredSubject, hash_file
+from bids_lacuna.store import REMEDY, Store, StoredSubject
 
 Array = np.ndarray
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import os
 import re
 import resource
@@ -15,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,17 +45,6 @@ GOOD = f"sub-01/anat/sub-01_space-{SPACE}_label-lesion_mask.nii.gz"
 MIRROR = np.diag([-1.0, 1, 1, 1])
 MIRROR[0, 3] = SHAPE[0] - 1
 """Voxel indices to those of the array turned round along its first axis."""
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Give logging back as it was, whatever the program, run within this process, makes of it."""
-    root, ours = logging.getLogger(), logging.getLogger("bids_lacuna")
-    handlers, level, our_level = root.handlers[:], root.level, ours.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    ours.setLevel(our_level)
 
 
 def run_here(*arguments: object) -> int:

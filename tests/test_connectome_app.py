@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -44,17 +42,6 @@ FAULTS = [
 ]
 
 LESION = f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask"
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Give logging back as it was, whatever the program, run within this process, makes of it."""
-    root, ours = logging.getLogger(), logging.getLogger("bids_lacuna")
-    handlers, level, our_level = root.handlers[:], root.level, ours.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    ours.setLevel(our_level)
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
