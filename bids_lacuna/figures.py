@@ -193,14 +193,26 @@ def read_map(path: Path) -> Volume:
     return Volume(np.asarray(image.dataobj, np.float32), image.affine)
 
 
-def read_lesion(path: Path) -> LesionShape:
-    """Read a lesion mask and tell where the lesion lies; raises what `lesion.read_mask` raises."""
+def read_lesion(path: Path, threshold: float | None = None) -> LesionShape:
+    """Read a lesion mask and tell where the lesion lies.
+
+    Parameters
+    ----------
+    threshold
+        As in `load_lesion`: the probability from which on a voxel counts.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `lesion.read_mask`.
+    """
     image = open_image(path, "mask")
-    corner, box = read_mask(image)
+    corner, weights = read_mask(image, threshold)
+    box = weights > 0
     affine = image.affine @ nib.affines.from_matvec(np.eye(3), corner)
     points = nib.affines.apply_affine(affine, np.argwhere(box))
     centre = points[np.argmin(np.sum((points - points.mean(axis=0)) ** 2, axis=1))]
-    left = (points[:, 0] < 0).mean() + (points[:, 0] == 0).mean() / 2
+    left = np.average((points[:, 0] < 0) + (points[:, 0] == 0) / 2, weights=weights[box])
     return LesionShape(
         Volume(box, affine),
         _triple(centre),

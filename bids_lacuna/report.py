@@ -381,7 +381,7 @@ def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
     from bids_lacuna import figures
 
     try:
-        shape = figures.read_lesion(lesion.mask)
+        shape = figures.read_lesion(lesion.mask, lesion.sidecar.get("LesionThreshold"))
     except (OSError, ValueError) as error:
         section.warnings.append(f"the lesion is not drawn, since its mask cannot be read: {error}.")
         return None

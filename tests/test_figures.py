@@ -54,6 +54,17 @@ def test_a_lesion_across_the_midline_has_a_share_on_each_side(tmp_path: Path) ->
     assert shape.left_share == pytest.approx(0.5)
 
 
+def test_a_probability_map_is_drawn_from_its_threshold_on(tmp_path: Path) -> None:
+    """Voxels below the threshold are no part of the shape, and each side counts by its probabilities."""
+    values = np.where(blob((-40, 20, 30), 5), 0.9, 0) + np.where(blob((40, 20, 30), 5), 0.3, 0)
+    values += np.where(blob((0, -60, 30), 9), 0.1, 0)
+    path = tmp_path / "probability.nii.gz"
+    nib.save(nib.Nifti1Image(values.astype(np.float32), TWO_MM), path)
+    shape = figures.read_lesion(path, 0.2)
+    assert (shape.low_mm, shape.high_mm) == ((-44, 16, 26), (44, 24, 34))
+    assert shape.left_share == pytest.approx(0.75)
+
+
 def test_left_is_drawn_on_the_left(tmp_path: Path, lesion: figures.LesionShape) -> None:
     """In each coronal and axial slice the lesion is left of the middle, and up or in front."""
     path = tmp_path / "lesion.png"
