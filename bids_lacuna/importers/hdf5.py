@@ -57,6 +57,8 @@ class Part:
     """Shape (n_voxels,): the file's voxel for each voxel of the grid; None where the two orders agree."""
     file_bytes: int
     """Memory that it takes to get one subject's numbers out of the file."""
+    is_inflated_here: bool
+    """Outside the lock that HDF5 reads everything else under, one thread at a time."""
 
     @classmethod
     def open(cls, path: Path) -> Part:
@@ -125,7 +127,8 @@ class Part:
         grid, order = _grid_of(places, shape.astype(int), np.asarray(affine), path)
         n_subjects, n_timepoints, _ = timeseries.shape
         dtype = read_dtype(timeseries.dtype)
-        return cls(path, grid, n_subjects, n_timepoints, dtype, order, chunks.reading_bytes(timeseries, dtype))
+        file_bytes = chunks.reading_bytes(timeseries, dtype)
+        return cls(path, grid, n_subjects, n_timepoints, dtype, order, file_bytes, chunks.is_inflatable(timeseries))
 
     @property
     def reading_bytes(self) -> int:
@@ -183,8 +186,10 @@ class Hdf5Source(Source):
     series_dtype: ClassVar[Literal["float32"]] = "float32"
     """Of the series as `read` gives them."""
 
-    n_readers: ClassVar[int] = 2
-    """Inflating and standardizing a subject takes one thread several times as long as mapping it takes all."""
+    @property
+    def n_readers(self) -> int:
+        """Subjects that are read at a time: to inflate one takes a thread several times as long as to map it."""
+        return 2 if any(part.is_inflated_here for part in self.parts) else 1
 
     @property
     def standardized_dtypes(self) -> frozenset[np.dtype]:
