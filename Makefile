@@ -20,7 +20,7 @@ demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, i
 	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
 
 test: .venv/installed-test browser  ## run the tests
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 fuzz: .venv/installed-test  ## read damaged files for five minutes: only errors of our own may come out
 	$(BIN)/python tests/fuzz.py
@@ -28,7 +28,7 @@ fuzz: .venv/installed-test  ## read damaged files for five minutes: only errors 
 test-lowest: .venv/installed-release  ## run the tests on the oldest dependencies that pyproject.toml admits
 	$(BIN)/uv venv --quiet --clear --python 3.11 .venv/lowest
 	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct --editable '.[test]'
-	.venv/lowest/bin/python -m pytest --numprocesses logical --dist loadfile
+	.venv/lowest/bin/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 browser:  ## install Chromium, which the tests of the pages drive, where there is none and apt is
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \

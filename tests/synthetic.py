@@ -73,7 +73,9 @@ def write_connectome(
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         data = np.array(series)[:, :, order]
-        file.create_dataset("timeseries", data=data, chunks=(1, *data.shape[1:]), compression="gzip")
+        file.create_dataset(
+            "timeseries", data=data, chunks=(1, *data.shape[1:]), compression="gzip", compression_opts=1
+        )
         file["mask_indices"] = indices[:, order]
         file["mask_affine"] = affine
         file.attrs["mask_shape"] = mask.shape

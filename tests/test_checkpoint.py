@@ -305,7 +305,7 @@ RUN = Path(__file__).parents[1] / "run.py"
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
     """A run that is ended in the middle of its pass goes on there, and leaves what an undisturbed run leaves."""
-    connectome = write_connectome(tmp_path / "many.h5", make_series(N_VOXELS, [19] * 200), MASK)
+    connectome = write_connectome(tmp_path / "many.h5", make_series(N_VOXELS, [19] * 80), MASK)
     names = [f"sub-{n:02}/anat/sub-{n:02}_space-{SPACE}_label-lesion_mask" for n in range(len(BOXES))]
     bids = write_dataset(tmp_path / "bids", dict(zip(names, BOXES, strict=True)))
 

@@ -100,7 +100,9 @@ def vary(
         data = file["timeseries"][:][:, :, order].astype(dtype)
         file["mask_indices"][:] = file["mask_indices"][:][:, order]
         del file["timeseries"]
-        file.create_dataset("timeseries", data=data, chunks=chunks or (1, *data.shape[1:]), compression=compression)
+        level = 1 if compression == "gzip" else None
+        chunks = chunks or (1, *data.shape[1:])
+        file.create_dataset("timeseries", data=data, chunks=chunks, compression=compression, compression_opts=level)
     return path
 
 
@@ -110,7 +112,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("connectomes")
     mask = make_mask(shape=SHAPE)
     n_voxels = int(mask.sum())
-    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 5), mask)
+    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 6), mask)
     scrambled = np.random.default_rng(4).permutation(n_voxels)
     return {
         "short": write_connectome(folder / "short.h5", make_series(n_voxels, [11] * 2), mask),
