@@ -23,27 +23,14 @@ from uuid import uuid4
 
 from bids_lacuna import logs
 from bids_lacuna._version import __version__
-from bids_lacuna.command import (
-    Exit,
-    Parser,
-    Stop,
-    connectome_name,
-    ending,
-    fraction,
-    label,
-    make_folder,
-    positive_integer,
-    run_command,
-    warn_of_space,
-)
+from bids_lacuna.command import Exit, Stop, ending, make_folder, run_command, warn_of_space
 from bids_lacuna.compiled import keep_in
-from bids_lacuna.descriptor import PrintDescriptor
+from bids_lacuna.options import build_parser
 from bids_lacuna.text import one_line
 
 if TYPE_CHECKING:
     from bids_lacuna.checkpoint import Checkpoints
     from bids_lacuna.claims import Claims
-    from bids_lacuna.cohort import Group
     from bids_lacuna.connectome import Connectome
     from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
     from bids_lacuna.lesion import LesionData
@@ -90,210 +77,6 @@ def run_level(arguments: argparse.Namespace) -> Exit:
     return levels[arguments.analysis_level](arguments)
 
 
-class ShowCitation(argparse.Action):
-    """Print what to cite, and exit."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Print the program's and the method's reference."""
-        from bids_lacuna.methods import references
-
-        sys.stdout.write(references("@bids_lacuna @boes2015", __version__))
-        parser.exit()
-
-
-def build_parser() -> Parser:
-    """Describe the command line."""
-    parser = Parser(
-        prog="bids-lacuna",
-        description="Lesion network mapping: which brain regions are connected to each lesion of a BIDS dataset, "
-        "in a normative functional connectome.",
-    )
-    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="dataset with the lesion masks")
-    parser.add_argument(
-        "output_dir", type=Path, metavar="OUTPUT_DIR", help="where the maps go, e.g. BIDS_DIR/derivatives/bids-lacuna"
-    )
-    parser.add_argument(
-        "analysis_level",
-        metavar="{participant,group}",
-        help="participant: map each lesion; group: describe the maps of all",
-    )
-
-    parser.add_argument(
-        "--bids-exec-spec", nargs=0, action=PrintDescriptor, help="print a Boutiques descriptor of this command line"
-    )
-
-    connectome = parser.add_argument_group("connectome")
-    connectome.add_argument(
-        "--connectome",
-        type=Path,
-        metavar="PATH",
-        help="needed at the participant level, unless --reports-only: store of a normative functional connectome, "
-        "as bids-lacuna-connectome makes it; or an HDF5 file, or a folder of them",
-    )
-    connectome.add_argument(
-        "--connectome-space",
-        type=label,
-        metavar="SPACE",
-        help="template that it is in (default: what it records itself, else MNI152NLin6Asym)",
-    )
-    connectome.add_argument(
-        "--connectome-name",
-        type=connectome_name,
-        metavar="NAME",
-        help="its name in the maps' names (default: the store's own, or the letters and digits of PATH's name; "
-        "at the group level that of most lesions' maps)",
-    )
-
-    lesions = parser.add_argument_group("which lesions")
-    lesions.add_argument(
-        "-d",
-        "--derivatives",
-        nargs="+",
-        default=[],
-        metavar="PATH|NAME=PATH",
-        action="extend",
-        help="more datasets to look for masks in",
-    )
-    lesions.add_argument(
-        "--participant-label",
-        "--participant_label",
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        action="extend",
-        help="only these participants, with or without sub-",
-    )
-    lesions.add_argument(
-        "--session-label",
-        "--session_label",
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        action="extend",
-        help="only these sessions, with or without ses-",
-    )
-    lesions.add_argument(
-        "--bids-filter-file",
-        type=Path,
-        metavar="FILE",
-        help='JSON with the masks\' entities, {"lesion": {"label": "tumour"}}; null: absent, "*": any',
-    )
-    lesions.add_argument(
-        "--bids-database-dir",
-        type=Path,
-        metavar="DIR",
-        help="keep pybids' index there; a later run on the same dataset starts faster",
-    )
-    lesions.add_argument(
-        "--skip-bids-validation",
-        action="store_true",
-        help="accepted for BIDS Apps' sake: masks are found in datasets that do not validate, too",
-    )
-
-    maps = parser.add_argument_group("maps")
-    maps.add_argument(
-        "--t-threshold",
-        type=positive_number,
-        nargs="+",
-        default=[],
-        metavar="T",
-        action="extend",
-        help="write a mask of |t| > T for each T; at the group level, the shares of lesions with t > T and t < -T "
-        "(default there: the masks' own)",
-    )
-    maps.add_argument("--no-t-map", action="store_true", help="write no t-maps")
-    maps.add_argument(
-        "--lesion-weighting",
-        choices=("volume", "binary"),
-        default="volume",
-        help="a connectome voxel counts by the share of it that the lesion covers, or fully from a half "
-        "on (default: %(default)s)",
-    )
-    maps.add_argument(
-        "--lesion-threshold",
-        type=fraction,
-        metavar="T",
-        help="masks may be probability maps: voxels of at least T, above 0 and at most 1, count as much as their "
-        "probability (default: masks must be binary)",
-    )
-    maps.add_argument("--overwrite", action="store_true", help="map lesions again whose maps are there")
-
-    group = parser.add_argument_group("group level")
-    group.add_argument(
-        "--ignore",
-        nargs="+",
-        choices=("missing", "mixed"),
-        default=[],
-        metavar="missing|mixed",
-        action="extend",
-        help="leave lesions out whose maps are missing or damaged, or were made with another connectome, weighting "
-        "or threshold than most (default: refuse, and name them)",
-    )
-
-    reports = parser.add_argument_group("reports")
-    which = reports.add_mutually_exclusive_group()
-    which.add_argument("--no-reports", action="store_true", help="write no page for each participant")
-    which.add_argument(
-        "--reports-only", action="store_true", help="map nothing: write the pages anew from what is in OUTPUT_DIR"
-    )
-
-    reports.add_argument(
-        "--md-only-boilerplate",
-        action="store_true",
-        help="write logs/CITATION.md, the methods text, without its .bib",
-    )
-    reports.add_argument("--citation", action=ShowCitation, nargs=0, help="print what to cite as BibTeX, and exit")
-
-    resources = parser.add_argument_group("resources")
-    resources.add_argument(
-        "--lesion-batch-size",
-        type=batch_size,
-        default="auto",
-        metavar="auto|N",
-        help="lesions in one pass over the connectome (default: as many as the memory holds)",
-    )
-    resources.add_argument(
-        "--mem",
-        type=memory,
-        metavar="SIZE",
-        help="memory to use at most, e.g. 8G or 500M; a bare number is in MB (default: what the "
-        "machine, the container or the scheduler leaves)",
-    )
-    resources.add_argument(
-        "--nprocs",
-        "--n-cpus",
-        type=positive_integer,
-        metavar="N",
-        help="threads to use (default: all processors that may be used)",
-    )
-    resources.add_argument(
-        "-w",
-        "--work-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder for checkpoints, and for compiled code, which makes the next start faster (default: for "
-        "checkpoints, one in the system's temporary folder)",
-    )
-    resources.add_argument(
-        "--checkpoint-minutes",
-        type=minutes,
-        default=10,
-        metavar="MINUTES",
-        help="how often the batch in work is saved, beside on SIGTERM, SIGINT and SIGUSR1, so that the same command "
-        "goes on from there; 0: never (default: %(default)s)",
-    )
-    resources.add_argument(
-        "--stop-on-first-crash",
-        action="store_true",
-        help="begin nothing new once a lesion has failed (default: go on with the others)",
-    )
-    resources.add_argument("--dry-run", action="store_true", help="print the lesions and the plan, and write nothing")
-    resources.add_argument(
-        "--notrack", action="store_true", help="accepted for BIDS Apps' sake: nothing is ever sent anywhere"
-    )
-    return parser
-
-
 def run_participants(arguments: argparse.Namespace) -> Exit:
     """Map the lesions of a dataset: the participant level."""
     if not arguments.connectome:
@@ -308,6 +91,7 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.mapping import FunctionalNetworkMapping
     from bids_lacuna.methods import write_citation
     from bids_lacuna.plan import available_cpus, format_bytes, memory_budget, room_for_files
+    from bids_lacuna.preview import describe_lesions, describe_plan
     from bids_lacuna.report import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
 
     started = time.monotonic()
@@ -500,6 +284,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.derivatives import prepare_dataset
     from bids_lacuna.group import BLOCK_BYTES, summarize_group
     from bids_lacuna.plan import available_cpus, memory_budget
+    from bids_lacuna.preview import describe_group
     from bids_lacuna.query import DamagedDataset, find_stat_maps
 
     logger.info("bids-lacuna %s", __version__)
@@ -720,42 +505,6 @@ def name_datasets(arguments: Sequence[str]) -> dict[str, Path]:
     return datasets
 
 
-def describe_lesions(records: Sequence[LesionRecord]) -> str:
-    """List the masks found and what becomes of each."""
-    words = {"pending": "map"}
-    lines = [f"lesion masks: {len(records)}; a dry run does not open them"]
-    for record in records:
-        reason = f": {record.reason}" if record.reason else ""
-        lines.append(one_line(f"  {words.get(record.status, record.status):8}{record.mask.path.name}{reason}"))
-    return "\n".join(lines) + "\n\n"
-
-
-def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_threads: int, reserved_bytes: int) -> str:
-    """Lay out the batches and the memory."""
-    from bids_lacuna.plan import format_bytes
-
-    rows = {
-        "lesions to map": f"{plan.n_lesions}",
-        "batch size": f"{plan.batch_size}",
-        "passes": f"{plan.n_batches} over {n_subjects} connectome subjects, on {n_threads} threads",
-        "memory, fixed": f"{format_bytes(plan.fixed_bytes)}, {format_bytes(reserved_bytes)} of it for reports",
-        "memory, per lesion": format_bytes(plan.bytes_per_lesion),
-        "memory, peak": format_bytes(plan.peak_bytes),
-        "memory, available": f"{format_bytes(budget.available_bytes)} ({budget.source})",
-    }
-    return "".join(f"{name:20}{value}\n" for name, value in rows.items())
-
-
-def describe_group(group: Group, ignored: Sequence[str]) -> str:
-    """List the maps that would be read, and the lesions that cannot be in the group."""
-    lines = [f"lesions: {len(group.lesions)}, {group.origin.describe()}"]
-    lines += [f"  read    {path}" for lesion in group.lesions for path in (lesion.mask.path, *lesion.maps.values())]
-    for lesion in group.left_out:
-        word = "leave" if lesion.kind in ignored else "refuse"
-        lines.append(f"  {word:8}{lesion.name}: {lesion.kind}: {lesion.reason}")
-    return "\n".join(lines) + "\n"
-
-
 def report_failures(records: Sequence[LesionRecord]) -> None:
     """Log the lesions that failed before they were read: a reason that many have once."""
     names: dict[str, list[str]] = {}
@@ -789,34 +538,3 @@ def conclude(records: Sequence[LesionRecord], log_dir: Path) -> Exit:
     many = f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
     sys.stderr.write(one_line(f"bids-lacuna: error: {many}{first} (the log is in {log_dir})") + "\n")
     return Exit.FAILED
-
-
-def positive_number(text: str) -> float:
-    """Read a number above 0 that may become part of file names."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 1e-6 <= number <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, from 0.000001 to 1000000")
-    return number
-
-
-def minutes(text: str) -> float:
-    """Read a number of minutes, or 0."""
-    return 0 if text.strip() == "0" else positive_number(text)
-
-
-def batch_size(text: str) -> int | str:
-    """Read `auto` or a whole number above 0."""
-    return text if text == "auto" else positive_integer(text)
-
-
-def memory(text: str) -> int:
-    """Read a size of memory, in bytes."""
-    from bids_lacuna.plan import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

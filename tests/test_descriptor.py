@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bids_lacuna import cli
+from bids_lacuna import options
 from bids_lacuna.command import Exit
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_a_command_line_made_from_it_is_understood() -> None:
         command = command.replace(each["value-key"], " ".join(words))
     assert not values
     program, *words = command.split()
-    arguments = cli.build_parser().parse_args(words)
+    arguments = options.build_parser().parse_args(words)
     assert program == "bids-lacuna"
     assert (arguments.bids_dir, arguments.output_dir) == (Path("/data"), Path("/out"))
     assert arguments.participant_label == ["01", "02"]
