@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from bids_lacuna import kernels
 from bids_lacuna.checkpoint import Checkpoints, subdivide
@@ -30,6 +29,7 @@ from bids_lacuna.plan import (
     plan_batches,
     resident_bytes,
 )
+from bids_lacuna.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -224,13 +224,7 @@ def process_batches(
             len(waiting),
             max(map(len, waiting)),
         )
-    # disable=None: no bar where stderr is no terminal.
-    with tqdm(
-        total=len(lesions) * n_subjects,
-        unit="lesion-subject",
-        desc="mapping",
-        disable=None if show_progress else True,
-    ) as progress:
+    with Progress(len(lesions) * n_subjects, "mapping", "lesion-subject", shown=show_progress) as progress:
         number = 0
         while waiting:
             if number and len(waiting[0]) > (fits := _fitting_now(plan)):
@@ -239,6 +233,7 @@ def process_batches(
             batch = [replace(lesions[places[key]], batch=number + 1, error=None, results={}) for key in waiting[0]]
             if checkpoints:
                 checkpoints.begin(waiting)
+            progress.describe(f"mapping batch {number + 1} of {number + len(waiting)}")
             outcomes = _process_batch(
                 batch,
                 analysis,
@@ -298,7 +293,7 @@ def _process_batch(
     list of LesionData or None
         None where the memory ran out for several lesions, fewer of which may fit it.
     """
-    batch = _load(batch, analysis, n_threads)
+    batch = load_lesions(batch, analysis, n_threads)
     loaded = [lesion for lesion in batch if not lesion.error]
     if failed := [lesion for lesion in batch if lesion.error]:
         on_outcomes(failed)
@@ -345,16 +340,16 @@ def _map(
     )
 
 
-def _load(batch: list[LesionData], analysis: FunctionalNetworkMapping, n_threads: int) -> list[LesionData]:
-    """Load a batch's lesions, several at a time; one that cannot be loaded has its reason."""
+def load_lesions(lesions: list[LesionData], analysis: FunctionalNetworkMapping, n_threads: int) -> list[LesionData]:
+    """Load lesions, several at a time; one that cannot be loaded has its reason."""
     with (
         # A lesion's matrices are so small that BLAS's threads would wait for each other.
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(max(1, min(n_threads, LOADED_AT_ONCE)), thread_name_prefix="lesion") as pool,
     ):
-        loads = [pool.submit(analysis.load, lesion) for lesion in batch]
+        loads = [pool.submit(analysis.load, lesion) for lesion in lesions]
         try:
-            return [_isolate(load.result, [lesion]) or lesion for load, lesion in zip(loads, batch, strict=True)]
+            return [_isolate(load.result, [lesion]) or lesion for load, lesion in zip(loads, lesions, strict=True)]
         finally:
             # After Ctrl-C, those that wait need not be loaded.
             pool.shutdown(cancel_futures=True)

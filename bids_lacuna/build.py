@@ -23,11 +23,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from bids_lacuna.files import read_json_object, remove_unfinished, write_json
 from bids_lacuna.importers.source import Source, SourceSubject
 from bids_lacuna.plan import format_bytes, give_back_freed_memory
+from bids_lacuna.progress import Progress
 from bids_lacuna.rank import TOLERANCE, Rank, most_components, rotate, rotation_bytes
 from bids_lacuna.store import (
     BUILDING,
@@ -441,14 +441,13 @@ def _write_subjects(
     )
     written, damaged = {}, {}
     with (
-        tqdm(
-            total=sum(n_bytes.values()),
+        Progress(
+            sum(n_bytes.values()),
+            "building",
+            "B",
             initial=sum(n_bytes[name] for name in recorded),
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            desc="building",
-            disable=None if show_progress else True,
+            shown=show_progress,
+            in_bytes=True,
         ) as progress,
         _processes(job, n_processes) as pool,
     ):
@@ -460,9 +459,8 @@ def _write_subjects(
                 outcome = future.result()
                 if isinstance(outcome, _Written):
                     # Fewer than planned, where the rank "auto" left components out.
-                    progress.total -= n_bytes[outcome.name]
-                    n_bytes[outcome.name] = wanted.bytes_of(outcome.stored)
-                    progress.total += n_bytes[outcome.name]
+                    planned, n_bytes[outcome.name] = n_bytes[outcome.name], wanted.bytes_of(outcome.stored)
+                    progress.change_total(n_bytes[outcome.name] - planned)
                 progress.update(n_bytes[outcome.name])
                 if isinstance(outcome, _Damage):
                     damaged[outcome.name] = outcome.reason

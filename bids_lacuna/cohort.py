@@ -192,7 +192,7 @@ def choose_group(
                 _explain_absence(path, same_name, group, names, damaged)
             lesions.append(_gather(path, same_name, group, on_disk, maps_dir))
         except _Unfit as unfit:
-            left_out.append(LeftOut(_lesion_name(same_name[0]), unfit.kind, str(unfit)))
+            left_out.append(LeftOut(same_name[0].name, unfit.kind, str(unfit)))
     not_asked = sorted(path for path, origin in origins.items() if origin == group and path not in by_name)
     return Group(group, tuple(lesions), tuple(left_out), tuple(not_asked))
 
@@ -339,8 +339,4 @@ def _gather(
     for key in ("LesionVolume", "LesionCoverage", "NumberOfConnectomeSubjects"):
         if key not in sidecar:
             raise _Unfit("missing", f"the sidecar of {r_map.name} lacks {key}: map the lesion again (--overwrite)")
-    return GroupLesion(_lesion_name(same[0]), same[0], maps, sidecar)
-
-
-def _lesion_name(mask: LesionMask) -> str:
-    return "_".join(f"{name}-{label}" for name, label in mask.entities.items() if name not in ("space", "res"))
+    return GroupLesion(same[0].name, same[0], maps, sidecar)

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from bids_lacuna import logs
 from bids_lacuna._version import __version__
+from bids_lacuna.text import meant
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -69,19 +70,35 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_argument("--version", action="version", version=f"bids-lacuna {__version__}")
-        self.add_argument(
+        # With other defaults, a command's own would undo what is said before the command's name.
+        how_much = self.add_mutually_exclusive_group()
+        how_much.add_argument(
             "-v",
             "--verbose",
-            action="store_true",
-            # Else a command's own default would undo what is said before the command's name.
+            action="count",
             default=argparse.SUPPRESS,
-            help="log more, with a traceback for each failure",
+            help="log more, with a traceback for each failure; -vv: what libraries log, too",
+        )
+        how_much.add_argument(
+            "-q",
+            "--quiet",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="log warnings and errors only, and show no bar; the log file has all the rest",
         )
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the mistake, and exit."""
         self.print_usage(sys.stderr)
         self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
+
+
+def complete_words(parser: Parser) -> None:
+    """Answer a shell that asks how a word may go on, and exit: README tells how shells learn to ask."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
 
 
 def run_command(
@@ -103,11 +120,14 @@ def run_command(
     int
         The exit status.
     """
-    arguments, unknown = parser.parse_known_args(argv, argparse.Namespace(verbose=False, parser=parser))
+    arguments, unknown = parser.parse_known_args(argv, argparse.Namespace(verbose=0, quiet=False, parser=parser))
     if unknown:
         # By itself argparse would print the usage without that of the command, which the options are of.
-        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    with logs.on_terminal(arguments.verbose), _ending_on_sigterm():
+        first = unknown[0].partition("=")[0]
+        flags = [flag for action in arguments.parser._actions for flag in action.option_strings]
+        near = meant(first, flags) if first.startswith("-") else ""
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+    with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), _ending_on_sigterm():
         try:
             return run(arguments)
         except Stop as stop:

@@ -7,7 +7,7 @@ import re
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from os import PathLike
@@ -99,6 +99,11 @@ class Connectome:
                 "MNI152NLin2009cAsym: give its right name (--connectome-space)"
             )
         return cls(path, name, space, recordings)
+
+    def first(self, n_subjects: int) -> Connectome:
+        """Give the connectome of the first subjects only, for a try."""
+        recordings: Any = self.recordings
+        return replace(self, recordings=replace(recordings, subjects=recordings.subjects[:n_subjects]))
 
     @property
     def grid(self) -> Grid:

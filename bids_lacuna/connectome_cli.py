@@ -15,6 +15,7 @@ from bids_lacuna.command import (
     Exit,
     Parser,
     Stop,
+    complete_words,
     connectome_name,
     ending,
     fraction,
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status.
     """
-    return run_command(build_parser(), argv, lambda arguments: arguments.run(arguments), INTERRUPTED)
+    parser = build_parser()
+    complete_words(parser)
+    return run_command(parser, argv, lambda arguments: arguments.run(arguments), INTERRUPTED)
 
 
 def build_parser() -> Parser:
@@ -192,6 +195,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
             rank=arguments.rank,
             rank_tolerance=arguments.rank_tolerance or TOLERANCE,
             n_processes=n_processes,
+            show_progress=not arguments.quiet,
         )
     if store.rank != "full":
         logger.info("rank %s", describe_rank(store))
@@ -266,18 +270,15 @@ def run_info(arguments: argparse.Namespace) -> Exit:
 
 def run_verify(arguments: argparse.Namespace) -> Exit:
     """Check a store: its files, its numbers, and left against right."""
-    from tqdm import tqdm
-
+    from bids_lacuna.progress import Progress
     from bids_lacuna.verify import verify_store
 
     store = open_store(arguments.store)
     with (
         ending(Exit.INPUT_OUTPUT, OSError),
-        tqdm(
-            total=store.n_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="verifying", disable=None
-        ) as bar,
+        Progress(store.n_bytes, "verifying", "B", shown=not arguments.quiet, in_bytes=True) as progress,
     ):
-        found = verify_store(store, lambda subject: bar.update(store.bytes_of(subject)))
+        found = verify_store(store, lambda subject: progress.update(store.bytes_of(subject)))
     sys.stdout.write(layout_rows(describe_verification(store, found)))
     for problem in found.problems:
         sys.stderr.write(f"{PROGRAM}: error: {problem}\n")

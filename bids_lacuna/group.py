@@ -18,7 +18,6 @@ import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from bids_lacuna._version import __version__
 from bids_lacuna.cohort import STATISTICS, Group, GroupLesion, LeftOut, Origin, UnfitLesions, refuse
@@ -27,6 +26,7 @@ from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_slabs
 from bids_lacuna.lesion import LOW_COVERAGE, ONE_SIDED, LesionData, LesionWeights, load_lesion, name_side
+from bids_lacuna.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def summarize_group(
     ignored: Collection[str] = (),
     block_bytes: int = BLOCK_BYTES,
     n_threads: int = 1,
+    show_progress: bool = True,
 ) -> GroupSummary:
     """Describe a group of lesions, and write the result beside the participants' maps.
 
@@ -134,6 +135,8 @@ def summarize_group(
         Of r-maps in memory at a time.
     n_threads
         Threads of the correlations.
+    show_progress
+        Whether there is a bar where stderr is a terminal.
 
     Raises
     ------
@@ -146,19 +149,21 @@ def summarize_group(
     lesions: list[GroupLesion] = []
     rows: list[dict[str, Any]] = []
     damaged: list[LeftOut] = []
-    for lesion in tqdm(group.lesions, desc="reading maps", unit="lesion", disable=None):
-        try:
-            rows.append(sums.add(lesion, maps_dir))
-            lesions.append(lesion)
-        except (OSError, ValueError) as error:
-            damaged.append(LeftOut(lesion.name, "missing", str(error)))
+    with Progress(len(group.lesions), "reading maps", "lesion", shown=show_progress) as progress:
+        for lesion in group.lesions:
+            try:
+                rows.append(sums.add(lesion, maps_dir))
+                lesions.append(lesion)
+            except (OSError, ValueError) as error:
+                damaged.append(LeftOut(lesion.name, "missing", str(error)))
+            progress.update()
     left_out = (*group.left_out, *damaged)
     refuse(left_out, len(lesions), ignored)
 
     common = sums.mean["r"].n == len(lesions)
     with threadpool_limits(n_threads, user_api="blas"):
         similarity, with_mean = correlate_maps(
-            [maps_dir / lesion.maps["r"] for lesion in lesions], common, block_bytes
+            [maps_dir / lesion.maps["r"] for lesion in lesions], common, block_bytes, show_progress
         )
     order = cluster(similarity)
     outliers = find_outliers(with_mean)
@@ -291,7 +296,9 @@ def _peak(stat: str, values: Array, grid: Grid) -> dict[str, float]:
     return dict(zip(names, [float(values[voxel]), *place.tolist()], strict=True))
 
 
-def correlate_maps(paths: Sequence[Path], common: Array, block_bytes: int = BLOCK_BYTES) -> tuple[Array, Array]:
+def correlate_maps(
+    paths: Sequence[Path], common: Array, block_bytes: int = BLOCK_BYTES, show_progress: bool = True
+) -> tuple[Array, Array]:
     """Correlate maps with each other, and with their mean, over the voxels that all of them have.
 
     A block of maps is held in memory, and all later ones pass by; each block reads the maps after it once.
@@ -304,6 +311,8 @@ def correlate_maps(paths: Sequence[Path], common: Array, block_bytes: int = BLOC
         The voxels.
     block_bytes
         Size of a block.
+    show_progress
+        As for `summarize_group`.
 
     Returns
     -------
@@ -321,7 +330,7 @@ def correlate_maps(paths: Sequence[Path], common: Array, block_bytes: int = BLOC
     similarity, norms = np.ones((n, n)), np.ones(n)
     blocks = list(_slices(0, n, max(1, block_bytes // (4 * max(1, int(common.sum()))))))
     n_reads = sum(n - block.start for block in blocks)
-    with tqdm(total=n_reads, desc="correlating maps", unit="map", disable=None) as progress:
+    with Progress(n_reads, "correlating maps", "map", shown=show_progress) as progress:
         for block in blocks:
             maps, norms[block] = _standardize(paths[block], common, progress)
             similarity[block, block] = maps @ maps.T
@@ -342,7 +351,7 @@ def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, stop))
 
 
-def _standardize(paths: Sequence[Path], common: Array, progress: tqdm) -> tuple[Array, Array]:
+def _standardize(paths: Sequence[Path], common: Array, progress: Progress) -> tuple[Array, Array]:
     """Read maps, (n, n_voxels) float32, each with mean 0 and norm 1, and the norms that they had."""
     maps = np.empty((len(paths), int(common.sum())), np.float32)
     norms = np.empty(len(paths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import re
 import shlex
@@ -26,6 +27,12 @@ LIBRARIES = ("numpy", "numba", "scipy", "nibabel", "pybids", "h5py")
 
 PLACE = re.compile(r"\S*/\S*|\S+\.nii(\.gz)?\b")
 """A path or the name of an image in a sentence."""
+
+ENVIRONMENT = re.compile(
+    "(SLURM_(JOB|ARRAY|MEM|CPUS|N|TASKS)|OMP_|OPENBLAS_|MKL_|NUMBA_|BIDS_LACUNA_|APPTAINER_CONTAINER|"
+    "SINGULARITY_CONTAINER|PYTHON[A-Z]*$|(TMPDIR|HOME|LANG|LC_[A-Z]+)$)"
+)
+"""Names of variables that decide on memory, threads, folders and text."""
 
 NAMES_SHOWN = 3
 """Of lesions that failed together: a whole batch may."""
@@ -69,14 +76,23 @@ def log_failure(whose: logging.Logger, names: Sequence[str], reason: str) -> Non
 
 
 @contextmanager
-def on_terminal(verbose: bool) -> Iterator[None]:
-    """Log on the terminal; without `verbose`, of many failures of one kind only the first."""
+def on_terminal(verbosity: int) -> Iterator[None]:
+    """Log on the terminal.
+
+    Parameters
+    ----------
+    verbosity
+        -1: warnings and errors. 0: what happens, and of many failures of one kind only the first. 1: all that the
+        program logs. 2: what libraries log, too.
+    """
     console = logging.StreamHandler()
-    console.setLevel(logging.DEBUG if verbose else logging.INFO)
-    if not verbose:
+    console.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
+    if verbosity < 1:
         console.addFilter(_FirstOfItsKind())
     console.setFormatter(LineFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[console], force=True)
+    logging.basicConfig(level=logging.DEBUG if verbosity > 1 else logging.WARNING, handlers=[console], force=True)
+    # Each step of a compilation: hundreds of thousands of lines.
+    logging.getLogger("numba").setLevel(logging.INFO)
     early = MemoryHandler(EARLY_RECORDS, flushLevel=NEVER)
     logger.addHandler(early)
     # Of all there is; what reaches the terminal is the handler's choice.
@@ -131,6 +147,7 @@ def kept_in(folder: Path) -> Iterator[None]:
         logger.addHandler(handler)
     logger.debug("command: %s", shlex.join(sys.argv))
     logger.debug("in %s, on %s: %s", Path.cwd(), platform.node(), _software())
+    logger.debug("environment: %s", shlex.join(_environment()))
     try:
         yield
     except Exception as error:
@@ -151,6 +168,11 @@ class LineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
         """Put a message into one line."""
         return one_line(super().formatMessage(record))
+
+
+def _environment() -> list[str]:
+    """List the environment variables that decide how the run goes; others are nobody's business."""
+    return [f"{name}={value}" for name, value in sorted(os.environ.items()) if ENVIRONMENT.match(name)]
 
 
 def _software() -> str:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Config
 
 from bids_lacuna.files import read_json_object
+from bids_lacuna.text import meant
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,11 @@ class LesionMask:
     """`source` for the BIDS dataset itself, else the name that the further dataset was given."""
     dataset_path: Path
     """Absolute path of that dataset's root."""
+
+    @property
+    def name(self) -> str:
+        """Name the lesion, not the file: entities without space and resolution."""
+        return "_".join(f"{name}-{label}" for name, label in self.entities.items() if name not in ("space", "res"))
 
 
 @dataclass(frozen=True)
@@ -366,7 +372,8 @@ def _check_labels(kind: str, labels: Sequence[str], roots: Collection[Path], pat
     unknown = [label for label in labels if label not in present]
     if unknown:
         instead = f"there are {_listing(sorted(present))}" if present else f"there are no {pattern} folders"
-        raise UnknownParticipant(f"{_listing(roots)} has no {kind} {_listing(unknown)}: {instead}")
+        near = meant(unknown[0], present)
+        raise UnknownParticipant(f"{_listing(roots)} has no {kind} {_listing(unknown)}: {instead}{near}")
 
 
 @cache
