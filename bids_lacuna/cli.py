@@ -23,10 +23,11 @@ from uuid import uuid4
 
 from bids_lacuna import logs
 from bids_lacuna._version import __version__
-from bids_lacuna.command import Exit, Stop, ending, make_folder, run_command, warn_of_space
+from bids_lacuna.command import Exit, Stop, complete_words, ending, make_folder, run_command, warn_of_space
 from bids_lacuna.compiled import keep_in
+from bids_lacuna.config import add_config_file, write_config
 from bids_lacuna.options import build_parser
-from bids_lacuna.text import one_line
+from bids_lacuna.text import meant, one_line
 
 if TYPE_CHECKING:
     from bids_lacuna.checkpoint import Checkpoints
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status: 0 when no lesion failed.
     """
-    return run_command(build_parser(), argv, run_level, INTERRUPTED)
+    parser = build_parser()
+    complete_words(parser)
+    return run_command(parser, add_config_file(parser, argv), run_level, INTERRUPTED)
 
 
 def run_level(arguments: argparse.Namespace) -> Exit:
@@ -70,7 +73,8 @@ def run_level(arguments: argparse.Namespace) -> Exit:
     if arguments.analysis_level not in levels:
         raise Stop(
             Exit.UNKNOWN_LEVEL,
-            f"there is no {arguments.analysis_level} level: participant maps each lesion, group describes all maps",
+            f"there is no {arguments.analysis_level} level: participant maps each lesion, group describes all maps"
+            + meant(arguments.analysis_level, levels),
         )
     if arguments.reports_only:
         return remake_reports(arguments)
@@ -91,7 +95,6 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.mapping import FunctionalNetworkMapping
     from bids_lacuna.methods import write_citation
     from bids_lacuna.plan import available_cpus, format_bytes, memory_budget, room_for_files
-    from bids_lacuna.preview import describe_lesions, describe_plan
     from bids_lacuna.report import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
 
     started = time.monotonic()
@@ -140,17 +143,25 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     with ending(Exit.FAILED, MemoryError, saying=advice if n_workers else ""):
         plan = make_plan(n_lesions=len(pending))
     if arguments.dry_run:
-        sys.stdout.write(
-            describe_lesions(records) + describe_plan(plan, budget, connectome.n_subjects, n_threads, reserved_bytes)
-        )
+        from bids_lacuna import preview
+
+        with logs.above_the_bar():
+            lesions = preview.load_records(records, analysis, plan.batch_size, n_threads, not arguments.quiet)
+        sys.stdout.write(preview.describe_lesions(records) + "\n")
+        sys.stdout.write(preview.describe_plan(plan, budget, connectome.n_subjects, n_threads, reserved_bytes))
+        if lesions:
+            with ending(Exit.INPUT_OUTPUT, OSError), ending(Exit.FAILED, MemoryError):
+                sample = preview.take_sample(lesions, analysis, settings, n_threads)
+            sys.stdout.write(
+                preview.describe_cost(sample, plan, connectome.n_subjects, arguments.output_dir, n_workers)
+            )
         return Exit.OK
 
-    run_name = f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
-    log_dir = arguments.output_dir / "logs" / run_name
+    log_dir = name_log_dir(arguments.output_dir)
     with ExitStack() as stack:
         with ending(Exit.CANNOT_CREATE, OSError, saying=f"{arguments.output_dir} cannot be written to"):
-            claims, links = stack.enter_context(sharing_output(arguments.output_dir, datasets, run_name))
-            stack.enter_context(logs.kept_in(log_dir))
+            claims, links = stack.enter_context(sharing_output(arguments.output_dir, datasets, log_dir.name))
+            stack.enter_context(keeping_log(arguments, log_dir))
             n_held = claim_pending(pending, claims, arguments.output_dir, settings, arguments.overwrite)
             if n_held or not goes_on(records, arguments):
                 # Another run may be keeping its own there.
@@ -190,6 +201,7 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
                 checkpoints=checkpoints,
                 on_outcomes=writer.close,
                 stop_on_first_crash=arguments.stop_on_first_crash,
+                show_progress=not arguments.quiet,
             )
         for record in pending_ones(records):
             record.set_aside("not run", "the run ended at the first failure (--stop-on-first-crash)")
@@ -200,6 +212,19 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
             reports.submit(participants_with_news(arguments.output_dir, records))
             reports.wait()
         return conclude(records, log_dir)
+
+
+def name_log_dir(output_dir: Path) -> Path:
+    """Choose a folder of its own for what a run logs."""
+    return output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid4().hex[:8]}"
+
+
+@contextmanager
+def keeping_log(arguments: argparse.Namespace, log_dir: Path) -> Iterator[None]:
+    """Keep what a run logs, and the options that would repeat it."""
+    with logs.kept_in(log_dir):
+        write_config(log_dir / "config.toml", build_parser(), arguments)
+        yield
 
 
 @contextmanager
@@ -278,8 +303,6 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     """Describe the maps of a dataset's lesions as a group."""
     datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
     check_folders(arguments, datasets)
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from bids_lacuna.cohort import NoMaps, UnfitLesions, choose_group, refuse
     from bids_lacuna.derivatives import prepare_dataset
     from bids_lacuna.group import BLOCK_BYTES, summarize_group
@@ -312,9 +335,10 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     with ending(Exit.CANNOT_CREATE, OSError, ValueError):
         links = prepare_dataset(out, datasets)
     with (
-        logging_redirect_tqdm(),
         ending(Exit.BAD_DATA, UnfitLesions),
         ending(Exit.INPUT_OUTPUT, OSError, saying=f"the group's files cannot be written to {out}"),
+        keeping_log(arguments, name_log_dir(out)),
+        logs.above_the_bar(),
     ):
         summary = summarize_group(
             group,
@@ -323,6 +347,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
             ignored=arguments.ignore,
             block_bytes=min(BLOCK_BYTES, memory_budget(arguments.mem).available_bytes // 2),
             n_threads=min(arguments.nprocs or available_cpus(), available_cpus()),
+            show_progress=not arguments.quiet,
         )
     logger.info(
         "lesions in the group: %d, left out: %d, outliers: %s; the table is %s",
@@ -350,7 +375,11 @@ def remake_reports(arguments: argparse.Namespace) -> Exit:
         )
     n_threads = min(arguments.nprocs or available_cpus(), available_cpus())
     n_workers = choose_n_workers(memory_budget(arguments.mem).available_bytes, n_threads)
-    with ReportPool(arguments.output_dir, n_workers) as reports:
+    with (
+        ending(Exit.CANNOT_CREATE, OSError, saying=f"{arguments.output_dir} cannot be written to"),
+        keeping_log(arguments, name_log_dir(arguments.output_dir)),
+        ReportPool(arguments.output_dir, n_workers) as reports,
+    ):
         reports.submit(wanted)
         n_written = reports.wait()
     return Exit.OK if n_written == len(wanted) else Exit.FAILED

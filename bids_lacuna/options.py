@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bids_lacuna._version import __version__
 from bids_lacuna.command import Parser, connectome_name, fraction, label, positive_integer
+from bids_lacuna.config import FLAG
 from bids_lacuna.descriptor import PrintDescriptor
 
 
@@ -28,6 +29,13 @@ def build_parser() -> Parser:
         help="participant: map each lesion; group: describe the maps of all",
     )
 
+    parser.add_argument(
+        FLAG,
+        type=Path,
+        metavar="FILE",
+        help="TOML with options, as in t-threshold = [5]; those of the command line win. Each run leaves one in its "
+        "folder of logs that repeats it",
+    )
     parser.add_argument(
         "--bids-exec-spec", nargs=0, action=PrintDescriptor, help="print a Boutiques descriptor of this command line"
     )

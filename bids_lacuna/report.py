@@ -70,6 +70,13 @@ class MappedLesion:
     """Where it should be."""
 
 
+PAGE_SECONDS = 2.0
+"""That a process takes for the part of a page that is one lesion's."""
+
+PAGE_BYTES = 3 * 2**20
+"""On disk, of that part with its pictures and its viewer."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image of a page."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -398,7 +399,9 @@ def test_masks_of_other_datasets_are_linked(bids: Path, connectome: Path, tmp_pa
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(bids: Path, connectome: Path, tmp_path: Path) -> None:
-    """--dry-run lists the lesions and the plan, and leaves no trace."""
+    """--dry-run lists the lesions, what becomes of each, and the plan, and leaves no trace."""
+    empty = f"sub-02/ses-a/anat/sub-02_ses-a_space-{synthetic.SPACE}_label-lesion_desc-none_mask.nii.gz"
+    synthetic.write_mask(bids / empty, 0 * LEFT)
     before = files_below(tmp_path)
     result = participant(bids, tmp_path / "out", connectome, "--dry-run", "--mem", "2G", "--lesion-batch-size", "3")
     assert result.returncode == 0, result.stderr
@@ -409,8 +412,36 @@ def test_dry_run_shows_the_plan_and_writes_nothing(bids: Path, connectome: Path,
     assert words["batch size"] == "3"
     assert words["passes"].startswith("2 over 5 connectome subjects")
     assert words["memory, available"] == "2 GiB (--mem)"
-    for name in MASKS:
-        assert f"{Path(name).name}.nii.gz" in result.stdout
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in result.stdout.splitlines()[1:6]}
+    # Boxes of voxels of 4 mm, all within the connectome's mask but for some of the second one's.
+    millilitres = [np.count_nonzero(voxels) * 4**3 / 1000 for voxels in (LEFT, RIGHT)]
+    assert rows["sub-01_label-lesion"].startswith(f"{millilitres[0]:.2f} mL")
+    assert rows["sub-01_label-L_desc-old"].startswith(f"{millilitres[1]:.2f} mL")
+    assert rows["sub-02_ses-b_label-lesion"].endswith("map")
+    assert re.fullmatch(r"-\s+-\s+fail: the mask is empty.*", rows["sub-02_ses-a_label-lesion_desc-none"])
+
+
+def test_a_run_can_be_repeated_and_a_dry_run_tells_its_size(
+    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """A run's file of options repeats it: nothing is left to do. What it wrote has the size that is estimated."""
+    bids, out, _ = finished
+    (config,) = out.glob("logs/*/config.toml")
+    again = run(bids, out, "participant", "--config-file", config, "--dry-run", "-q")
+    assert again.returncode == 0
+    assert [line.split()[1] for line in again.stderr.splitlines()] == ["W"]
+    rows = [line.split(maxsplit=1)[1] for line in again.stdout.splitlines()[1:5]]
+    assert {" ".join(row.split()) for row in rows} == {"- - skip: its maps are all there"}
+    assert "about" not in again.stdout
+    anew = run(bids, out, "participant", "--config-file", config, "--dry-run", "--overwrite")
+    (size, unit) = re.search(r"^disk +about ([\d.]+) (KiB|MiB);", anew.stdout, re.MULTILINE).groups()
+    written = sum(path.stat().st_size for path in out.glob("sub-*/**/*_desc-*") if path.is_file())
+    assert float(size) * {"KiB": 2**10, "MiB": 2**20}[unit] == pytest.approx(written, rel=0.3)
+    assert re.search(
+        r"^time +about 1 s, after the start \(\d+ ms a connectome subject, timed on 5 of 5\)$",
+        anew.stdout,
+        re.MULTILINE,
+    )
 
 
 def test_maps_do_not_depend_on_batches_or_threads(bids: Path, connectome: Path, tmp_path: Path) -> None:

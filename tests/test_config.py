@@ -1,0 +1,128 @@
+"""Options in a TOML file, and what the parsers say of words that they do not know."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bids_lacuna import cli, connectome_cli
+from bids_lacuna.config import add_config_file, write_config
+from bids_lacuna.options import build_parser
+
+PLACES = ["bids", "out", "participant"]
+
+
+def parse(*words: str) -> dict[str, object]:
+    """Parse a command line as the program does."""
+    parser = build_parser()
+    return vars(parser.parse_args(add_config_file(parser, [*PLACES, *words])))
+
+
+def write(folder: Path, text: str) -> str:
+    """Write a file of options, and give the words that name it."""
+    (folder / "options.toml").write_text(text)
+    return f"--config-file={folder / 'options.toml'}"
+
+
+def test_options_of_a_file_are_those_of_a_command_line(tmp_path: Path) -> None:
+    """Text, numbers, lists and flags are read from the file as from the command line; `_` may stand for `-`."""
+    text = 'connectome = "GSP"\nt-threshold = [5, 7.5]\nmem = "2G"\nno-reports = true\noverwrite = false\n'
+    text += 'participant_label = "01"\nlesion-batch-size = 20\n'
+    there = parse(write(tmp_path, text))
+    here = parse(*shlex.split("--connectome GSP --t-threshold 5 7.5 --mem 2G --no-reports --participant-label 01"))
+    here |= {"lesion_batch_size": 20, "config_file": there["config_file"]}
+    assert there == here
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    """An option of the command line, or one that excludes it there, stands in place of the file's."""
+    config = write(tmp_path, "t-threshold = [5, 7]\nno-reports = true\nnprocs = 3\n")
+    arguments = parse("--t-threshold", "4", config, "--reports-only")
+    assert arguments["t_threshold"] == [4]
+    assert (arguments["no_reports"], arguments["reports_only"]) == (False, True)
+    assert arguments["nprocs"] == 3
+
+
+def test_a_run_s_file_repeats_it(tmp_path: Path) -> None:
+    """What a run writes is read again as the same options, and its first line is a command that does so."""
+    parser = build_parser()
+    words = shlex.split(
+        "--connectome 'my \"own\" GSP' -d more=x --t-threshold 3.5 --no-t-map --mem 1500M -w work --ignore mixed "
+        "--session-label a b --lesion-threshold .5 --checkpoint-minutes 0"
+    )
+    arguments = parser.parse_args([*PLACES, *words])
+    write_config(tmp_path / "config.toml", parser, arguments)
+    command = (tmp_path / "config.toml").read_text().splitlines()[0].partition("&& bids-lacuna ")[2]
+    again = parser.parse_args(add_config_file(parser, shlex.split(command)))
+    same = vars(arguments) | {"config_file": again.config_file}
+    same |= {name: Path.cwd() / same[name] for name in ("bids_dir", "output_dir")}
+    assert vars(again) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "words"),
+    [
+        ("t-treshold = 3", 64, "'t-treshold', which is no option: is t-threshold meant?"),
+        ("version = true", 64, "'version', which is no option"),
+        ("config-file = 'x'", 64, "'config-file', which is no option"),
+        ("no-t-map = 'yes'", 64, "no-t-map is true or false, not 'yes'"),
+        ("nprocs = [1, 2]", 64, "nprocs is a text or a number, not [1, 2]"),
+        ("t-threshold = [[1]]", 64, "t-threshold is a text or a number, or a list of them"),
+        ("t-threshold = [0]", 64, "argument --t-threshold: '0' is not a number above 0"),
+        ("nprocs = ", 64, "is no TOML (Invalid value"),
+        (None, 66, "cannot be read ([Errno 2] No such file"),
+    ],
+)
+def test_mistakes_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, status: int, words: str
+) -> None:
+    """A mistake in the file is told in a sentence that names the file or the option."""
+    config = f"--config-file={tmp_path / 'nothing.toml'}" if text is None else write(tmp_path, text)
+    with pytest.raises(SystemExit) as end:
+        cli.main([*PLACES, config])
+    assert end.value.code == status
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "meant"),
+    [
+        (cli.main, [*PLACES, "--conectome", "x"], "--connectome"),
+        (cli.main, [*PLACES, "--lesionbatchsize=3"], "--lesion-batch-size"),
+        (connectome_cli.main, ["build", "a", "b", "--space", "X", "--name", "y", "--rnk", "3"], "--rank"),
+    ],
+)
+def test_mistyped_options(
+    capsys: pytest.CaptureFixture[str], main: type[cli.main], words: list[str], meant: str
+) -> None:
+    """An unknown option is asked for by the name that is nearest."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 64
+    assert capsys.readouterr().err.rstrip().endswith(f": is {meant} meant?")
+
+
+def test_a_mistyped_level(capsys: pytest.CaptureFixture[str]) -> None:
+    """The level that is nearest is asked for."""
+    assert cli.main(["bids", "out", "particpants"]) == 17
+    assert "is participant meant?" in capsys.readouterr().err
+
+
+def test_a_shell_completes_words(tmp_path: Path) -> None:
+    """A shell that asks, as argcomplete's does, is told the options that begin so, and the choices of one."""
+    found = {}
+    for line in ("bids-lacuna --lesion-", "bids-lacuna --lesion-weighting "):
+        answer = tmp_path / "answer"
+        asking = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
+        asking |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "63"}
+        subprocess.run([sys.executable, "-m", "bids_lacuna"], env={**os.environ, **asking}, check=True)
+        found[line] = sorted(word.strip() for word in answer.read_text().split("\n"))
+    assert list(found.values()) == [
+        ["--lesion-batch-size", "--lesion-threshold", "--lesion-weighting"],
+        ["binary", "volume"],
+    ]
