@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 Array = np.ndarray
 
@@ -126,8 +126,10 @@ def minus_log10_p(t: Array, n: Array) -> Array:
     log_p = np.full(t.shape, np.nan)
     defined = np.isfinite(t)
     size, df = np.abs(t[defined]).astype(float), n[defined] - 1.0
-    tail = stats.t.logsf(size, df)
-    # Where the tail is below the smallest float, scipy's logarithm of it is that of 0.
+    # Not scipy.stats, whose import would take a fifth of each start.
+    with np.errstate(divide="ignore"):
+        tail = np.log(special.stdtr(df, -size))
+    # Where the tail is below the smallest float, this is the logarithm of 0.
     lost = np.isinf(tail)
     tail[lost] = _log_tail_of_t(size[lost], df[lost])
     log_p[defined] = tail + np.log(2)
@@ -144,7 +146,7 @@ def _log_tail_of_t(t: Array, df: Array) -> Array:
 
 
 def fdr_threshold(t: Array, n: Array, q: float = 0.05) -> float:
-    """Find the smallest |t| that Benjamini and Hochberg's procedure keeps at rate q over the defined voxels.
+    """Find the smallest |t| that Benjamini and Hochberg's procedure (1995) keeps at rate q over the defined voxels.
 
     Returns
     -------
@@ -154,6 +156,8 @@ def fdr_threshold(t: Array, n: Array, q: float = 0.05) -> float:
     defined = np.isfinite(t)
     if not defined.any():
         return float("nan")
-    p = 10.0 ** -minus_log10_p(t[defined], n[defined]).astype(float)
-    kept = stats.false_discovery_control(p) <= q
-    return float(np.abs(t[defined][kept]).min()) if kept.any() else float("nan")
+    sizes = np.abs(t[defined])
+    p = 10.0 ** -minus_log10_p(sizes, n[defined]).astype(float)
+    ranked = np.sort(p)
+    below = np.flatnonzero(ranked <= q * np.arange(1, len(p) + 1) / len(p))
+    return float(sizes[p <= ranked[below[-1]]].min()) if len(below) else float("nan")
