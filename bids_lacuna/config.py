@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import tomllib
@@ -61,7 +62,8 @@ def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
                 words += _words(options[name], name, value)
             except TypeError as error:
                 parser.error(f"the config file {path}: {error}")
-    return words + argv
+    # As a command line has them in the user's locale.
+    return [os.fsdecode(word.encode()) for word in words] + argv
 
 
 def write_config(path: Path, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -88,6 +90,8 @@ def write_config(path: Path, parser: argparse.ArgumentParser, arguments: argpars
         temporary.write_text(
             f"# To run this again: cd {shlex.quote(str(Path.cwd()))} && {command}\n{tomli_w.dumps(content)}",
             encoding="utf-8",
+            # In a C locale, paths have their bytes in them.
+            errors="surrogateescape",
         )
 
 
