@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 import synthetic
 
-from bids_lacuna import __version__, connectome_cli
+from bids_lacuna import FunctionalNetworkMapping, LesionData, __version__, batch_process, connectome_cli
+from bids_lacuna.mapping import NetworkMaps
 from bids_lacuna.store import Store
 
 Array = np.ndarray
@@ -127,46 +128,45 @@ def test_maps_from_a_store(built: tuple[Path, subprocess.CompletedProcess[str]],
     assert "another connectome" in mixed.stderr
 
 
-def test_maps_from_fewer_components(tmp_path: Path) -> None:
-    """With --rank auto, run.py maps the same from 10 numbers a voxel as from 100, and all is told of it."""
+def test_maps_from_fewer_components(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --rank auto, maps from 10 numbers a voxel are those from 100, and all is told of it."""
     filtered = synthetic.make_filtered_series(N_VOXELS, (97, 97, 101, 103, 107))
     for series in filtered:
         series[:, 30] = series[0, 30]
     source = synthetic.write_connectome_folder(tmp_path / "source", filtered, MASK)
-    bids = synthetic.write_dataset(
-        tmp_path / "bids", {LESION: synthetic.box((3, 2, 3)), LESION.replace("01", "02"): synthetic.box((1, 1, 6))}
-    )
+    boxes = {"a": synthetic.box((3, 2, 3)), "b": synthetic.box((1, 1, 6))}
+    masks = [synthetic.write_mask(tmp_path / f"{name}_mask.nii.gz", voxels) for name, voxels in boxes.items()]
     for dtype in ("int16", "float32"):
-        for which in ("full", "auto"):
-            store = tmp_path / f"{which}-{dtype}"
-            command = ["build", source, store, "--space", synthetic.SPACE, "--name", "GSP5", "--nprocs", "1"]
-            built = run(*command, "--dtype", dtype, "--rank", which)
-            assert built.returncode == 0, built.stderr
-            result = map_lesions(bids, tmp_path / f"{which}-{dtype}-maps", store)
-            assert result.returncode == 0, result.stderr
+        full, auto = (tmp_path / f"{which}-{dtype}" for which in ("full", "auto"))
+        for store in (full, auto):
+            capsys.readouterr()
+            assert build(source, store, "--dtype", dtype, "--rank", store.name.partition("-")[0]) == 0
         found = r"auto, tolerance 1e-05: components 10 a subject; .* saved \(\d\d %\); .* r \d\S+e-\d\d"
-        assert re.search(f"rank {found}\n", built.stderr)
-        info = run("info", store)
-        assert re.search(f"^rank  +{found}$", info.stdout, re.MULTILINE)
-        assert re.search(r"^timepoints  +97 to 107 a subject$", info.stdout, re.MULTILINE)
-        verified = run("verify", store)
-        assert verified.returncode == 0, verified.stderr
-        sizes = {
-            which: sum(path.stat().st_size - 128 for path in (tmp_path / f"{which}-{dtype}").glob("*_timeseries.npy"))
-            for which in ("full", "auto")
-        }
-        assert sizes["full"] * 50 == sizes["auto"] * (97 + 97 + 101 + 103 + 107)
+        assert re.search(f"rank {found}\n", capsys.readouterr().err)
+        assert connectome_cli.main(["info", str(auto)]) == 0
+        info = capsys.readouterr().out
+        assert re.search(f"^rank  +{found}$", info, re.MULTILINE)
+        assert re.search(r"^timepoints  +97 to 107 a subject$", info, re.MULTILINE)
+        assert connectome_cli.main(["verify", str(auto)]) == 0
+        sizes = [sum(path.stat().st_size - 128 for path in store.glob("*_timeseries.npy")) for store in (full, auto)]
+        assert sizes[0] * 50 == sizes[1] * (97 + 97 + 101 + 103 + 107)
         # Rounding, as for maps from other stores of five subjects.
         in_r, in_t = (4e-5, 1e-3) if dtype == "int16" else (1e-6, 1e-4)
-        maps = sorted((tmp_path / f"full-{dtype}-maps").rglob("*_statmap.nii.gz"))
-        # Of r, z, t and n, which varies: one voxel is constant.
-        assert len(maps) == 8
-        for path in maps:
-            ours = nib.load(str(path).replace(f"full-{dtype}-maps", f"auto-{dtype}-maps")).get_fdata()
-            expected = nib.load(path).get_fdata()
-            np.testing.assert_array_equal(np.isnan(ours), np.isnan(expected))
-            tolerance = in_t * np.fmax(1, np.abs(expected)) if "stat-t" in path.name else in_r
-            assert np.nanmax(np.abs(ours - expected) / tolerance) < 1
+        for expected, ours in zip(maps_from(full, masks), maps_from(auto, masks), strict=True):
+            # One voxel is constant.
+            assert "n_map" in expected
+            for key in ("correlation_map", "z_map", "t_map", "n_map"):
+                values, value = (maps[key].get_fdata() for maps in (expected, ours))
+                np.testing.assert_array_equal(np.isnan(value), np.isnan(values))
+                tolerance = in_t * np.fmax(1, np.abs(values)) if key == "t_map" else in_r
+                assert np.nanmax(np.abs(value - values) / tolerance) < 1
+
+
+def maps_from(store: Path, masks: list[Path]) -> list[NetworkMaps]:
+    """Map lesions within this process."""
+    lesions = [LesionData.from_nifti(mask) for mask in masks]
+    mapped = batch_process(lesions, FunctionalNetworkMapping(store), show_progress=False)
+    return [lesion.results["FunctionalNetworkMapping"] for lesion in mapped]
 
 
 def map_lesions(bids: Path, out: Path, connectome: Path) -> subprocess.CompletedProcess[str]:
