@@ -157,7 +157,7 @@ class LesionShape:
     high_mm: tuple[float, float, float]
     """How far its voxels' centres reach."""
     left_share: float
-    """Of its volume, at negative x."""
+    """Of its volume at either side of x = 0, that at negative x; a half where all of it is at 0."""
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,14 @@ def read_lesion(path: Path, threshold: float | None = None) -> LesionShape:
     affine = image.affine @ nib.affines.from_matvec(np.eye(3), corner)
     points = nib.affines.apply_affine(affine, np.argwhere(box))
     centre = points[np.argmin(np.sum((points - points.mean(axis=0)) ** 2, axis=1))]
-    left = np.average((points[:, 0] < 0) + (points[:, 0] == 0) / 2, weights=weights[box])
+    x = points[:, 0].round(3)
+    left, right = (float(weights[box][there].sum()) for there in (x < 0, x > 0))
     return LesionShape(
         Volume(box, affine),
         _triple(centre),
         _triple(points.min(axis=0)),
         _triple(points.max(axis=0)),
-        float(left),
+        left / (left + right) if left + right else 0.5,
     )
 
 

@@ -49,9 +49,14 @@ def test_a_lesion_is_placed_in_world_coordinates(lesion: figures.LesionShape) ->
 
 
 def test_a_lesion_across_the_midline_has_a_share_on_each_side(tmp_path: Path) -> None:
-    """Voxels at x = 0 count half for each side: a ball in the middle is half on the left."""
-    shape = figures.read_lesion(write_mask(tmp_path / "middle.nii.gz", blob((0, 0, 0), 7), TWO_MM))
-    assert shape.left_share == pytest.approx(0.5)
+    """Voxels at x = 0 count for neither side: a ball in the middle is half on the left, one at -2 mm mostly."""
+    x = nib.affines.apply_affine(TWO_MM, np.moveaxis(np.indices(SHAPE), 0, -1))[..., 0]
+    for centre, shares in ((0, (0.5, 0.5)), (-2, (0.75, 0.9))):
+        ball = blob((centre, 0, 0), 7)
+        shape = figures.read_lesion(write_mask(tmp_path / "middle.nii.gz", ball, TWO_MM))
+        left, right = (np.count_nonzero(ball & side) for side in (x < 0, x > 0))
+        assert shape.left_share == pytest.approx(left / (left + right))
+        assert shares[0] <= shape.left_share <= shares[1]
 
 
 def test_a_probability_map_is_drawn_from_its_threshold_on(tmp_path: Path) -> None:
