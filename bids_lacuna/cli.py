@@ -77,7 +77,7 @@ def run_level(arguments: argparse.Namespace) -> Exit:
             + meant(arguments.analysis_level, levels),
         )
     if arguments.reports_only:
-        return remake_reports(arguments)
+        return remake_group_report(arguments) if arguments.analysis_level == "group" else remake_reports(arguments)
     return levels[arguments.analysis_level](arguments)
 
 
@@ -334,6 +334,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
         refuse(group.left_out, len(group.lesions), arguments.ignore)
     with ending(Exit.CANNOT_CREATE, OSError, ValueError):
         links = prepare_dataset(out, datasets)
+    available_bytes = memory_budget(arguments.mem).available_bytes
     with (
         ending(Exit.BAD_DATA, UnfitLesions),
         ending(Exit.INPUT_OUTPUT, OSError, saying=f"the group's files cannot be written to {out}"),
@@ -345,7 +346,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
             out,
             links,
             ignored=arguments.ignore,
-            block_bytes=min(BLOCK_BYTES, memory_budget(arguments.mem).available_bytes // 2),
+            block_bytes=min(BLOCK_BYTES, available_bytes // 2),
             n_threads=min(arguments.nprocs or available_cpus(), available_cpus()),
             show_progress=not arguments.quiet,
         )
@@ -356,7 +357,34 @@ def run_group(arguments: argparse.Namespace) -> Exit:
         ", ".join(summary.outliers) or "none",
         summary.table,
     )
+    if not arguments.no_reports:
+        write_group_page(out, available_bytes)
     return Exit.OK
+
+
+def write_group_page(output_dir: Path, available_bytes: int) -> bool:
+    """Write the group's page, in a process of its own, and tell whether it is there."""
+    from bids_lacuna.group import PAGE
+    from bids_lacuna.group_report import write_group_report
+    from bids_lacuna.report import ReportPool, choose_n_workers
+
+    if not choose_n_workers(available_bytes, n_threads=1):
+        logger.warning("the memory is too small for the page: write it afterwards, with more, by --reports-only")
+        return False
+    with ReportPool(output_dir, 1) as reports:
+        reports.write(PAGE, write_group_report)
+        return reports.wait() == 1
+
+
+def remake_group_report(arguments: argparse.Namespace) -> Exit:
+    """Write the group's page anew, from what is on disk."""
+    from bids_lacuna.group import DICTIONARY
+    from bids_lacuna.plan import memory_budget
+
+    if not (arguments.output_dir / DICTIONARY).is_file():
+        raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no group: run without --reports-only first")
+    written = write_group_page(arguments.output_dir, memory_budget(arguments.mem).available_bytes)
+    return Exit.OK if written else Exit.FAILED
 
 
 def remake_reports(arguments: argparse.Namespace) -> Exit:

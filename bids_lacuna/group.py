@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from bids_lacuna._version import __version__
 from bids_lacuna.cohort import STATISTICS, Group, GroupLesion, LeftOut, Origin, UnfitLesions, refuse
-from bids_lacuna.derivatives import number_label, sidecar_path
+from bids_lacuna.derivatives import number_label
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_slabs
@@ -36,7 +36,7 @@ INTERPRETATION = (
     "Descriptive: averages and overlaps of lesion network maps resemble a property of the connectome, whatever the "
     "symptom; only a contrast with other lesions allows an inference"
 )
-"""What every sidecar says of a group's maps, and every picture should."""
+"""What every sidecar says of a group's maps; every picture says so in short."""
 
 OUTLIER_RULE = (
     "The Fisher z of the r-map's spatial correlation with the group mean is below Q1 - 1.5 x IQR of the group's "
@@ -57,6 +57,14 @@ PASSING = 16
 """Maps that pass by a block together: one at a time would read the whole block for each."""
 
 TABLE = "group_lesions.tsv"
+
+DICTIONARY = "group_lesions.json"
+"""Of the table; it also names what else there is."""
+
+PAGE = "group.html"
+
+PICTURES = "figures"
+"""The folder of the page's pictures; their names begin with group_."""
 
 # fmt: off
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -437,7 +445,8 @@ class _GroupWriter:
             if sidecar.get("Descriptive") is True and sidecar.get("ConnectomeName") == self.origin.connectome_name:
                 for ending in (".nii.gz", ".tsv", ".json"):
                     path.with_name(path.stem + ending).unlink(missing_ok=True)
-        for path in (self.maps_dir / TABLE, sidecar_path(self.maps_dir / TABLE)):
+        pictures = (self.maps_dir / PICTURES).glob("group_*")
+        for path in (*(self.maps_dir / name for name in (TABLE, DICTIONARY, PAGE)), *pictures):
             path.unlink(missing_ok=True)
 
     def write_maps(self, sums: _Sums) -> dict[str, Path]:

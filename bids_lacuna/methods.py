@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bids_lacuna.files import renamed_when_whole
@@ -93,6 +93,20 @@ def describe_methods(run: Run) -> str:
         "[@nilearn].",
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def describe_group_methods(n_lesions: int, t_thresholds: Sequence[float], version: str) -> str:
+    """Tell in Markdown how maps were described as a group."""
+    above = [f"t > {threshold:g}" for threshold in t_thresholds]
+    below = [f"t < \N{MINUS SIGN}{threshold:g}" for threshold in t_thresholds]
+    shares = f", and the share of lesions with {_listing([*above, *below])}" if t_thresholds else ""
+    return (
+        f"The maps of {_count(n_lesions, 'lesion')} were described together with bids_lacuna {version} "
+        "[@bids_lacuna]: the number of lesions at each voxel, the mean r and the mean Fisher z over the lesions "
+        f"with a value there{shares}. The r-maps were correlated with each other, and with their mean, "
+        "over the voxels that all of them had (Pearson's r), and ordered by average linkage of the distances "
+        "1 \N{MINUS SIGN} r. These are descriptions: they allow no inference about a symptom."
+    )
 
 
 def _t_map(run: Run) -> str:

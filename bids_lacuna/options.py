@@ -150,7 +150,7 @@ def build_parser() -> Parser:
 
     reports = parser.add_argument_group("reports")
     which = reports.add_mutually_exclusive_group()
-    which.add_argument("--no-reports", action="store_true", help="write no page for each participant")
+    which.add_argument("--no-reports", action="store_true", help="write no pages")
     which.add_argument(
         "--reports-only", action="store_true", help="map nothing: write the pages anew from what is in OUTPUT_DIR"
     )

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -167,33 +167,60 @@ def find_mapped_lesions(output_dir: Path, label: str) -> list[MappedLesion]:
     OSError
         It cannot be read.
     """
-    links = read_json_object(output_dir / "dataset_description.json").get("DatasetLinks", {})
+    links = read_links(output_dir)
     folder = output_dir / f"sub-{label}"
     found = []
     for path in sorted(folder.rglob("*_stat-r_*_statmap.json")):
         try:
-            sidecar = read_json_object(path)
+            found.append(read_mapped_lesion(output_dir, path, links))
         except ValueError as error:
             logger.warning("a map is left out of the page: %s", error)
-            continue
-        r_map = _image_of(path)
-        before, after = path.name.removesuffix("_statmap.json").rsplit("_stat-r_", 1)
-        t_map, n_map = (path.with_name(f"{before}_stat-{stat}_{after}_statmap.nii.gz") for stat in "tn")
-        dataset, _, source = str((sidecar.get("Sources") or [""])[0]).removeprefix("bids:").partition(":")
-        found.append(
-            MappedLesion(
-                f"{before}_{after}",
-                dict(part.split("-", 1) for part in f"{before}_{after}".split("_") if "-" in part),
-                sidecar,
-                r_map,
-                t_map if t_map.exists() else None,
-                n_map if n_map.exists() else None,
-                _find_binary_maps(path, before, after, sidecar.get("ConnectomeName")),
-                (dataset, source),
-                (output_dir / str(links.get(dataset, dataset)) / source).resolve(),
-            )
-        )
     return found
+
+
+def read_links(output_dir: Path) -> Mapping[str, Any]:
+    """Read where the datasets with the masks are, by their names in BIDS URIs; raises as `find_mapped_lesions`."""
+    links = read_json_object(output_dir / "dataset_description.json").get("DatasetLinks", {})
+    return links if isinstance(links, dict) else {}
+
+
+def read_mapped_lesion(output_dir: Path, r_sidecar: Path, links: Mapping[str, Any]) -> MappedLesion:
+    """Find the maps of one lesion.
+
+    Parameters
+    ----------
+    r_sidecar
+        Of its r-map.
+    links
+        As from `read_links`.
+
+    Raises
+    ------
+    ValueError
+        The sidecar is damaged.
+    OSError
+        It cannot be read.
+    """
+    sidecar = read_json_object(r_sidecar)
+    before, after = r_sidecar.name.removesuffix("_statmap.json").rsplit("_stat-r_", 1)
+    t_map, n_map = (r_sidecar.with_name(f"{before}_stat-{stat}_{after}_statmap.nii.gz") for stat in "tn")
+    dataset, _, source = str((sidecar.get("Sources") or [""])[0]).removeprefix("bids:").partition(":")
+    return MappedLesion(
+        f"{before}_{after}",
+        dict(part.split("-", 1) for part in f"{before}_{after}".split("_") if "-" in part),
+        sidecar,
+        _image_of(r_sidecar),
+        t_map if t_map.exists() else None,
+        n_map if n_map.exists() else None,
+        _find_binary_maps(r_sidecar, before, after, sidecar.get("ConnectomeName")),
+        (dataset, source),
+        (output_dir / str(links.get(dataset, dataset)) / source).resolve(),
+    )
+
+
+def page_anchor(lesion: MappedLesion) -> str:
+    """Name the place of a lesion's section in its participant's page."""
+    return anchor(f"lesion-{lesion.name}")
 
 
 def _find_binary_maps(r_sidecar: Path, before: str, after: str, connectome: object) -> dict[float, Path]:
@@ -283,7 +310,7 @@ def _describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Sect
     n_subjects = lesion.sidecar.get("NumberOfConnectomeSubjects")
     section = Section(
         heading,
-        anchor(f"lesion-{lesion.name}"),
+        page_anchor(lesion),
         None if volume_mm3 is None else volume_mm3 / 1000,
         None if coverage is None else 100 * coverage,
         n_subjects if isinstance(n_subjects, int) else None,
@@ -353,7 +380,7 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
 
     folder.mkdir(parents=True, exist_ok=True)
     shape = _read_lesion(lesion, section)
-    pictures = _Pictures(output_dir, folder / lesion.name)
+    pictures = Pictures(output_dir, folder / lesion.name)
     if shape:
         section.facts += _describe_shape(shape, section)
         path = pictures.path("lesion.png")
@@ -410,15 +437,24 @@ def _describe_shape(shape: LesionShape, section: Section) -> list[tuple[str, str
     ]
 
 
-class _Pictures:
-    """The pictures of one lesion: where they lie, and how large they are."""
+class Pictures:
+    """The pictures of one lesion, or of a group: where they lie, and how large they are."""
 
     def __init__(self, output_dir: Path, stem: Path) -> None:
+        """Begin.
+
+        Parameters
+        ----------
+        output_dir
+            Root of the dataset.
+        stem
+            What the paths of all the pictures begin with.
+        """
         self._output_dir = output_dir
         self._stem = stem
 
     def path(self, kind: str) -> Path:
-        """Name a file of the lesion."""
+        """Name a file."""
         return self._stem.with_name(f"{self._stem.name}_{kind}")
 
     def relative(self, path: Path) -> str:
@@ -435,7 +471,7 @@ class _Pictures:
 
 
 def _draw_map(
-    pictures: _Pictures,
+    pictures: Pictures,
     section: Section,
     stat: str,
     volume: Volume,
@@ -488,7 +524,7 @@ def _describe_counts(facts: MapFacts) -> str:
 
 
 def _draw_binary_map(
-    pictures: _Pictures, section: Section, threshold: float, volume: Volume, shape: LesionShape | None
+    pictures: Pictures, section: Section, threshold: float, volume: Volume, shape: LesionShape | None
 ) -> None:
     from bids_lacuna import figures
 
@@ -512,7 +548,7 @@ def _draw_binary_map(
 
 
 def _write_viewer(
-    pictures: _Pictures,
+    pictures: Pictures,
     section: Section,
     shown: Sequence[tuple[str, Volume, float, str]],
     shape: LesionShape | None,
@@ -530,7 +566,7 @@ def _write_viewer(
 
 
 def _write_clusters(
-    pictures: _Pictures, r_map: Volume, t_map: Volume | None, shape: LesionShape | None
+    pictures: Pictures, r_map: Volume, t_map: Volume | None, shape: LesionShape | None
 ) -> dict[str, Any]:
     """Write the table of clusters, and give its rows to the page."""
     from bids_lacuna import figures
@@ -618,15 +654,19 @@ class ReportPool:
     def submit(self, labels: Collection[str]) -> None:
         """Have pages of participants written, those that were not submitted before."""
         for label in labels:
-            if label not in self._pages:
-                self._pages[label] = self._begin(label)
+            if f"sub-{label}.html" not in self._pages:
+                self.write(f"sub-{label}.html", write_report, label)
 
-    def _begin(self, label: str) -> Future[list[str]]:
+    def write(self, page: str, writer: Callable[..., list[str]], *arguments: str) -> None:
+        """Have a page written: by a function of the output's root, and of the arguments."""
+        self._pages[page] = self._begin(writer, *arguments)
+
+    def _begin(self, writer: Callable[..., list[str]], *arguments: str) -> Future[list[str]]:
         try:
             if self._pool is None:
                 # Not forked: a fork would share the locks and the memory of the process that maps.
                 self._pool = ProcessPoolExecutor(self._n_workers, get_context("spawn"), _prepare_worker)
-            return self._pool.submit(write_report, self._output_dir, label)
+            return self._pool.submit(writer, self._output_dir, *arguments)
         # No process can be started, or one was killed: as little a reason to stop as a page that fails.
         except Exception as error:
             failed: Future[list[str]] = Future()
@@ -636,17 +676,17 @@ class ReportPool:
     def wait(self) -> int:
         """Wait for all pages, warn of those that lack something, and count those that were written."""
         n_written = 0
-        for label, page in self._pages.items():
+        for name, page in self._pages.items():
             try:
                 for problem in page.result():
-                    logger.warning("sub-%s.html: %s", label, problem)
+                    logger.warning("%s: %s", name, problem)
                 n_written += 1
             # The border of a page: the maps are on disk whatever becomes of it.
             except Exception as error:
-                logger.warning("sub-%s.html could not be written (%s: %s)", label, type(error).__name__, error)
+                logger.warning("%s could not be written (%s: %s)", name, type(error).__name__, error)
                 logger.debug("traceback of the failure above", exc_info=True)
         if self._pages:
-            logger.info("pages written: %d, %s", n_written, self._output_dir / "sub-*.html")
+            logger.info("pages written: %d, in %s", n_written, self._output_dir)
         return n_written
 
 

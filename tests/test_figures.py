@@ -175,3 +175,45 @@ def test_the_viewer_fetches_nothing(tmp_path: Path, lesion: figures.LesionShape)
     assert "https://" not in page
     assert "http://" not in page
     assert "<title>t-map</title>" in page
+
+
+def test_a_share_is_coloured_where_it_is_above_0(tmp_path: Path) -> None:
+    """A map of shares is dark where all have it, pale where few have it, and the template where none has."""
+    values = np.full(SHAPE, np.nan, np.float32)
+    values[blob((0, -18, 12), 90)] = 0
+    values[blob((40, -18, 12), 12)] = 1
+    values[blob((-40, -18, 12), 12)] = 0.05
+    path = tmp_path / "share.png"
+    figures.draw_share(path, figures.Volume(values, TWO_MM), 1, "share", str, ("a title", "a sentence"))
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    axial = pixels[-(192 + figures.LABEL_PIXELS) :, : figures.PANEL_PIXELS * figures.N_CUTS]
+    red, green, blue = np.moveaxis(axial, -1, 0)
+    across = np.broadcast_to(np.arange(axial.shape[1]) % figures.PANEL_PIXELS - figures.PANEL_PIXELS / 2, red.shape)
+    dark, pale = (red > 90) & (green < 30), (red > 240) & (green > 190) & (blue < 170)
+    assert dark.any()
+    assert pale.any()
+    assert (across[dark] > 20).all()
+    assert (across[pale] < -20).all()
+
+
+def test_a_matrix_is_drawn_in_the_order_given(tmp_path: Path) -> None:
+    """The first row is at the top: 1 is red, -1 blue, and 0 nearly white."""
+    path = tmp_path / "similarity.png"
+    matrix = np.array([[1, -1, 0], [-1, 1, 0], [0, 0, 1]])
+    figures.draw_similarity(path, matrix, ["a", "b", "c"], ("a title", "a sentence"))
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    red, _, blue = np.moveaxis(pixels, -1, 0)
+    rows, columns = np.nonzero(red - blue > 60)
+    edge = (rows.max() - rows.min() + 1) / 3
+    middles = ((np.arange(3) + 0.5) * edge).astype(int)
+    tints = (red - blue)[np.ix_(rows.min() + middles, columns.min() + middles)]
+    np.testing.assert_array_equal(np.where(np.abs(tints) > 60, np.sign(tints), 0), matrix)
+
+
+def test_a_large_matrix_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where five rows are too many for three cells, two and two of them are averaged, and the last stays alone."""
+    monkeypatch.setattr(figures, "N_CELLS", 3)
+    matrix = np.arange(25.0).reshape(5, 5)
+    expected = [[3, 5, 6.5], [13, 15, 16.5], [20.5, 22.5, 24]]
+    np.testing.assert_array_equal(figures._coarsen(matrix), expected)
+    np.testing.assert_array_equal(figures._coarsen(matrix[:3, :3]), matrix[:3, :3])

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from bids_lacuna.methods import combine, describe_methods, references, write_citation
+from bids_lacuna.methods import combine, describe_group_methods, describe_methods, references, write_citation
 from bids_lacuna.runs import Run
 
 RUN = Run(
@@ -76,3 +76,15 @@ def test_runs_alike_are_told_once() -> None:
     """Two runs with the same settings give one text, two connectomes give two."""
     assert combine([RUN, replace(RUN, n_lesions=3)]) == describe_methods(RUN)
     assert combine([RUN, replace(RUN, connectome_name="HCP")]).count("@boes2015") == 2
+
+
+def test_a_group_is_described() -> None:
+    """The text tells how many lesions there were, and the thresholds if there were any."""
+    text = describe_group_methods(40, [5.0, 7.5], "1.2.3")
+    assert "The maps of 40 lesions" in text
+    assert "bids_lacuna 1.2.3 [@bids_lacuna]" in text
+    minus = "\N{MINUS SIGN}"
+    assert f"share of lesions with t > 5, t > 7.5, t < {minus}5 and t < {minus}7.5." in text
+    alone = describe_group_methods(1, [], "1.2.3")
+    assert "The maps of 1 lesion were" in alone
+    assert "share" not in alone

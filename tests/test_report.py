@@ -30,7 +30,9 @@ from bids_lacuna.report import (
     WORKER_BYTES,
     ReportPool,
     choose_n_workers,
+    find_mapped_lesions,
     find_participants,
+    page_anchor,
     participants_with_news,
     write_report,
 )
@@ -89,7 +91,7 @@ def pages(finished: Path) -> dict[str, Elements]:
     return {label: Elements((finished / f"sub-{label}.html").read_text(encoding="utf-8")) for label in ("02", "04")}
 
 
-def test_each_lesion_has_its_section(pages: dict[str, Elements]) -> None:
+def test_each_lesion_has_its_section(finished: Path, pages: dict[str, Elements]) -> None:
     """Sessions and labels are headings, and the table of contents leads to each of them."""
     headings = {
         "02": ["Session 1: lesion, in connectome connectome", "Session 2: lesion, in connectome connectome"],
@@ -99,6 +101,7 @@ def test_each_lesion_has_its_section(pages: dict[str, Elements]) -> None:
         assert all(heading in page.text for heading in headings[label])
         ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
         assert len(ids) == len(set(ids))
+        assert {page_anchor(lesion) for lesion in find_mapped_lesions(finished, label)} <= set(ids)
         targets = [a["href"] for a in page.all("a") if str(a.get("href")).startswith("#")]
         assert {target.removeprefix("#") for target in targets} <= set(ids)
         assert len([section for section in page.all("section") if section.get("class") == "lesion"]) == len(

@@ -41,3 +41,17 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+for (const filter of document.querySelectorAll(".filter")) {
+  const [input, count] = [filter.querySelector("input"), filter.querySelector("output")];
+  const rows = [...document.getElementById(input.dataset.filters).tBodies[0].rows];
+  const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  const show = () => {
+    const words = input.value.toLowerCase().split(" ");
+    rows.forEach((row) => { row.hidden = !words.every((word) => texts.get(row).includes(word)); });
+    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
+  };
+  filter.hidden = false;
+  input.addEventListener("input", show);
+  show();
+}
