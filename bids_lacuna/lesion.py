@@ -56,9 +56,6 @@ DISAGREEMENT_MM = 1
 PIECES_AT_ONCE = 2**16
 """Of a lesion's voxels together: a piece takes about 100 bytes while it is placed, and there may be ten million."""
 
-LOW_COVERAGE = 0.5
-"""A lesion of which the connectome covers less has a map that describes that part alone."""
-
 
 class LesionOutsideGrid(ValueError):  # noqa: N818  a fact about a lesion, not a defect of the program
     """The lesion covers no voxel of the connectome: it fails, and the others go on."""

@@ -73,7 +73,7 @@ class MappedLesion:
 PAGE_SECONDS = 2.0
 """That a process takes for the part of a page that is one lesion's."""
 
-PAGE_BYTES = 3 * 2**20
+PAGE_BYTES = 2**21
 """On disk, of that part with its pictures and its viewer."""
 
 

@@ -109,7 +109,7 @@ def test_mistyped_options(
 
 def test_a_mistyped_level(capsys: pytest.CaptureFixture[str]) -> None:
     """The level that is nearest is asked for."""
-    assert cli.main(["bids", "out", "particpants"]) == 17
+    assert cli.main(["bids", "out", "participan"]) == 17
     assert "is participant meant?" in capsys.readouterr().err
 
 
