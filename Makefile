@@ -56,7 +56,9 @@ lock: .venv/installed-release  ## choose anew the versions of the dependencies i
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
-recorded: demo  ## write anew what is recorded of the program: boutiques.json and tests/expected_outputs.txt
+recorded:  ## write anew what is recorded of the program: boutiques.json and tests/expected_outputs.txt
+	rm -rf demo
+	$(MAKE) demo
 	$(BIN)/python run.py --bids-exec-spec > boutiques.json
 	.ci/outputs demo/out > tests/expected_outputs.txt
 
