@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest browser fuzz soak lint audit bench lock recorded dist clean
+.PHONY: help demo test test-lowest browser fuzz soak lint docs audit bench lock recorded dist clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -41,6 +41,9 @@ lint: .venv/installed-lint  ## check style, types, the direction of imports, and
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+docs: .venv/installed-docs  ## build the documentation into build/docs, with warnings as errors
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
 
 bench: .venv/installed-bench  ## measure speed and memory against the goals, in about ten minutes
 	$(BIN)/python -m benchmarks.run

@@ -1,11 +1,15 @@
 """The cluster examples run: Apptainer is a shell function that calls run.py with the folders that it was to bind."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bids_lacuna.options import build_parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +61,7 @@ def test_slurm_tasks_share_the_participants(demo: Path) -> None:
     found = []
     for task in range(2):
         printed = run_task(demo, task, 2)
-        found += {line.split()[1].split("_")[0] for line in printed.splitlines() if line.startswith("  map ")}
+        found += set(re.findall(r"^(sub-\w+?)_.* map$", printed, re.MULTILINE))
         assert "900 MiB" in printed
     assert sorted(found) == sorted(participants)
 
@@ -65,3 +69,29 @@ def test_slurm_tasks_share_the_participants(demo: Path) -> None:
 def test_slurm_task_without_participants_ends_well(demo: Path) -> None:
     """More tasks than participants are no failure."""
     assert "no participants are left" in run_task(demo, 98, 99)
+
+
+def test_babs_gives_the_program_options_that_it_takes() -> None:
+    """The options of BABS's configuration, with the participant that it adds, and the mount of the connectome."""
+    text = (ROOT / "examples" / "babs.yaml").read_text()
+    given = re.search(r"^bids_app_args:\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert given
+    pairs = [line.strip().partition(": ") for line in given[1].splitlines()]
+    arguments = ["inputs/data/BIDS", "outputs", "participant"]
+    for name, _, value in pairs:
+        is_selection = name == "$SUBJECT_SELECTION_FLAG"
+        arguments += [value.strip('"'), "sub-01"] if is_selection else [name, *shlex.split(value.strip('"'))]
+    parsed = build_parser().parse_args(arguments)
+    assert parsed.participant_label == ["sub-01"]
+    assert f":{parsed.connectome}:ro" in text
+
+
+def test_datalad_gives_the_program_options_that_it_takes() -> None:
+    """The command that is to run reads the inputs that DataLad gets, and writes the output that it saves."""
+    text = (ROOT / "examples" / "datalad_containers.sh").read_text()
+    (command,) = re.findall(r"^datalad (?:.*\\\n)*.*", text, re.MULTILINE)
+    words = shlex.split(command)
+    parsed = build_parser().parse_args(shlex.split(words[-1]))
+    inputs = {words[place + 1] for place, word in enumerate(words) if word == "--input"}
+    assert {str(parsed.bids_dir), str(parsed.connectome)} == inputs
+    assert str(parsed.output_dir) == words[words.index("--output") + 1]

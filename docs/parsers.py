@@ -1,0 +1,29 @@
+"""The programs' parsers for the reference: their help is plain text, which Sphinx would take for reStructuredText."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from bids_lacuna import connectome_cli, options
+
+
+def app() -> argparse.ArgumentParser:
+    """Give the parser of bids-lacuna."""
+    return escape_help(options.build_parser())
+
+
+def connectome() -> argparse.ArgumentParser:
+    """Give the parser of bids-lacuna-connectome."""
+    return escape_help(connectome_cli.build_parser())
+
+
+def escape_help(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Escape what reStructuredText has a meaning for, in all that a parser and its commands say."""
+    for action in parser._actions:
+        if action.help:
+            action.help = re.sub(r"([|*`_\\])", r"\\\1", action.help)
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                escape_help(command)
+    return parser

@@ -1,0 +1,409 @@
+"""README and documentation: each block of code is run as a reader would, or checked as far as it can be here.
+
+Each language has a treatment (`LANGUAGES`), and within shell blocks each program (`PROGRAMS`); without one it fails.
+All blocks of a page are worked through in order in one folder, where the names that stand for a reader's own folders
+(`BIDS_DIR`, `STORE`, …) are made-up data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+import test_build
+
+from bids_lacuna import cli, connectome_cli, demo, derivatives, group, options
+
+ROOT = Path(__file__).parents[1]
+
+DOCS = ROOT / "docs"
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<language>[^\n`]+)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+
+IMAGES = ("ghcr.io/bids-lacuna/bids_lacuna", "bids-lacuna", "bids-lacuna.sif")
+"""What runs the program without being named after it."""
+
+WITH_A_VALUE = ("-v", "-B", "-m", "--bind", "--user", "--entrypoint", "--tmpfs", "--network")
+"""Options of Docker and Apptainer that the next word belongs to."""
+
+OF_OTHER_PROGRAMS = (
+    *WITH_A_VALUE,
+    *("--rm", "--read-only", "--containall", "--mem-per-cpu", "--signal"),
+)
+"""Options that the pages name and that are not ours."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    language: str
+    """With what follows it on its line."""
+    text: str
+
+
+def read_blocks(page: Path) -> list[Block]:
+    """Find a page's fenced blocks."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [
+        Block(found["language"].strip(), re.sub(f"^{found['indent']}", "", found["text"], flags=re.MULTILINE))
+        for found in BLOCK.finditer(text)
+    ]
+    assert 2 * len(blocks) == len(re.findall(r"^ *```", text, re.MULTILINE)), (
+        "an open fence, or one without a language"
+    )
+    return blocks
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Split shell commands into words, without comments."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+@dataclass
+class Reader:
+    """Somebody who works through a page, in the current folder: what is done with each block, by its language."""
+
+    page: Path
+    names: dict[str, Any] = field(default_factory=dict)
+    """What their Python session knows."""
+
+    def run_python(self, block: Block) -> None:
+        """Run it, after those before it on its page."""
+        exec(compile(block.text, str(self.page), "exec"), self.names)
+
+    def run_shell(self, block: Block) -> None:
+        """Have bash check its syntax, then treat each command by its program."""
+        check_bash(block.text)
+        for words in commands(block.text):
+            treat = PROGRAMS.get(words[0])
+            assert treat, f"{self.page.name}: nothing is known of {words[0]}: give it a treatment in PROGRAMS"
+            treat(words)
+
+    def use_json(self, block: Block) -> None:
+        """Keep a filter for the next command; map a dataset with a description."""
+        content = json.loads(block.text)
+        if "lesion" in content:
+            Path("filter.json").write_text(block.text)
+        else:
+            assert {"Name", "BIDSVersion", "DatasetType", "GeneratedBy"} <= set(content)
+            shutil.copytree("BIDS_DIR", "described")
+            Path("described/dataset_description.json").write_text(block.text)
+            run_app(["bids-lacuna", "described", "unused", "participant", "--connectome", "STORE"])
+
+    def use_toml(self, block: Block) -> None:
+        """Keep it for the next command."""
+        assert tomllib.loads(block.text)
+        Path("options.toml").write_text(block.text)
+
+    def compare_listing(self, block: Block) -> None:
+        """Find each file among those that the demo makes, those that it leaves, or those that the commands wrote."""
+        # The group's page is not drawn here: `run_app`.
+        recorded = {group.PAGE, *(ROOT / "tests" / "expected_outputs.txt").read_text().splitlines()}
+        made = {lesion.mask_path.as_posix() for lesion in demo.LESIONS} | set(demo.CONNECTOME_FILES)
+        root, *files = list_files(block.text)
+        for file in files:
+            name = file.as_posix().replace("GSP1000", "synthetic").replace("<run>", "RUN")
+            ends = {PurePosixPath(*file.parts[start:]).as_posix() for start in range(len(file.parts))}
+            there = name in recorded or (root / file).exists() or ends & made
+            assert there, f"{self.page.name}: {file} is not written"
+
+    def look_at_example(self, block: Block) -> None:
+        """See that it is one of the files that other tests run or check."""
+        path = (self.page.parent / block.language.split()[1]).resolve()
+        assert path.parent == ROOT / "examples"
+        assert any(path.name in test.read_text() for test in Path(__file__).parent.glob("test_*.py")), path
+
+    def look_at_contents(self, block: Block) -> None:
+        """See that each page of a table of contents is there; the build fails where one is not in any."""
+        for name in filter(None, (line for line in block.text.splitlines() if not line.startswith(":"))):
+            assert [*self.page.parent.glob(f"{name}.md"), *self.page.parent.glob(f"{name}.rst")], name
+
+
+def list_files(tree: str) -> list[Path]:
+    """Read a tree of files, two blanks for each level: its root, then its files. What stands for more is left out."""
+    folders: list[str] = []
+    files = []
+    for line in tree.splitlines():
+        name = re.split(r"\s{2,}", line.strip())[0]
+        del folders[(len(line) - len(line.lstrip())) // 2 :]
+        if name.endswith("/"):
+            folders.append(name)
+        elif not re.search(r"\.\.\.|…", name):
+            files.append(Path(*folders[1:], name))
+    return [Path(tree.split()[0]), *files]
+
+
+LANGUAGES: dict[str, Callable[[Reader, Block], None]] = {
+    "python": Reader.run_python,
+    "bash": Reader.run_shell,
+    "json": Reader.use_json,
+    "toml": Reader.use_toml,
+    "text": Reader.compare_listing,
+    "{literalinclude}": Reader.look_at_example,
+    "{toctree}": Reader.look_at_contents,
+}
+
+
+# What is done with a command, by its first word.
+
+
+def run_app(words: list[str]) -> None:
+    """Run it really, but for drawing the pages, which takes seconds each and has tests of its own."""
+    arguments = words[1:]
+    if not parse("bids-lacuna", arguments).reports_only:
+        assert cli.main([*arguments, "--no-reports"]) == 0, words
+
+
+def run_connectome(words: list[str]) -> None:
+    """Run it really, in this process."""
+    assert connectome_cli.main([*words[1:], *(["--nprocs", "1"] if words[1] == "build" else [])]) == 0, words
+
+
+def run_checkout(words: list[str]) -> None:
+    """Run `run.py`. The demo has tests of its own; here, small data stand for what it writes."""
+    match words[1:]:
+        case ["run.py", *arguments]:
+            run_app(["run.py", *arguments])
+        case ["-m", "bids_lacuna.demo", folder]:
+            shutil.copytree("BIDS_DIR", f"{folder}/bids")
+            shutil.copytree("lacuna", f"{folder}/connectome")
+        case _:
+            raise AssertionError(words)
+
+
+def check_target(words: list[str]) -> None:
+    """Look the target up: what it runs, other tests run."""
+    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def check_container(words: list[str]) -> None:
+    """Check what cannot run here: the program takes the arguments, and each path in them is mounted."""
+    match words[1:]:
+        case ["run", *rest]:
+            check_run(rest)
+        case ["exec", *rest]:
+            check_run(rest, entrypoint="")
+        case ["build", "-t", _, "."]:
+            assert (ROOT / "Dockerfile").exists()
+        case ["build", image, source]:
+            assert image in IMAGES
+            assert source.removeprefix("docker://").partition(":")[0] in IMAGES or (ROOT / source).exists()
+        case ["test" | "run-help" as action, image]:
+            assert image in IMAGES
+            assert f"%{action.removeprefix('run-')}" in (ROOT / "Singularity.def").read_text()
+        case _:
+            raise AssertionError(words)
+
+
+def check_run(words: list[str], entrypoint: str = "bids-lacuna") -> None:
+    """Check what follows `docker run`, or `apptainer run` or `exec`."""
+    mounted = ["/tmp"]
+    while words[0].startswith("-"):
+        option = words.pop(0)
+        assert option in OF_OTHER_PROGRAMS, option
+        if option in WITH_A_VALUE:
+            value = words.pop(0)
+            if option in ("-v", "-B", "--bind"):
+                outside, inside, *_ = value.split(":")
+                assert Path(outside).is_absolute()
+                mounted.append(inside)
+            elif option == "--entrypoint":
+                entrypoint = value
+    image, *arguments = words
+    assert image in IMAGES
+    program, *arguments = [*filter(None, [entrypoint]), *arguments]
+    parse(program, arguments)
+    for path in map(Path, (word for word in arguments if word.startswith("/"))):
+        assert any(path.is_relative_to(folder) for folder in mounted), f"{path} is not mounted"
+
+
+def check_sbatch(words: list[str]) -> None:
+    """Check what cannot run here: the script is an example, which a test runs, and gets the words that it takes."""
+    script, *rest = [word for word in words[1:] if not word.startswith("--")]
+    taken = {int(number) for number in re.findall(r"\$\{?(\d)", (ROOT / script).read_text())}
+    assert len(rest) == max(taken)
+
+
+def check_babs(words: list[str]) -> None:
+    """Check what cannot run here: its configuration is the example, whose options a test checks."""
+    given = dict(zip(words[2::2], words[3::2], strict=False))
+    assert words[1] == "init"
+    assert ROOT / given["--container_config"] == ROOT / "examples" / "babs.yaml"
+
+
+def check_datalad(words: list[str]) -> None:
+    """Check what cannot run here: what it is to call is Apptainer, with the image and the arguments."""
+    call = shlex.split(words[words.index("--call-fmt") + 1])
+    assert (call[:2], call[-2:]) == (["apptainer", "run"], ["{img}", "{cmd}"])
+
+
+def check_clone(words: list[str]) -> None:
+    """Check what needs a network: it is the project's address."""
+    assert words[1:] == ["clone", derivatives.CODE_URL]
+
+
+def step(words: list[str]) -> None:
+    """Go into the checkout, or its environment, where the reader is already."""
+    assert words in (["cd", derivatives.CODE_URL.rpartition("/")[2]], ["source", ".venv/bin/activate"])
+
+
+PROGRAMS: dict[str, Callable[[list[str]], None]] = {
+    "bids-lacuna": run_app,
+    "bids-lacuna-connectome": run_connectome,
+    "python": run_checkout,
+    ".venv/bin/python": run_checkout,
+    "make": check_target,
+    "docker": check_container,
+    "apptainer": check_container,
+    "sbatch": check_sbatch,
+    "babs": check_babs,
+    "datalad": check_datalad,
+    "git": check_clone,
+    "cd": step,
+    "source": step,
+}
+
+
+def parse(program: str, arguments: list[str]) -> argparse.Namespace:
+    """Parse a command line as one of our programs does, which ends where it is mistaken."""
+    parsers = {"bids-lacuna": options.build_parser, "bids-lacuna-connectome": connectome_cli.build_parser}
+    return parsers[program]().parse_args(arguments)
+
+
+def check_bash(script: str) -> None:
+    """Have bash read a script without running it."""
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make what a reader has: a dataset, masks, a connectome as it was downloaded, and a store of it."""
+    place = tmp_path_factory.mktemp("made_up")
+    names = {
+        "sub-01/anat/sub-01": ("lesion", (1, 1, 2)),
+        "sub-02/ses-1/anat/sub-02_ses-1": ("lesion", (2, 4, 7)),
+        "sub-02/ses-2/anat/sub-02_ses-2": ("lesion", (2, 3, 6)),
+        "sub-03/anat/sub-03": ("tumour", (0, 2, 4)),
+    }
+    masks = {
+        f"{name}_space-{synthetic.SPACE}_label-{label}_mask": synthetic.box(corner, (2, 3, 3))
+        for name, (label, corner) in names.items()
+    }
+    synthetic.write_dataset(place / "BIDS_DIR", masks)
+    own = {f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-infarct_mask": synthetic.box((3, 4, 5))}
+    synthetic.write_dataset(place / "BIDS_DIR" / "derivatives" / "masks", own)
+    # As filters find it.
+    tumour = next((place / "BIDS_DIR" / "sub-03").rglob("*.json"))
+    tumour.write_text(json.dumps({"SpatialReference": synthetic.SPACE}))
+    for subject, voxels in {"01": synthetic.box((1, 2, 3)), "02": 0 * synthetic.box((0, 0, 0))}.items():
+        synthetic.write_mask(place / "masks" / f"sub-{subject}_lesion.nii.gz", voxels)
+    brain = np.ones(synthetic.SHAPE, bool)
+    synthetic.write_connectome_folder(place / "lacuna", synthetic.make_series(brain.size), brain)
+    build = ["build", str(place / "lacuna"), str(place / "STORE"), "--space", synthetic.SPACE, "--name", "GSP1000"]
+    assert connectome_cli.main([*build, "--nprocs", "1"]) == 0
+    return place
+
+
+@pytest.fixture
+def place(made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a reader a copy of it, and be in it."""
+    shutil.copytree(made_up, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    # The work folder of a command would become that of later ones.
+    monkeypatch.setenv("NUMBA_CACHE_DIR", os.environ["NUMBA_CACHE_DIR"])
+    return tmp_path / "place"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.usefixtures("place")
+def test_all_blocks_of_a_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every block is run, or checked as far as it can be here, and none is passed over."""
+    reader = Reader(page)
+    for block in read_blocks(page):
+        language = block.language.split()[0]
+        assert language in LANGUAGES, f"{page.name}: nothing is known of {language}: give it a treatment in LANGUAGES"
+        LANGUAGES[language](reader, block)
+    if page.name == "README.md":
+        kinds = {path.name for path in Path("maps").iterdir()}
+        assert kinds == {f"sub-01_{kind}.nii.gz" for kind in ("rmap", "tmap", "binary")}
+        assert "sub-02_lesion.nii.gz failed: the mask is empty" in capsys.readouterr().out
+    if page.name == "python.md":
+        maps = nib.load("maps/sub-01_rmap.nii.gz")
+        np.testing.assert_allclose(reader.names["mean"].get_fdata(), maps.get_fdata(), atol=1e-6)
+        assert reader.names["failed"] == ["sub-02_lesion.nii.gz"]
+
+
+def test_every_layouts_command_finds_the_subjects(place: Path) -> None:
+    """Each row of the table of layouts opens a source of five subjects, from where its relative paths begin.
+
+    That each of these layouts makes the same store is tested with the builds.
+    """
+    shutil.rmtree("lacuna")
+    page = (DOCS / "howto" / "connectome.md").read_text()
+    rows = re.findall(r"^\| (.*) \| `(.* STORE .*)` \|$", page, re.MULTILINE)
+    writers = (
+        test_build.write_hdf5,
+        test_build.write_nifti,
+        test_build.write_nifti,
+        test_build.write_bids,
+        test_build.write_bids,
+        test_build.write_leaddbs,
+        test_build.write_npy,
+    )
+    synthetic.write_mask(place / "brain_mask.nii.gz", test_build.MASK)
+    for (_, command), write in zip(rows, writers, strict=True):
+        words = shlex.split(command.replace("2009cAsym", "6Asym").replace("sub-*/*_bold", "*/*/*_rest_*"))
+        arguments = parse("bids-lacuna-connectome", ["build", *words])
+        arguments.source.parent.mkdir(exist_ok=True)
+        write(arguments.source, synthetic.RADIOLOGICAL)
+        source = connectome_cli.open_source(arguments)
+        assert len(source.subjects) == 5
+        assert source.read(source.subjects[0])
+
+
+def test_pages_of_the_reference_have_no_code_of_their_own() -> None:
+    """What is in reStructuredText comes from docstrings and parsers: no block of code escapes the treatments."""
+    for page in DOCS.rglob("*.rst"):
+        text = page.read_text()
+        assert not re.search(r"code-block|literalinclude|^(?! *\.\. ).*::$", text, re.MULTILINE), page.name
+
+
+def test_the_options_that_pages_name_exist() -> None:
+    """Each option in README and documentation is one of the programs', or of the named others'."""
+    ours = {
+        option for build in (options.build_parser, connectome_cli.build_parser) for option in option_strings(build())
+    }
+    for page in PAGES:
+        prose = BLOCK.sub("", page.read_text())
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", prose))
+        assert named <= ours | set(OF_OTHER_PROGRAMS), page.name
+
+
+def option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Give all options of a parser, and of its commands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from option_strings(command)
