@@ -576,7 +576,7 @@ def test_progress(connectome: Path, tmp_path: Path, terminal: bool, show_progres
     assert process.stdout == b""
     if bar:
         assert b"no mask at" in shown
-        assert b"mapping batch 1 of 1: 100%" in shown
+        assert b"mapping batch 2 of 2: 100%" in shown
         assert b"20/20" in shown
     else:
         assert shown == b""
