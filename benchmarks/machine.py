@@ -6,7 +6,6 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-import numba
 import numpy as np
 import psutil
 from threadpoolctl import threadpool_info
@@ -19,7 +18,7 @@ PACKAGES = ("bids-lacuna", "h5py", "nibabel", "nilearn", "numba", "numpy", "pybi
 
 def describe() -> dict[str, object]:
     """Tell the machine, the libraries that decide the speed, and versions."""
-    # numba chooses its layer with the first parallel function.
+    # What it loads is listed below.
     kernels.compile_for(np.dtype("int16"), [])
     return {
         "machine": {
@@ -28,7 +27,7 @@ def describe() -> dict[str, object]:
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "system": f"{platform.system()} {platform.machine()}",
         },
-        "numba_threading_layer": numba.threading_layer(),
+        "numba_threading_layer": "none: Python's threads",
         "blas": [
             f"{library['internal_api']} {library['version']} {library.get('architecture', '')}".strip()
             for library in threadpool_info()

@@ -2,18 +2,22 @@
 
 Each function is the fast twin of the function of the same name in `reference`, which defines it. Compiled code is
 cached: the first calls of a process then take 0.3 s and 45 MiB, not 7 to 10 s and 102 to 118 MiB.
+
+Threads are Python's: the compiled functions run without the GIL. numba's own, of `parallel=True`, take half as long
+again to compile, and halves of a work that are cut beforehand wait for each other where the machine is busy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 
-import numba
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's np.dot calls this BLAS; loaded, its threads can be limited
-from numba import njit, prange
+from numba import njit
 from threadpoolctl import threadpool_limits
 
 Array = np.ndarray
@@ -54,6 +58,9 @@ ROWS = 512
 
 GROUP = 4
 """Connectome subjects that one call of `add_fisher_z` takes at most."""
+
+SHARES = 8
+"""That each thread's work is cut into: a thread that is held up leaves some to the others."""
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -151,7 +158,8 @@ def seeds(starts: Array, voxels: Array, weights: Array, series: Array, scale: Ar
     """Average the connectome subject's signal over each lesion.
 
     Each thread takes some of the lesions through the voxels, a block of rows at a time, so that what many lesions
-    share is read from memory once. A seed is summed in the order of its voxels whatever the number of threads.
+    share is read from memory once. A seed is summed in the order of its voxels whatever the number of threads, which
+    is that of `threads`.
 
     Parameters
     ----------
@@ -168,19 +176,13 @@ def seeds(starts: Array, voxels: Array, weights: Array, series: Array, scale: Ar
     shape (n_lesions, n_timepoints), float32
         Each lesion's seed, with norm 1; 0 where the seed is constant.
     """
-    return _seeds(starts, voxels, weights, series, scale, sd, numba.get_num_threads())
+    unit_seeds = np.zeros((len(starts) - 1, series.shape[1]), dtype=np.float32)
 
-
-@njit(nogil=True, parallel=True, error_model="numpy", fastmath=CONTRACT, cache=True)
-def _seeds(
-    starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array, n_threads: int
-) -> Array:
-    """Do the work of `seeds`; what asks for the number of threads itself cannot be cached."""
-    n_lesions = len(starts) - 1
-    unit_seeds = np.zeros((n_lesions, series.shape[1]), dtype=np.float32)
-    for thread in prange(n_threads):
-        first, last = thread * n_lesions // n_threads, (thread + 1) * n_lesions // n_threads
+    def work(first: int, last: int) -> None:
         sum_seeds(starts[first : last + 1], voxels, weights, series, scale, sd, unit_seeds[first:last])
+
+    # In as few shares as may be: each reads what its lesions have in common.
+    _share(work, len(unit_seeds), 1)
     return unit_seeds
 
 
@@ -253,7 +255,7 @@ def add_fisher_z(
 
     Each tile of voxels is correlated, clipped, transformed and added while it is in cache. A voxel's sums are
     added to by one thread at a time in the order of subjects, so that a run repeats bit by bit on one machine
-    whatever the number of threads. BLAS must be held to one thread by the caller.
+    whatever the number of threads, which is that of `threads`.
 
     Parameters
     ----------
@@ -267,34 +269,42 @@ def add_fisher_z(
     """
     # Tuples of one length are one type, which is compiled once.
     absent = GROUP - len(series)
-    _add_fisher_z(
-        (*seeds, *[np.empty((0, 0), np.float32)] * absent),
-        (*series, *[np.empty((0, 0), series[0].dtype)] * absent),
-        (*scale, *[np.empty(0, np.float32)] * absent),
-        total,
-        total_of_squares,
-    )
+    all_seeds = (*seeds, *[np.empty((0, 0), np.float32)] * absent)
+    all_series = (*series, *[np.empty((0, 0), series[0].dtype)] * absent)
+    all_scale = (*scale, *[np.empty(0, np.float32)] * absent)
+
+    def work(first: int, last: int) -> None:
+        add_tiles(all_seeds, all_series, all_scale, total, total_of_squares, first, last)
+
+    _share(work, math.ceil(total.shape[1] / TILE), SHARES)
 
 
-@njit(nogil=True, parallel=True, error_model="numpy", fastmath=CONTRACT, cache=True)
-def _add_fisher_z(seeds: Arrays, series: Arrays, scale: Arrays, total: Array, total_of_squares: Array) -> None:
-    """Do the work of `add_fisher_z`; subjects that are absent come last, and have arrays of no rows."""
+@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+def add_tiles(
+    seeds: Arrays,
+    series: Arrays,
+    scale: Arrays,
+    total: Array,
+    total_of_squares: Array,
+    first: int,
+    last: int,
+) -> None:
+    """Do a share of `add_fisher_z`: some tiles. Subjects that are absent come last, and have arrays of no rows."""
     n_lesions, n_voxels = total.shape
-    n_tiles = (n_voxels + TILE - 1) // TILE
-    for tile in prange(n_tiles):
+    for tile in range(first, last):
         start, stop = tile * TILE, min((tile + 1) * TILE, n_voxels)
         # Absent subjects keep z = 0, which adds nothing.
         z = np.zeros((GROUP, min(n_lesions, LESIONS), stop - start), dtype=np.float32)
-        for first in range(0, n_lesions, LESIONS):
-            last = min(first + LESIONS, n_lesions)
+        for first_lesion in range(0, n_lesions, LESIONS):
+            last_lesion = min(first_lesion + LESIONS, n_lesions)
             for subject in range(GROUP):
                 if len(series[subject]) > 0:
                     rows = unit_rows(series[subject][start:stop], scale[subject][start:stop])
-                    r = z[subject][: last - first]
-                    np.dot(seeds[subject][first:last], rows.T, r)
+                    r = z[subject][: last_lesion - first_lesion]
+                    np.dot(seeds[subject][first_lesion:last_lesion], rows.T, r)
                     to_fisher_z(r)
-            for lesion in range(first, last):
-                add_z(z[:, lesion - first], total[lesion, start:stop], total_of_squares[lesion, start:stop])
+            for lesion in range(first_lesion, last_lesion):
+                add_z(z[:, lesion - first_lesion], total[lesion, start:stop], total_of_squares[lesion, start:stop])
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -348,19 +358,44 @@ def fisher_z(r: np.float32) -> np.float32:
     return np.float32(min(max(z, -Z_LIMIT), Z_LIMIT))
 
 
+_pool: ThreadPoolExecutor | None = None
+"""The threads beside the calling one."""
+
+
 @contextmanager
 def threads(n_threads: int) -> Iterator[None]:
-    """Run the kernels on at most n_threads threads: fewer where numba was started with fewer."""
-    before = numba.get_num_threads()
-    launched = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(max(1, min(n_threads, launched)))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+    """Run `seeds` and `add_fisher_z` on some threads, and BLAS on one in each of them."""
+    global _pool
+    before = _pool
+    with (
+        ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="kernel") as pool,
+        threadpool_limits(1, user_api="blas"),
+    ):
+        _pool = pool if n_threads > 1 else None
+        try:
+            yield
+        finally:
+            _pool = before
 
 
-def compile_for(series_dtype: np.dtype, standardized_dtypes: Iterable[np.dtype]) -> None:
+def _share(work: Callable[[int, int], None], n: int, shares: int) -> None:
+    """Have the threads do the work on `range(n)`, in some shares for each: `work` gets the ends of one."""
+    n_helpers = _pool._max_workers if _pool else 0
+    n_shares = max(1, min(n, shares * (n_helpers + 1)))
+    ends = [n * share // n_shares for share in range(n_shares + 1)]
+    waiting = pairwise(ends)
+
+    def take() -> None:
+        for first, last in waiting:
+            work(first, last)
+
+    helpers = [_pool.submit(take) for _ in range(min(n_helpers, n_shares - 1))] if _pool else []
+    take()
+    for helper in helpers:
+        helper.result()
+
+
+def compile_for(series_dtype: np.dtype, standardized_dtypes: Iterable[np.dtype], n_threads: int = 1) -> None:
     """Compile what a run needs, or load it from the cache, so that its memory is there to be measured.
 
     Parameters
@@ -369,13 +404,15 @@ def compile_for(series_dtype: np.dtype, standardized_dtypes: Iterable[np.dtype])
         Of the series that are mapped: int16 or float32.
     standardized_dtypes
         Of the numbers that are standardized while they are read.
+    n_threads
+        That will run them.
     """
     for dtype in standardized_dtypes:
         standardize(np.eye(3, 2, dtype=dtype), np.array([0, 3]))
     # As much as makes every thread's BLAS take the memory that it works in: later there may be none.
-    n_voxels, n_lesions = TILE * numba.get_num_threads(), TILE
+    n_voxels, n_lesions = TILE * SHARES * n_threads, TILE
     series, ones = np.eye(n_voxels, TILE, dtype=series_dtype), np.ones(n_voxels, np.float32)
     starts, voxels = np.arange(n_lesions + 1), np.arange(n_lesions, dtype=np.int32)
-    unit_seeds = seeds(starts, voxels, ones[:n_lesions], series, ones, ones)
-    with threadpool_limits(1, user_api="blas"):
+    with threads(n_threads):
+        unit_seeds = seeds(starts, voxels, ones[:n_lesions], series, ones, ones)
         add_fisher_z([unit_seeds], [series], [ones], np.zeros((n_lesions, n_voxels)), np.zeros((n_lesions, n_voxels)))

@@ -17,7 +17,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from bids_lacuna import kernels
 from bids_lacuna._version import __version__
@@ -295,7 +294,6 @@ class FunctionalNetworkMapping:
         with (
             signals_held(checkpoints is not None) as signals,
             kernels.threads(n_threads),
-            threadpool_limits(1, user_api="blas"),
             closing(self.connectome.subjects(n_ahead, keep_cached, n_added)) as subjects,
         ):
             while group := list(islice(subjects, n_at_once)):

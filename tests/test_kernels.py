@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 
-import numba
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from bids_lacuna import kernels, reference
 
@@ -102,7 +102,7 @@ def compressed_rows(weights: Array) -> tuple[Array, Array, Array]:
 def add_subjects(weights: Array, subjects: list[Array], n_threads: int) -> tuple[Array, Array]:
     """Run the three kernels over some connectome subjects."""
     total, squares = np.zeros((2, *weights.shape))
-    with kernels.threads(n_threads), threadpool_limits(1, user_api="blas"):
+    with kernels.threads(n_threads):
         for start in range(0, len(subjects), kernels.GROUP):
             group = [standardize(timeseries) for timeseries in subjects[start : start + kernels.GROUP]]
             seeds = [kernels.seeds(*compressed_rows(weights), *standardized) for standardized in group]
@@ -268,14 +268,21 @@ def test_sums_repeat_bit_by_bit() -> None:
 
 
 def test_threads_are_given_back() -> None:
-    """The number of threads is what was asked for, at most what there is, and is restored after an error."""
+    """The kernels' threads are as many as was asked for, and gone afterwards; BLAS has one in each meanwhile."""
 
     def fail() -> None:
         raise ZeroDivisionError
 
-    before = numba.get_num_threads()
-    with kernels.threads(10_000), kernels.threads(1):
-        assert numba.get_num_threads() == 1
-    with pytest.raises(ZeroDivisionError), kernels.threads(1):
+    def blas_threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    before = blas_threads()
+    series, sums = np.ones((3000, 7), np.float32), np.zeros((2, 1, 3000))
+    with kernels.threads(3):
+        assert blas_threads() == {1}
+        kernels.add_fisher_z([np.ones((1, 7), np.float32)], [series], [np.ones(3000, np.float32)], *sums)
+        assert {"kernel_0", "kernel_1"} == {each.name for each in threading.enumerate() if "kernel" in each.name}
+    with pytest.raises(ZeroDivisionError), kernels.threads(2):
         fail()
-    assert numba.get_num_threads() == before
+    assert blas_threads() == before
+    assert not [each for each in threading.enumerate() if "kernel" in each.name]
