@@ -74,6 +74,7 @@ def plan_run(
     """
     give_back_freed_memory()
     connectome = analysis.connectome
+    logger.info("loading the kernels; the first run compiles them, in up to half a minute")
     kernels.compile_for(connectome.series_dtype, connectome.standardized_dtypes, n_threads)
     n_voxels, n_components = connectome.grid.n_voxels, connectome.n_components
     return plan_batches(
