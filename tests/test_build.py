@@ -263,14 +263,14 @@ def test_several_processes_make_the_same_bytes(source: Path, tmp_path: Path, ran
 
 
 def test_killed_builds_go_on_and_end_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    """A build that is killed five times, at any moment, ends with the bytes of an undisturbed one."""
+    """A build that is killed three times, at any moment, ends with the bytes of an undisturbed one."""
     for number, series in enumerate(synthetic.make_series(N_VOXELS, range(30, 130)), start=1):
         np.save(source / f"sub-{number}.npy", series)
     expected = contents(make_store(source, tmp_path / "undisturbed", rank="auto").path)
     folder = tmp_path / "disturbed"
     moments = random.Random(19)
     n_written = [0]
-    for _ in range(5):
+    for _ in range(3):
         process = start_build(source, folder, "--nprocs", "2", "--rank", "auto")
         wait_for_record(folder, n_written[-1])
         time.sleep(moments.uniform(0, 0.02))
