@@ -57,8 +57,8 @@ class Part:
     """Shape (n_voxels,): the file's voxel for each voxel of the grid; None where the two orders agree."""
     file_bytes: int
     """Memory that it takes to get one subject's numbers out of the file."""
-    is_inflated_here: bool
-    """Outside the lock that HDF5 reads everything else under, one thread at a time."""
+    gains_from_readers: bool
+    """Whether several threads read faster: chunks are inflated here, not under HDF5's lock, and hold one subject."""
 
     @classmethod
     def open(cls, path: Path) -> Part:
@@ -128,7 +128,8 @@ class Part:
         n_subjects, n_timepoints, _ = timeseries.shape
         dtype = read_dtype(timeseries.dtype)
         file_bytes = chunks.reading_bytes(timeseries, dtype)
-        return cls(path, grid, n_subjects, n_timepoints, dtype, order, file_bytes, chunks.is_inflatable(timeseries))
+        gains = chunks.is_inflatable(timeseries) and timeseries.chunks[0] == 1
+        return cls(path, grid, n_subjects, n_timepoints, dtype, order, file_bytes, gains)
 
     @property
     def reading_bytes(self) -> int:
@@ -189,7 +190,7 @@ class Hdf5Source(Source):
     @property
     def n_readers(self) -> int:
         """Subjects that are read at a time: to inflate one takes a thread several times as long as to map it."""
-        return 2 if any(part.is_inflated_here for part in self.parts) else 1
+        return 2 if any(part.gains_from_readers for part in self.parts) else 1
 
     @property
     def standardized_dtypes(self) -> frozenset[np.dtype]:
