@@ -18,14 +18,12 @@ from bids_lacuna import kernels
 from bids_lacuna.checkpoint import Checkpoints, subdivide
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.logs import log_failure
-from bids_lacuna.mapping import FunctionalNetworkMapping, lesion_keys
+from bids_lacuna.mapping import FunctionalNetworkMapping, MappingStopped, lesion_keys
 from bids_lacuna.plan import (
-    ADDRESS_SPACE,
     BatchPlan,
     available_cpus,
     give_back_freed_memory,
     memory_budget,
-    memory_limits,
     plan_batches,
     resident_bytes,
 )
@@ -104,6 +102,7 @@ def batch_process(
     show_progress: bool = True,
     available_bytes: int | None = None,
     n_threads: int | None = None,
+    client: Any = None,
 ) -> list[LesionData]:
     """Map many lesions, a batch at a time, in memory that does not grow with their number.
 
@@ -134,7 +133,11 @@ def batch_process(
     available_bytes
         What the process may occupy in all; by default what the machine, the container or the scheduler leaves it.
     n_threads
-        Threads of the kernels; by default all processors that the process may use.
+        Threads of the kernels; by default all processors that the process may use, on a cluster those that each
+        worker was started with.
+    client
+        A `distributed.Client`: the passes over the connectome are made on its workers, which open the connectome by
+        its path. Maps are the same to the bit whatever their number, and to rounding those made without a cluster.
 
     Returns
     -------
@@ -147,6 +150,8 @@ def batch_process(
         An argument has an unknown value.
     MemoryError
         Not one lesion fits the memory; the message has both numbers.
+    MappingStopped
+        The cluster is out of reach; called again, it goes on from the checkpoints.
     """
     if strategy not in ("vectorized", "sequential"):
         raise ValueError(f"strategy is {strategy!r}: it must be 'vectorized' or 'sequential'")
@@ -155,9 +160,15 @@ def batch_process(
             raise TypeError(
                 f"lesions[{place}] is a {type(lesion).__name__}: make it with LesionData.from_nifti(path)"
             )
+    make_plan: Callable[..., BatchPlan] = partial(plan_run, analysis)
+    if client is not None:
+        # Here, not at the top: without a client nothing of Dask is needed.
+        from bids_lacuna.distributed import ClusterMapping
+
+        analysis = ClusterMapping(analysis, client, n_threads)
+        make_plan = analysis.plan_run
     n_threads = available_cpus() if n_threads is None else n_threads
-    plan = plan_run(
-        analysis,
+    plan = make_plan(
         len(lesions),
         1 if strategy == "sequential" else lesion_batch_size,
         memory_budget().available_bytes if available_bytes is None else available_bytes,
@@ -228,7 +239,7 @@ def process_batches(
     with Progress(len(lesions) * n_subjects, "mapping", "lesion-subject", shown=show_progress) as progress:
         number = 0
         while waiting:
-            if number and len(waiting[0]) > (fits := _fitting_now(plan)):
+            if number and len(waiting[0]) > (fits := analysis.fitting_now(plan)):
                 waiting = subdivide(waiting, fits)
                 logger.warning("less memory is free than before: batches of up to %d lesions are mapped", fits)
             batch = [replace(lesions[places[key]], batch=number + 1, error=None, results={}) for key in waiting[0]]
@@ -269,13 +280,6 @@ def process_batches(
     return [processed[key] for key in keys if key in processed]
 
 
-def _fitting_now(plan: BatchPlan) -> int:
-    """Count the lesions that fit what other processes leave of the memory by now, one at least."""
-    # The address space that threads have reserved by now is not missing.
-    limits = [limit.available_bytes for limit in memory_limits() if limit.source != ADDRESS_SPACE]
-    return max(1, (min(plan.available_bytes, *limits) - plan.fixed_bytes) // plan.bytes_per_lesion)
-
-
 def _process_batch(
     batch: list[LesionData],
     analysis: FunctionalNetworkMapping,
@@ -303,7 +307,7 @@ def _process_batch(
     _warn_of_low_coverage(loaded)
     if not loaded:
         return batch
-    passing = (MemoryError,) if len(loaded) > 1 else ()
+    passing = (MappingStopped, *([MemoryError] if len(loaded) > 1 else []))
     try:
         mapped = _isolate(partial(_map, loaded, analysis, plan, n_threads, checkpoints, advance), loaded, passing)
     except MemoryError:

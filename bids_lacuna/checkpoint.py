@@ -2,7 +2,8 @@
 
 In a folder of its own lie `batches.json`, the batches that are left, of which the first is in work, and files of
 moments, two generations of them: a line of JSON that tells what they are, the arrays' bytes (each lesion's
-sum of z, then each one's sum of z², the subjects' counts, and those left out), and the SHA-256 of all that.
+sum of z, then each one's sum of z², the subjects' counts, and those left out), and the SHA-256 of all that. A run on
+a cluster, whose moments are merged in another order, has files of the same kind for slices of the connectome.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
 import shutil
 import signal
 import threading
@@ -33,6 +35,10 @@ Array = np.ndarray
 BATCHES = "batches.json"
 
 SUFFIX = ".moments"
+"""Of moments of the first connectome subjects."""
+
+SLICE_SUFFIX = ".slice"
+"""Of moments of some connectome subjects from any one on."""
 
 GENERATIONS = 2
 """Files of moments that are kept: should the newest turn out to be damaged, the one before it is there."""
@@ -57,6 +63,8 @@ class Saved:
     """Of them, those of which `RunningMoments.left_out` tells."""
     generation: int
     """Counted from 1 within one batch."""
+    first: int = 0
+    """The first of the connectome subjects, counted from 0."""
 
 
 @dataclass
@@ -111,7 +119,7 @@ class Checkpoints:
         keys = {key for batch in left for key in batch}
         with _going_on_without():
             remove_unfinished(self.folder)
-            for saved in self._all_saved():
+            for saved in self._all_saved(SUFFIX, SLICE_SUFFIX):
                 if keys.isdisjoint(saved.lesions):
                     saved.path.unlink(missing_ok=True)
             write_json(self.folder / BATCHES, {"dependencies": dict(self.dependencies), "batches": left})
@@ -119,7 +127,7 @@ class Checkpoints:
     def end(self) -> None:
         """Remove what this run has left: it is over."""
         with _going_on_without():
-            for saved in self._all_saved():
+            for saved in self._all_saved(SUFFIX, SLICE_SUFFIX):
                 saved.path.unlink(missing_ok=True)
             (self.folder / BATCHES).unlink(missing_ok=True)
 
@@ -133,7 +141,7 @@ class Checkpoints:
         moments
             Of no subject yet.
         """
-        for saved in sorted(self._all_saved(), key=lambda saved: saved.n_subjects, reverse=True):
+        for saved in sorted(self._all_saved(SUFFIX), key=lambda saved: saved.n_subjects, reverse=True):
             if not lesions.items() <= saved.lesions.items():
                 if lesions.keys() & saved.lesions.keys():
                     self._tell(f"{saved.path} is of other lesions or of other masks: it is not used, and left alone")
@@ -148,6 +156,24 @@ class Checkpoints:
             logger.info("going on after connectome subject %d, from %s", saved.n_subjects, saved.path)
             return saved.n_subjects
         return 0
+
+    def slices(self, lesions: Mapping[str, str]) -> dict[tuple[int, int], Path]:
+        """Find what was saved of these lesions' moments, by the slice's first subject and the one after its last.
+
+        Parameters
+        ----------
+        lesions
+            As for `resume`.
+        """
+        return {
+            (saved.first, saved.first + saved.n_subjects): saved.path
+            for saved in self._all_saved(SLICE_SUFFIX)
+            if lesions.items() <= saved.lesions.items()
+        }
+
+    def wait_again(self) -> None:
+        """Begin the next interval: what was due is being saved."""
+        self._saved_at = time.monotonic()
 
     @property
     def is_due(self) -> bool:
@@ -166,27 +192,21 @@ class Checkpoints:
             "n_left_out": len(moments.left_out),
             "generation": self._generation,
         }
-        name = hashlib.sha256(json.dumps([header["dependencies"], header["lesions"]]).encode()).hexdigest()[:16]
-        path = self.folder / f"{name}-{self._generation % GENERATIONS}{SUFFIX}"
+        path = self.folder / f"{_name_of(header)}-{self._generation % GENERATIONS}{SUFFIX}"
         with _going_on_without():
             # This is the older one of the two: the newest stays until the next is whole.
             path.unlink(missing_ok=True)
-            self._check_room(moments.total.nbytes + moments.total_of_squares.nbytes)
+            free_bytes = shutil.disk_usage(self.folder).free if self.free_bytes is None else self.free_bytes()
+            _check_room(moments, free_bytes)
             with renamed_when_whole(path) as temporary, temporary.open("wb") as file:
                 _write_moments(file, header, moments)
             logger.info("saved the moments of %d lesions after connectome subject %d", len(lesions), n_subjects)
 
-    def _check_room(self, n_bytes: int) -> None:
-        free_bytes = shutil.disk_usage(self.folder).free if self.free_bytes is None else self.free_bytes()
-        if n_bytes > free_bytes:
-            raise OSError(f"{n_bytes / 2**30:.1f} GiB are needed there, {free_bytes / 2**30:.1f} GiB are free")
-
-    def _all_saved(self) -> Iterator[Saved]:
+    def _all_saved(self, *suffixes: str) -> Iterator[Saved]:
         """Find the moments that fit this run; what doesn't fit is left alone."""
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+        for path in sorted(path for suffix in suffixes for path in self.folder.glob(f"*{suffix}")):
             try:
-                with path.open("rb") as file:
-                    saved = Saved(path, **json.loads(file.readline()))
+                saved = _read_header(path)
             except (OSError, ValueError, TypeError) as error:
                 self._tell(f"{path} cannot be read ({error}): it is not used")
                 continue
@@ -255,6 +275,68 @@ def _going_on_without() -> Iterator[None]:
         yield
     except OSError as error:
         logger.warning("no checkpoint is kept (%s): choose another folder with -w, or --checkpoint-minutes 0", error)
+
+
+def save_slice(
+    folder: Path,
+    dependencies: Mapping[str, str],
+    lesions: Mapping[str, str],
+    moments: RunningMoments,
+    first: int,
+    stop: int,
+) -> Path:
+    """Save the moments of some connectome subjects, whole or not at all, where `Checkpoints.slices` finds them.
+
+    Parameters
+    ----------
+    folder, dependencies
+        As for `Checkpoints`, which has begun a batch there.
+    lesions, moments
+        As for `Checkpoints.resume`.
+    first, stop
+        The first connectome subject, counted from 0, and the one after the last.
+
+    Raises
+    ------
+    OSError
+        The folder is not the one where the batch was begun, as on another machine, or cannot be written to.
+    """
+    if not (folder / BATCHES).exists():
+        raise OSError(f"{folder} on {platform.node()} is not the folder of this run: it must be shared")
+    header = {
+        "dependencies": dict(dependencies),
+        "lesions": dict(lesions),
+        "n_voxels": moments.n_voxels,
+        "n_subjects": stop - first,
+        "n_left_out": len(moments.left_out),
+        "generation": 1,
+        "first": first,
+    }
+    path = folder / f"{_name_of(header)}-{first}-{stop}{SLICE_SUFFIX}"
+    _check_room(moments, shutil.disk_usage(folder).free)
+    with renamed_when_whole(path) as temporary, temporary.open("wb") as file:
+        _write_moments(file, header, moments)
+    return path
+
+
+def read_slice(path: Path, lesions: Mapping[str, str], moments: RunningMoments) -> None:
+    """Fill in what `save_slice` has saved; raises ValueError or OSError where the file is damaged."""
+    _read_moments(_read_header(path), list(lesions), moments)
+
+
+def _name_of(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([header["dependencies"], header["lesions"]]).encode()).hexdigest()[:16]
+
+
+def _check_room(moments: RunningMoments, free_bytes: int) -> None:
+    n_bytes = moments.total.nbytes + moments.total_of_squares.nbytes
+    if n_bytes > free_bytes:
+        raise OSError(f"{n_bytes / 2**30:.1f} GiB are needed there, {free_bytes / 2**30:.1f} GiB are free")
+
+
+def _read_header(path: Path) -> Saved:
+    with path.open("rb") as file:
+        return Saved(path, **json.loads(file.readline()))
 
 
 def _write_moments(file: IO[bytes], header: Mapping[str, Any], moments: RunningMoments) -> None:

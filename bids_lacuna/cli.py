@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bids_lacuna.claims import Claims
     from bids_lacuna.connectome import Connectome
     from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
+    from bids_lacuna.distributed import ClusterMapping
     from bids_lacuna.lesion import LesionData
     from bids_lacuna.mapping import FunctionalNetworkMapping
     from bids_lacuna.plan import BatchPlan, MemoryBudget
@@ -83,6 +84,12 @@ def run_level(arguments: argparse.Namespace) -> Exit:
 
 def run_participants(arguments: argparse.Namespace) -> Exit:
     """Map the lesions of a dataset: the participant level."""
+    with ExitStack() as cluster:
+        return map_lesions(arguments, cluster)
+
+
+def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
+    """Map the lesions of a dataset, with a cluster that is let go with the stack."""
     if not arguments.connectome:
         raise Stop(Exit.USAGE, "the participant level needs a connectome: --connectome PATH")
     datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
@@ -92,7 +99,7 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
     from bids_lacuna.batch import plan_run, process_batches
     from bids_lacuna.derivatives import DerivativesWriter, MapSettings, claim_pending, decide
-    from bids_lacuna.mapping import FunctionalNetworkMapping
+    from bids_lacuna.mapping import FunctionalNetworkMapping, NoWorker
     from bids_lacuna.methods import write_citation
     from bids_lacuna.plan import available_cpus, format_bytes, memory_budget, room_for_files
     from bids_lacuna.report import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
@@ -131,16 +138,19 @@ def run_participants(arguments: argparse.Namespace) -> Exit:
     if not n_workers and not arguments.no_reports:
         logger.warning("the memory is too small for reports: write them afterwards, with more, by --reports-only")
     reserved_bytes = n_workers * WORKER_BYTES
+    make_plan: Callable[..., BatchPlan] = partial(plan_run, analysis)
+    if arguments.dask_workers or arguments.dask_scheduler:
+        analysis = cluster.enter_context(on_cluster(arguments, analysis, n_threads))
+        make_plan = analysis.plan_run
     advice = f"{format_bytes(reserved_bytes)} are set aside for reports, which --no-reports leaves out"
     make_plan = partial(
-        plan_run,
-        analysis,
+        make_plan,
         lesion_batch_size=arguments.lesion_batch_size,
         available_bytes=budget.available_bytes,
         n_threads=n_threads,
         reserved_bytes=reserved_bytes,
     )
-    with ending(Exit.FAILED, MemoryError, saying=advice if n_workers else ""):
+    with ending(Exit.FAILED, MemoryError, saying=advice if n_workers else ""), ending(Exit.NO_INPUT, NoWorker):
         plan = make_plan(n_lesions=len(pending))
     if arguments.dry_run:
         from bids_lacuna import preview
@@ -228,6 +238,23 @@ def keeping_log(arguments: argparse.Namespace, log_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
+def on_cluster(
+    arguments: argparse.Namespace, analysis: FunctionalNetworkMapping, n_threads: int
+) -> Iterator[ClusterMapping]:
+    """Take an analysis to the Dask cluster that was asked for."""
+    from bids_lacuna.mapping import MappingStopped
+
+    with ending(Exit.USAGE, ModuleNotFoundError, saying="Dask is needed: pip install 'bids-lacuna[distributed]'"):
+        from bids_lacuna.distributed import ClusterMapping, connecting
+
+    with (
+        ending(Exit.TEMPORARY, MappingStopped, saying="the Dask cluster is out of reach; the same command goes on"),
+        connecting(arguments.dask_scheduler, arguments.dask_workers, n_threads) as client,
+    ):
+        yield ClusterMapping(analysis, client, arguments.nprocs if arguments.dask_scheduler else None)
+
+
+@contextmanager
 def sharing_output(
     output_dir: Path, datasets: Mapping[str, Path], run: str
 ) -> Iterator[tuple[Claims, dict[str, str]]]:
@@ -252,10 +279,12 @@ def pending_ones(records: Sequence[LesionRecord]) -> list[LesionRecord]:
 
 @contextmanager
 def listing_interrupted(records: Sequence[LesionRecord], writer: DerivativesWriter) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM, list in lesions.tsv what was not run."""
+    """After Ctrl-C or SIGTERM, or without a cluster any more, list in lesions.tsv what was not run."""
+    from bids_lacuna.mapping import MappingStopped
+
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MappingStopped):
         for record in pending_ones(records):
             record.set_aside("not run", "the run was interrupted")
         writer.close([])

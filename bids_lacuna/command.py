@@ -48,6 +48,8 @@ class Exit(IntEnum):
     NO_INPUT = 66
     CANNOT_CREATE = 73
     INPUT_OUTPUT = 74
+    TEMPORARY = 75
+    """A Dask cluster is out of reach; the same command goes on."""
     INTERRUPTED = 130
     TERMINATED = 143
 

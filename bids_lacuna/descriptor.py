@@ -30,6 +30,7 @@ ERRORS = {
     Exit.NO_INPUT: "An input is missing",
     Exit.CANNOT_CREATE: "No place for the output",
     Exit.INPUT_OUTPUT: "The output could not be written",
+    Exit.TEMPORARY: "The Dask cluster is out of reach, the same command goes on",
     Exit.INTERRUPTED: "Interrupted",
     Exit.TERMINATED: "Ended by SIGTERM",
 }

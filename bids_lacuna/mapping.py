@@ -24,8 +24,8 @@ from bids_lacuna.checkpoint import Checkpoints, signals_held
 from bids_lacuna.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
-from bids_lacuna.plan import SUBJECTS_IN_MEMORY
-from bids_lacuna.statistics import LesionStatistics, RunningMoments, fdr_threshold, minus_log10_p
+from bids_lacuna.plan import ADDRESS_SPACE, SUBJECTS_IN_MEMORY, BatchPlan, memory_limits
+from bids_lacuna.statistics import LesionStatistics, Moments, RunningMoments, fdr_threshold, minus_log10_p
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,14 @@ ALIGNED_CODE = 2
 
 FEW_SUBJECTS = 0.5
 """Below this share of connectome subjects with a signal in a lesion, a warning says so."""
+
+
+class MappingStopped(Exception):  # noqa: N818  an end that is no mistake of the lesions
+    """What maps is out of reach: the run ends, and goes on from there when it is started again."""
+
+
+class NoWorker(ValueError):  # noqa: N818
+    """None of a cluster's workers can map."""
 
 
 class NetworkMaps(Mapping[str, Any]):
@@ -248,6 +256,12 @@ class FunctionalNetworkMapping:
         connectome = self.connectome
         return load_lesion(lesion, connectome.grid, connectome.space, self.weighting, self.lesion_threshold)
 
+    def fitting_now(self, plan: BatchPlan) -> int:
+        """Count the lesions that fit what other processes leave of the memory by now, one at least."""
+        # The address space that threads have reserved by now is not missing.
+        limits = [limit.available_bytes for limit in memory_limits() if limit.source != ADDRESS_SPACE]
+        return max(1, (min(plan.available_bytes, *limits) - plan.fixed_bytes) // plan.bytes_per_lesion)
+
     def map_batch(
         self,
         lesions: Sequence[LesionData],
@@ -283,9 +297,9 @@ class FunctionalNetworkMapping:
             and no results where no connectome subject has a signal in the lesion.
         """
         grid = self.connectome.grid
-        rows = _compressed_rows([lesion.weights for lesion in lesions if lesion.weights])
+        rows = compressed_rows([lesion.weights for lesion in lesions if lesion.weights])
         moments = RunningMoments(len(lesions), grid.n_voxels)
-        hashes = _hashes(lesions) if checkpoints else {}
+        hashes = weight_hashes(lesions) if checkpoints else {}
         n_added = checkpoints.resume(hashes, moments) if checkpoints else 0
         for _ in range(n_added):
             on_subject()
@@ -297,7 +311,7 @@ class FunctionalNetworkMapping:
             closing(self.connectome.subjects(n_ahead, keep_cached, n_added)) as subjects,
         ):
             while group := list(islice(subjects, n_at_once)):
-                _add_subjects(group, rows, moments)
+                add_subjects(group, rows, moments)
                 n_added += len(group)
                 for _ in range(len(group)):
                     on_subject()
@@ -311,9 +325,16 @@ class FunctionalNetworkMapping:
         if n_added < self.connectome.n_subjects:
             # A signal's own handler has let the process go on; the pass has not.
             raise KeyboardInterrupt
-        return [self._attach_results(lesion, moments, row) for row, lesion in enumerate(lesions)]
+        return [self.attach_results(lesion, moments, row) for row, lesion in enumerate(lesions)]
 
-    def _attach_results(self, lesion: LesionData, moments: RunningMoments, row: int) -> LesionData:
+    def attach_results(self, lesion: LesionData, moments: Moments, row: int) -> LesionData:
+        """Give a copy of a mapped lesion with its results, or with the reason why it has none.
+
+        Parameters
+        ----------
+        moments
+            Of all connectome subjects; `row` is the lesion's place in them.
+        """
         n = moments.n(row)
         if not n.any():
             error = "no connectome subject has a signal in this lesion: its voxels' series are constant or not finite"
@@ -337,10 +358,16 @@ class FunctionalNetworkMapping:
         return replace(lesion, weights=None, results={self.name: maps})
 
 
-def _add_subjects(
+def add_subjects(
     group: Sequence[ConnectomeSubject], rows: tuple[Array, Array, Array], moments: RunningMoments
 ) -> None:
-    """Correlate some connectome subjects with the lesions, and add them to the moments."""
+    """Correlate some connectome subjects, up to `kernels.GROUP`, with the lesions, and add them to the moments.
+
+    Parameters
+    ----------
+    rows
+        The lesions, as from `compressed_rows`.
+    """
     series, scale = [subject.series for subject in group], [subject.scale for subject in group]
     seeds = [kernels.seeds(*rows, subject.series, subject.scale, subject.sd) for subject in group]
     kernels.add_fisher_z(seeds, series, scale, moments.total, moments.total_of_squares)
@@ -359,7 +386,7 @@ def lesion_keys(lesions: Sequence[LesionData]) -> list[str]:
     return keys
 
 
-def _hashes(lesions: Sequence[LesionData]) -> dict[str, str]:
+def weight_hashes(lesions: Sequence[LesionData]) -> dict[str, str]:
     """Give each lesion's key and the SHA-256 of its weights."""
     hashes = {}
     for key, lesion in zip(lesion_keys(lesions), lesions, strict=True):
@@ -371,7 +398,7 @@ def _hashes(lesions: Sequence[LesionData]) -> dict[str, str]:
     return hashes
 
 
-def _compressed_rows(lesions: Sequence[LesionWeights]) -> tuple[Array, Array, Array]:
+def compressed_rows(lesions: Sequence[LesionWeights]) -> tuple[Array, Array, Array]:
     """Lay the lesions' voxels and shares one after another, with each lesion's start."""
     starts = np.cumsum([0, *(len(lesion.voxels) for lesion in lesions)])
     voxels = np.concatenate([lesion.voxels for lesion in lesions])

@@ -184,6 +184,20 @@ def build_parser() -> Parser:
         metavar="N",
         help="threads to use (default: all processors that may be used)",
     )
+    cluster = resources.add_mutually_exclusive_group()
+    cluster.add_argument(
+        "--dask-workers",
+        type=positive_integer,
+        metavar="N",
+        help="map in N processes of this machine, which share the threads and the memory (needs "
+        "bids-lacuna[distributed])",
+    )
+    cluster.add_argument(
+        "--dask-scheduler",
+        metavar="ADDRESS|FILE",
+        help="map on the workers of a Dask cluster, each with the threads that it was started with (--nprocs at "
+        "most): tcp://host:8786, or its scheduler file",
+    )
     resources.add_argument(
         "-w",
         "--work-dir",

@@ -336,6 +336,7 @@ def plan_batches(
     base_bytes: int = 0,
     streaming_bytes: int = 0,
     subject_bytes: int = 0,
+    moment_bytes: int = MOMENT_BYTES,
 ) -> BatchPlan:
     """Divide the lesions into as few batches as memory allows.
 
@@ -362,6 +363,8 @@ def plan_batches(
         What `SUBJECTS_IN_MEMORY` connectome subjects occupy, of which some are being read.
     subject_bytes
         What each one beyond these occupies.
+    moment_bytes
+        Of each voxel and lesion of a batch: one set of moments, or what several processes hold together.
 
     Raises
     ------
@@ -376,7 +379,7 @@ def plan_batches(
     working_bytes = RUNNING_BYTES + n_threads * TILE_BYTES + map_bytes
     fixed_bytes = base_bytes + streaming_bytes + working_bytes + kept_bytes
     weight_bytes = WEIGHT_BYTES * n_voxels // GRID_PER_LESION
-    bytes_per_lesion = MOMENT_BYTES * n_voxels + SEED_BYTES * n_components + weight_bytes + PER_LESION_OVERHEAD
+    bytes_per_lesion = moment_bytes * n_voxels + SEED_BYTES * n_components + weight_bytes + PER_LESION_OVERHEAD
     if n_lesions == 0:
         return BatchPlan(0, 0, 0, fixed_bytes, bytes_per_lesion, SUBJECTS_IN_MEMORY, available_bytes)
 

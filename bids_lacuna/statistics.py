@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from scipy import special
@@ -30,6 +32,16 @@ class LesionStatistics:
     def n_subjects(self) -> int:
         """Connectome subjects that any voxel has: the n of the degrees of freedom."""
         return int(self.n.max(initial=0))
+
+
+class Moments(Protocol):
+    """What maps are made from: the statistics of each lesion of a batch, by its row."""
+
+    def n(self, lesion: int) -> Array:
+        """Count the subjects with a defined correlation between one lesion and each voxel: (n_voxels,) int32."""
+
+    def lesion(self, lesion: int) -> LesionStatistics:
+        """Give one lesion's statistics."""
 
 
 @dataclass(eq=False)
@@ -89,11 +101,7 @@ class RunningMoments:
         -------
         shape (n_voxels,), int32
         """
-        n = self.n_by_voxel.copy()
-        for lesions, voxels in self.left_out:
-            if lesions[lesion]:
-                n -= np.unpackbits(voxels, count=self.n_voxels)
-        return n
+        return count_subjects(lesion, self.n_by_voxel, self.left_out)
 
     def lesion(self, lesion: int) -> LesionStatistics:
         """Turn one lesion's sums into its statistics.
@@ -109,6 +117,15 @@ class RunningMoments:
             spread[spread <= n * np.finfo(float).eps * squares] = np.nan
             t = mean / np.sqrt(spread / (n - 1) / n)
         return LesionStatistics(mean.astype(np.float32), t.astype(np.float32), n)
+
+
+def count_subjects(lesion: int, n_by_voxel: Array, left_out: Sequence[tuple[Array, Array]]) -> Array:
+    """Count the subjects that one lesion has at each voxel, from what `RunningMoments` counts: (n_voxels,) int32."""
+    n = n_by_voxel.copy()
+    for lesions, voxels in left_out:
+        if lesions[lesion]:
+            n -= np.unpackbits(voxels, count=len(n))
+    return n
 
 
 def minus_log10_p(t: Array, n: Array) -> Array:
