@@ -1,0 +1,433 @@
+"""The same maps on a Dask cluster of real processes, whatever becomes of workers, scheduler and client."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dask
+import nibabel as nib
+import numpy as np
+import pytest
+from distributed import Client
+from synthetic import (
+    SPACE,
+    box,
+    make_mask,
+    make_series,
+    write_connectome,
+    write_connectome_folder,
+    write_dataset,
+    write_mask,
+)
+
+from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process, distributed
+from bids_lacuna.distributed import ClusterMapping, divide, halves
+from bids_lacuna.mapping import MappingStopped, NoWorker
+
+Array = np.ndarray
+
+MASK = make_mask()
+N_VOXELS = int(MASK.sum())
+N_SUBJECTS = 83
+NAME = "FunctionalNetworkMapping"
+BOXES = [box((0, 0, 0)), box((1, 2, 3)), box((2, 4, 6), (3, 2, 2)), box((3, 5, 9), (2, 2, 1)), box((0, 5, 1))]
+ROOT = Path(__file__).parents[1]
+
+
+class Cluster:
+    """A scheduler and workers of one thread, each a process of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.file = folder / "scheduler.json"
+        self.folder = folder
+        self.scheduler = self.start("scheduler", "--port", "0", "--scheduler-file", str(self.file), *options)
+        self.workers: list[subprocess.Popen[str]] = []
+        while not self.file.exists():
+            assert self.scheduler.poll() is None
+            time.sleep(0.05)
+        self.client = Client(scheduler_file=str(self.file), set_as_default=False)
+
+    def start(
+        self, kind: str, *options: str, cwd: Path | None = None, prefix: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Start a process of Dask."""
+        command = [*prefix, sys.executable, "-m", f"distributed.cli.dask_{kind}", "--no-dashboard", *options]
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        return subprocess.Popen(
+            command,
+            cwd=cwd or self.folder,
+            env=environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def add_worker(self, cwd: Path | None = None, prefix: Sequence[str] = ()) -> None:
+        """Start a worker; `have` waits for it."""
+        options = ("--no-nanny", "--nthreads", "1", "--memory-limit", "0", "--death-timeout", "60")
+        started = self.start("worker", self.client.scheduler.address, *options, cwd=cwd, prefix=prefix)
+        self.workers.append(started)
+
+    def have(self, n_workers: int) -> Client:
+        """Have so many workers: others are started, or killed."""
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        while len(self.workers) > n_workers:
+            self.workers[-1].kill()
+            self.workers.pop().wait()
+        while len(self.workers) < n_workers:
+            self.add_worker()
+        while len(self.client.nthreads()) != n_workers:
+            time.sleep(0.02)
+        return self.client
+
+    def kill_one(self) -> None:
+        """Kill the worker that was started first."""
+        worker = self.workers.pop(0)
+        worker.kill()
+        worker.wait()
+
+    def stop(self) -> None:
+        """End all processes."""
+        with suppress(Exception):
+            self.client.close(timeout=1)
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def started(folder: Path, *options: str) -> Iterator[Cluster]:
+    """Have a cluster as long as a block lasts."""
+    cluster = Cluster(folder, *options)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Start a cluster for all tests; each says how many workers it wants."""
+    with started(tmp_path_factory.mktemp("cluster"), "--host", "127.0.0.1") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def connectome(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a connectome of eleven slices, the last one short; one subject has no signal in the first lesion."""
+    series = make_series(N_VOXELS, [19] * N_SUBJECTS)
+    series[21][:, BOXES[0][MASK] > 0] = 3
+    return write_connectome_folder(tmp_path_factory.mktemp("connectome") / "study", series, MASK)
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> list[LesionData]:
+    """Write five masks."""
+    folder = tmp_path_factory.mktemp("lesions")
+    return [
+        LesionData.from_nifti(write_mask(folder / f"{number}.nii.gz", voxels)) for number, voxels in enumerate(BOXES)
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(connectome: Path, lesions: list[LesionData]) -> list[Array]:
+    """Map without a cluster."""
+    return numbers(batch_process(lesions, FunctionalNetworkMapping(connectome), n_threads=1, show_progress=False))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, connectome: Path, lesions: list[LesionData]) -> list[Array]:
+    """Map on one worker."""
+    return map_on(cluster.have(1), connectome, lesions)
+
+
+def numbers(results: Sequence[LesionData]) -> list[Array]:
+    """Give z, t and n of each lesion."""
+    assert [lesion.error for lesion in results] == [None] * len(results)
+    statistics = [lesion.results[NAME].statistics for lesion in results]
+    return [array for each in statistics for array in (each.z, each.t, each.n)]
+
+
+def same(ours: Sequence[Array], others: Sequence[Array]) -> bool:
+    """Compare bit by bit."""
+    return all(np.array_equal(*pair, equal_nan=True) for pair in zip(ours, others, strict=True))
+
+
+def map_on(
+    client: Client, connectome: Path, lesions: Sequence[LesionData], on_subject: Callable[[], Any] = lambda: None
+) -> list[Array]:
+    """Map in one pass, and do something after each connectome subject."""
+    analysis = ClusterMapping(FunctionalNetworkMapping(connectome), client)
+    return numbers(analysis.map_batch([analysis.load(lesion) for lesion in lesions], 1, on_subject=on_subject))
+
+
+def after(n_subjects: dict[int, Callable[[], Any]]) -> Callable[[], None]:
+    """Do something after some numbers of connectome subjects."""
+    seen: list[None] = []
+
+    def on_subject() -> None:
+        seen.append(None)
+        n_subjects.get(len(seen), lambda: None)()
+
+    return on_subject
+
+
+@pytest.mark.parametrize(
+    ("n_subjects", "n_slices", "largest"), [(5, 1, 5), (83, 11, 8), (1000, 63, 16), (50_000, 391, 128)]
+)
+def test_slices_cover_the_connectome(n_subjects: int, n_slices: int, largest: int) -> None:
+    """Slices follow one another, of one size but for the last; halving them ends at each."""
+    slices = divide(n_subjects)
+    assert [first for first, _ in slices] == [0, *(stop for _, stop in slices[:-1])]
+    assert (len(slices), slices[-1][1], max(stop - first for first, stop in slices)) == (
+        n_slices,
+        n_subjects,
+        largest,
+    )
+    nodes = [(0, n_slices)]
+    leaves = []
+    while nodes:
+        node = nodes.pop()
+        if node[1] - node[0] == 1:
+            leaves.append(node)
+        else:
+            nodes += halves(node)
+    assert sorted(leaves) == [(number, number + 1) for number in range(n_slices)]
+
+
+def test_any_number_of_workers_gives_the_same_bits(
+    cluster: Cluster,
+    connectome: Path,
+    lesions: list[LesionData],
+    undisturbed: list[Array],
+    expected: list[Array],
+) -> None:
+    """One, two and three workers make the same maps, which are those made without Dask but for rounding."""
+    for n_workers in (2, 3):
+        assert same(map_on(cluster.have(n_workers), connectome, lesions), undisturbed)
+    for ours, without in zip(undisturbed, expected, strict=True):
+        np.testing.assert_allclose(ours, without, rtol=1e-6)
+
+
+def test_workers_killed_in_the_run_change_nothing(
+    cluster: Cluster, connectome: Path, lesions: list[LesionData], undisturbed: list[Array]
+) -> None:
+    """Of three workers two are killed, one after the other, and one joins: each subject counts once."""
+    client = cluster.have(3)
+    counted: list[None] = []
+    disturb = after({9: cluster.kill_one, 17: cluster.add_worker, 33: cluster.kill_one})
+    assert same(map_on(client, connectome, lesions, lambda: (disturb(), counted.append(None))), undisturbed)
+    assert len(counted) == N_SUBJECTS
+
+
+def test_batches_with_a_callback(
+    cluster: Cluster, connectome: Path, lesions: list[LesionData], expected: list[Array], tmp_path: Path
+) -> None:
+    """Batches go through one after another; a mask that cannot be read stops no other; no checkpoint is left."""
+    missing = LesionData.from_nifti(tmp_path / "missing.nii.gz")
+    found: list[Array] = []
+    results = batch_process(
+        [lesions[0], missing, *lesions[1:]],
+        FunctionalNetworkMapping(connectome),
+        client=cluster.have(2),
+        lesion_batch_size=2,
+        batch_result_callback=lambda batch: found.extend(numbers(batch)),
+        checkpoint_dir=tmp_path / "kept",
+        checkpoint_minutes=0,
+        show_progress=False,
+    )
+    assert [bool(lesion.error) for lesion in results] == [False, True, False, False, False, False]
+    for ours, without in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, without, rtol=1e-5, atol=1e-6)
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_moments_travel_in_blocks(
+    cluster: Cluster,
+    connectome: Path,
+    lesions: list[LesionData],
+    undisturbed: list[Array],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No message between workers has more than a block of moments and the counts; smaller ones change no bit."""
+    client = cluster.have(2)
+
+    def largest(dask_worker: Any) -> int:
+        return max((n for log in dask_worker.transfer_incoming_log for n in log["keys"].values()), default=0)
+
+    def forget(dask_worker: Any) -> None:
+        dask_worker.transfer_incoming_log.clear()
+
+    client.run(forget)
+    monkeypatch.setattr(distributed, "BLOCK_BYTES", 4096)
+    assert same(map_on(client, connectome, lesions), undisturbed)
+    moved = max(client.run(largest).values())
+    assert 4096 <= moved <= 4096 + 4 * N_VOXELS + 1024
+    assert moved < 16 * N_VOXELS * len(BOXES)
+
+
+def test_a_worker_without_the_connectome_is_left_out(
+    cluster: Cluster,
+    connectome: Path,
+    lesions: list[LesionData],
+    undisturbed: list[Array],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Workers that have no connectome, or another one, are named with their host and left out; all is an error."""
+    # Each process has its own: those that run already have no connectome there.
+    path = Path("/proc/self/cwd/study")
+    monkeypatch.chdir(connectome.parent)
+    (tmp_path / "study").mkdir()
+    write_connectome(tmp_path / "study" / "part0.h5", make_series(N_VOXELS, [19] * 9, seed=9), MASK)
+    cluster.have(1)
+    cluster.add_worker(cwd=tmp_path)
+    client = cluster.have(2)
+    host = os.uname().nodename
+    with pytest.raises(NoWorker, match=f"no Dask worker can map: .*{host}"):
+        batch_process(lesions, FunctionalNetworkMapping(path), client=client, show_progress=False)
+    cluster.add_worker(cwd=connectome.parent)
+    client = cluster.have(3)
+    caplog.clear()
+    results = batch_process(lesions, FunctionalNetworkMapping(path), client=client, show_progress=False)
+    assert f"on {host} is another connectome than the client's" in caplog.text
+    assert f"{host} cannot open the connectome" in caplog.text
+    assert same(numbers(results), undisturbed)
+
+
+def run_app(connectome: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the app on the five lesions."""
+    names = [f"sub-{n:02}/anat/sub-{n:02}_space-{SPACE}_label-lesion_mask" for n in range(len(BOXES))]
+    bids = write_dataset(folder / "bids", dict(zip(names, BOXES, strict=True)))
+    command = [sys.executable, ROOT / "run.py", bids, folder / "out", "participant", "--connectome", connectome]
+    command += ["--no-reports", "--checkpoint-minutes", "0.00001", "-w", folder / "work", *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def stop_workers(cluster: Cluster, folder: Path, running: subprocess.Popen[str]) -> None:
+    """Stop the workers in the middle of a pass, once a slice is saved that was not there before."""
+    before = set(folder.glob("work/checkpoints/*/*.slice"))
+    while not set(folder.glob("work/checkpoints/*/[!.]*.slice")) - before:
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.002)
+    for worker in cluster.workers:
+        worker.send_signal(signal.SIGSTOP)
+
+
+def test_client_and_scheduler_may_go(
+    cluster: Cluster, connectome: Path, undisturbed: list[Array], tmp_path: Path
+) -> None:
+    """After the client was killed, and then the scheduler, the same lesions are mapped to the same bits."""
+    cluster.have(2)
+    killed = run_app(connectome, tmp_path, "--dask-scheduler", str(cluster.file))
+    stop_workers(cluster, tmp_path, killed)
+    killed.kill()
+    killed.communicate()
+    cluster.have(0)
+
+    with started(tmp_path, "--host", "127.0.0.1") as other:
+        other.have(1)
+        alone = run_app(connectome, tmp_path, "--dask-scheduler", str(other.file))
+        stop_workers(other, tmp_path, alone)
+        other.scheduler.kill()
+        _, said = alone.communicate(timeout=60)
+    assert alone.returncode == 75, said
+    assert said.splitlines()[-1] == (
+        "bids-lacuna: error: the Dask cluster is out of reach; the same command goes on (the Dask scheduler is gone)"
+    )
+    assert "Traceback" not in said
+    assert "going on from" in said
+    assert not list(tmp_path.glob("out/sub-*/func/*"))
+    (table,) = [table for table in tmp_path.glob("out/logs/*/lesions.tsv") if "was interrupted" in table.read_text()]
+    assert table.read_text().count("not run") == len(BOXES)
+
+    local = run_app(connectome, tmp_path, "--dask-workers", "2", "--nprocs", "2")
+    _, said = local.communicate(timeout=60)
+    assert local.returncode == 0, said
+    assert "going on from" in said
+    assert "Dask dashboard: http" in said
+    assert not list(tmp_path.glob("work/checkpoints/*/*"))
+    for number in range(len(BOXES)):
+        for stat, values in zip("zt", undisturbed[3 * number :], strict=False):
+            (path,) = tmp_path.glob(f"out/sub-{number:02}/func/*stat-{stat}_*statmap.nii.gz")
+            np.testing.assert_array_equal(nib.load(path).get_fdata(dtype=np.float32)[MASK], values)
+
+
+def test_without_the_options_nothing_of_dask_is_imported() -> None:
+    """What maps lesions needs no Dask."""
+    code = (
+        "import sys, bids_lacuna.batch, bids_lacuna.cli, bids_lacuna.derivatives\n"
+        "sys.exit(', '.join({'dask', 'distributed'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@contextmanager
+def second_namespace() -> Iterator[tuple[str, str, str]]:
+    """Make a network namespace with a link to this one: its name, the link's, and the address at our end."""
+    name, link = f"lacuna{os.getpid()}", f"lac{os.getpid() % 100_000}"
+    network = f"10.211.{os.getpid() % 250}"
+    made = [
+        f"ip netns add {name}",
+        f"ip link add {link} type veth peer name inside netns {name}",
+        f"ip addr add {network}.1/24 dev {link}",
+        f"ip link set {link} up",
+        f"ip -n {name} addr add {network}.2/24 dev inside",
+        f"ip -n {name} link set inside up",
+        f"ip -n {name} link set lo up",
+    ]
+    try:
+        for command in made:
+            if (
+                shutil.which("ip") is None
+                or subprocess.run(command.split(), capture_output=True, check=False).returncode
+            ):
+                pytest.skip("no network namespace can be made here: it takes root and ip")
+        yield name, link, f"{network}.1"
+    finally:
+        for command in (f"ip link del {link}", f"ip netns del {name}"):
+            with suppress(OSError):
+                subprocess.run(command.split(), capture_output=True, check=False)
+
+
+def test_workers_over_a_network_that_fails(
+    connectome: Path, lesions: list[LesionData], undisturbed: list[Array], tmp_path: Path
+) -> None:
+    """With a worker in another network namespace, and the link to it cut for ten seconds, maps are the same."""
+    with second_namespace() as (name, link, address), started(tmp_path, "--host", address) as cluster:
+        cluster.add_worker(prefix=("ip", "netns", "exec", name))
+        client = cluster.have(2)
+        assert sorted(worker.split("/")[2].split(":")[0] for worker in client.nthreads()) == [
+            address,
+            address[:-1] + "2",
+        ]
+        start = time.monotonic()
+
+        def cut_the_link() -> None:
+            subprocess.run(["ip", "link", "set", link, "down"], check=True)
+            threading.Timer(10, subprocess.run, [["ip", "link", "set", link, "up"]]).start()
+
+        disturbed = map_on(client, connectome, lesions, after({9: cut_the_link}))
+        assert time.monotonic() - start > 10
+    assert same(disturbed, undisturbed)
+
+
+def test_no_scheduler_answers() -> None:
+    """An address where nobody listens is named."""
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
+        pytest.raises(MappingStopped, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+        distributed.connecting("tcp://127.0.0.1:9", None, 1),
+    ):
+        pass
