@@ -362,7 +362,9 @@ def connecting(scheduler: str | None, n_workers: int | None, n_threads: int) -> 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Dask from logging each connection that is lost: what that means is told in a sentence."""
-    theirs = [logging.getLogger(name) for name in ("distributed", "tornado.application")]
+    # Dask gives several of its loggers levels of their own.
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("distributed", "tornado")]
+    theirs = [logging.getLogger(name) for name in names]
     before = [each.level for each in theirs]
     for each in theirs:
         each.setLevel(logging.CRITICAL)
