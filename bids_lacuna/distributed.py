@@ -9,6 +9,7 @@ client go finished maps alone. What a worker held that is lost is made again, or
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from dask.sizeof import sizeof
 from distributed import Client, Future, LocalCluster, get_worker
+from filelock import FileLock
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna import kernels
@@ -166,7 +168,9 @@ def open_station(
     give_back_freed_memory()
     worker = get_worker()
     n_threads = min(n_threads or worker.state.nthreads, worker.state.nthreads)
-    with _kernel, kernels.threads(n_threads):
+    # Of a host's workers one compiles, where it was not done before.
+    compiling = FileLock(Path(os.environ["NUMBA_CACHE_DIR"]) / f"compiling-{host}.lock")
+    with _kernel, compiling, kernels.threads(n_threads):
         kernels.compile_for(connectome.series_dtype, connectome.standardized_dtypes)
     limit_bytes = worker.memory_manager.memory_limit
     facts = Facts(host, n_threads, resident_bytes(), memory_budget().available_bytes, limit_bytes)
