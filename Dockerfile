@@ -44,11 +44,13 @@ LABEL org.opencontainers.image.title="bids-lacuna" \
       org.opencontainers.image.documentation="https://github.com/bids-lacuna/bids_lacuna#readme" \
       org.opencontainers.image.licenses="Apache-2.0"
 
+# Dask would copy its default settings into the home, which may be the host's.
 # NUMBA_CACHE_DIR is left to the program, which takes a folder of this user's own: Apptainer shares /tmp with the
 # host, where a name written here would be the same for all users, and numba runs what it finds cached.
 ENV PATH=/opt/bids-lacuna/bin:${PATH} \
     PYTHONNOUSERSITE=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    DASK_CONFIG=/opt/bids-lacuna/dask \
     BIDS_LACUNA_COMPILED=/opt/bids-lacuna/compiled/current \
     BIDS_LACUNA_CONTAINER_TYPE=docker \
     BIDS_LACUNA_CONTAINER_TAG=${IMAGE}:${VERSION}

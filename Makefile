@@ -57,7 +57,7 @@ audit: .venv/installed-audit  ## look for known vulnerabilities in the dependenc
 
 lock: .venv/installed-release  ## choose anew the versions of the dependencies in requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+	  --custom-compile-command "make lock" --extra distributed pyproject.toml --output-file requirements.lock
 
 recorded:  ## write anew what is recorded of the program: boutiques.json and tests/expected_outputs.txt
 	rm -rf demo

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,11 @@ def drop(results: list[LesionData]) -> None:
 
 
 def job_seconds(
-    connectome: Path, masks: Sequence[LesionMask], callback: Callback = drop, lesion_batch_size: int | None = None
+    connectome: Path,
+    masks: Sequence[LesionMask],
+    callback: Callback = drop,
+    lesion_batch_size: int | None = None,
+    client: Any = None,
 ) -> float:
     """Time one job, from the names of the masks to the end of the callback."""
     lesions = [LesionRecord(mask).as_lesion() for mask in masks]
@@ -55,6 +60,7 @@ def job_seconds(
             batch_result_callback=callback,
             show_progress=False,
             n_threads=N_THREADS,
+            client=client,
         )
         if errors := [lesion.error for lesion in results if lesion.error]:
             raise RuntimeError(errors[0])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
-from benchmarks import job, kernel, machine, memory, others, startup
+from benchmarks import cluster, job, kernel, machine, memory, others, startup
 from benchmarks.data import Data
 from benchmarks.measure import Figure
 from bids_lacuna.files import write_json
@@ -21,6 +21,7 @@ THEMES: dict[str, Callable[[Data], Iterator[Figure]]] = {
     "kernel": kernel.measure,
     "job": job.measure,
     "memory": memory.measure,
+    "cluster": cluster.measure,
     "startup": startup.measure,
     "others": others.measure,
 }

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.data import SPACE, Data, in_brain
 from benchmarks.measure import N_THREADS, Figure, medians, seconds
 from bids_lacuna import FunctionalNetworkMapping, LesionData
-from bids_lacuna.batch import _load
+from bids_lacuna.batch import load_lesions
 from bids_lacuna.grid import Grid
 from bids_lacuna.store import Store, StoredRun, StoredSubject, this_software, write_subject
 
@@ -81,4 +81,6 @@ def loading(data: Data) -> Figure:
     paths = [mask.path for mask in data.masks(N_FILES, voxel_size_mm=1)]
     lesions = [LesionData.from_nifti(path) for path in paths * (N_LOADED // N_FILES)]
     note = f"{N_LOADED} masks of 1 mm onto 2 mm"
-    return Figure("loading_seconds", seconds(lambda: _load(lesions, analysis, N_THREADS)), at_most=60, note=note)
+    return Figure(
+        "loading_seconds", seconds(lambda: load_lesions(lesions, analysis, N_THREADS)), at_most=60, note=note
+    )

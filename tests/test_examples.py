@@ -1,4 +1,4 @@
-"""The cluster examples run: Apptainer is a shell function that calls run.py with the folders that it was to bind."""
+"""The cluster examples run: Apptainer is a shell function that runs here, with the folders that it was to bind."""
 
 import os
 import re
@@ -29,6 +29,33 @@ APPTAINER = f"""() {{
   done
   {sys.executable} {ROOT / "run.py"} "${{words[@]}}" --dry-run
 }}"""
+
+
+APPTAINER_EXEC = f"""() {{
+  local words=() bound=()
+  [ "$1 $2" = 'exec --containall' ] || return 64
+  shift 2
+  while [ "$1" = --bind ]; do bound+=("$2"); shift 2; done
+  [ -e "$1" ] || return 66
+  shift
+  for word in "$@"; do
+    for bind in "${{bound[@]}}"; do
+      IFS=: read -r host inside _ <<< "$bind"
+      case $word in "$inside" | "$inside"/*) word=$host${{word#"$inside"}} ;; esac
+    done
+    case $word in
+      python) word={sys.executable} ;;
+      /opt/bids-lacuna/run.py) word={ROOT / "run.py"} ;;
+    esac
+    words+=("$word")
+  done
+  exec "${{words[@]}}"
+}}"""
+
+SRUN = """() {
+  while [ "${1#--}" != "$1" ]; do shift; done
+  "$@"
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +122,25 @@ def test_datalad_gives_the_program_options_that_it_takes() -> None:
     inputs = {words[place + 1] for place, word in enumerate(words) if word == "--input"}
     assert {str(parsed.bids_dir), str(parsed.connectome)} == inputs
     assert str(parsed.output_dir) == words[words.index("--output") + 1]
+
+
+def test_slurm_job_with_a_dask_cluster(demo: Path) -> None:
+    """The job's scheduler and worker find each other, and the client maps on them; nothing is left running."""
+    environ = os.environ | {
+        "BASH_FUNC_apptainer%%": APPTAINER_EXEC,
+        "BASH_FUNC_srun%%": SRUN,
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "2",
+    }
+    store = demo / "store"
+    build = [sys.executable, "-m", "bids_lacuna.connectome_cli", "build", demo / "connectome", store]
+    subprocess.run([*build, "--space", "MNI152NLin6Asym", "--name", "demo"], check=True, capture_output=True)
+    (demo / "work").mkdir()
+    # What is compiled is there, though it is looked for in the work folder.
+    (demo / "work" / "numba").symlink_to(os.environ["NUMBA_CACHE_DIR"])
+    script = [ROOT / "examples" / "slurm_dask.sh", "image.sif", "bids", "out", "store", "work"]
+    done = subprocess.run(script, cwd=demo, env=environ, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert "Dask workers: 1 on 1 hosts, 2 threads in all" in done.stderr
+    assert " 8 done, 0 skipped, 0 failed" in done.stderr
+    assert not list(demo.glob("work/scheduler-*"))

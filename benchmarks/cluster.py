@@ -1,0 +1,91 @@
+"""The same pass on a Dask cluster of this machine: what dividing it into tasks and merging them takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.data import Data
+from benchmarks.job import job_seconds
+from benchmarks.measure import N_THREADS, Figure, medians
+from bids_lacuna import FunctionalNetworkMapping, LesionData, distributed
+from bids_lacuna.mapping import compressed_rows, weight_hashes
+from bids_lacuna.plan import SUBJECTS_IN_MEMORY
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+N_LESIONS = 100
+
+N_SUBJECTS = 64
+
+SLICE_SUBJECTS = 16
+"""Of a connectome of 1,000 subjects."""
+
+
+def measure(data: Data) -> Iterator[Figure]:
+    """Compare two workers of one thread, and one of two, with one process of two threads."""
+    masks = data.masks(N_LESIONS)
+    store = data.store(N_SUBJECTS)
+    before, distributed.LEAST_SUBJECTS = distributed.LEAST_SUBJECTS, SLICE_SUBJECTS
+    try:
+        with (
+            distributed.connecting(None, N_THREADS, N_THREADS) as many,
+            distributed.connecting(None, 1, N_THREADS) as one,
+        ):
+            found = medians(
+                {
+                    "alone": partial(job_seconds, store, masks),
+                    "many": partial(job_seconds, store, masks, client=many),
+                    "one": partial(job_seconds, store, masks, client=one),
+                },
+                rounds=3,
+            )
+    finally:
+        distributed.LEAST_SUBJECTS = before
+    note = (
+        f"{N_LESIONS} lesions, {N_SUBJECTS} subjects in slices of {SLICE_SUBJECTS}; with the maps' way to the client"
+    )
+    yield Figure("workers_over_process", found["many"] / found["alone"], f"{N_THREADS}x1", at_most=1.2, note=note)
+    yield Figure("workers_over_process", found["one"] / found["alone"], f"1x{N_THREADS}", note=note)
+    yield from tasks(data)
+
+
+def tasks(data: Data) -> Iterator[Figure]:
+    """Measure what a task takes beside its mapping: the way to the worker and back, and one merge there."""
+    analysis = FunctionalNetworkMapping(data.store(SLICE_SUBJECTS))
+    loaded = [analysis.load(LesionData.from_nifti(mask.path)) for mask in data.masks(N_LESIONS)]
+    starts, voxels, shares = compressed_rows([lesion.weights for lesion in loaded if lesion.weights])
+    with distributed.connecting(None, 1, N_THREADS) as client:
+        crew = distributed.ClusterMapping(analysis, client).crew
+        crew.gather()
+        ((address, opened),) = crew.stations.items()
+        submit = partial(crew.submit, address)
+        station = submit(
+            distributed.brief, opened, starts, [[voxels, shares]], weight_hashes(loaded), SUBJECTS_IN_MEMORY, True
+        )
+        map_one = partial(submit, distributed.map_slice, station, 0, SLICE_SUBJECTS)
+        held = [map_one(), map_one()]
+
+        def timed(begin: Callable[[], Future[Any]]) -> float:
+            start = time.perf_counter()
+            done = begin()
+            while not done.done():
+                crew.pause()
+            return time.perf_counter() - start
+
+        found = medians(
+            {
+                "map": partial(timed, map_one),
+                "merge": partial(timed, partial(submit, distributed.merge, station, *held)),
+                "nothing": partial(timed, partial(submit, len, ())),
+            }
+        )
+    case, note = f"{N_LESIONS}", f"of a slice's {SLICE_SUBJECTS} subjects mapped on {N_THREADS} threads"
+    yield Figure("task_overhead", (found["merge"] + found["nothing"]) / found["map"], case, at_most=0.05, note=note)
+    yield Figure("merge_in_subjects", SLICE_SUBJECTS * found["merge"] / found["map"], case, note="mapped meanwhile")
+    yield Figure("map_slice_seconds", found["map"], case)
+    yield Figure("merge_seconds", found["merge"], case, note="of two slices' moments on one worker")
+    yield Figure("task_seconds", found["nothing"], case, note="to the worker and back")

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=bids-lacuna
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=32G
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:TERM@120
+# All nodes of one job read the connectome together, each a part of it:
+#
+#     sbatch examples/slurm_dask.sh IMAGE.sif BIDS_DIR OUTPUT_DIR CONNECTOME WORK_DIR
+#
+# OUTPUT_DIR, CONNECTOME and WORK_DIR lie on a file system that all nodes share. In WORK_DIR are Dask's scheduler file
+# and the checkpoints, with which the same command goes on after a job that was ended.
+set -euo pipefail
+
+image=$1 bids_dir=$(realpath "$2") output_dir=$(realpath --canonicalize-missing "$3") connectome=$(realpath "$4")
+work_dir=$(realpath --canonicalize-missing "$5")
+mkdir -p "$output_dir" "$work_dir"
+scheduler_file=scheduler-$SLURM_JOB_ID.json
+
+run_in_image() {
+  apptainer exec --containall \
+    --bind "$bids_dir:/data:ro" --bind "$output_dir:/out" --bind "$connectome:/connectome:ro" \
+    --bind "$work_dir:/work" "$image" "$@"
+}
+export -f run_in_image
+export image bids_dir output_dir connectome work_dir
+
+cluster=()
+end_cluster() {
+  if ((${#cluster[@]})); then kill "${cluster[@]}" 2>/dev/null || true; fi
+  rm -f "$work_dir/$scheduler_file"
+}
+trap end_cluster EXIT
+
+# The scheduler does little, and shares this node with a worker.
+run_in_image python -m distributed.cli.dask_scheduler \
+  --port 0 --no-dashboard --scheduler-file "/work/$scheduler_file" &
+cluster+=($!)
+
+# One worker on each node, with all threads in the kernels: it opens /connectome, as the client does. The plan keeps to
+# the job's memory by itself.
+srun --ntasks-per-node=1 --overlap bash -c 'run_in_image "$@"' worker \
+  python -m distributed.cli.dask_worker --scheduler-file "/work/$scheduler_file" \
+  --no-nanny --no-dashboard --nthreads "$SLURM_CPUS_PER_TASK" --memory-limit 0 --local-directory /tmp &
+cluster+=($!)
+
+run_in_image python /opt/bids-lacuna/run.py /data /out participant --connectome /connectome --t-threshold 7 \
+  --dask-scheduler "/work/$scheduler_file" --work-dir /work &
+client=$!
+trap 'kill -TERM "$client"' TERM
+# The first `wait` ends with the signal, the second one with the client.
+wait "$client" || wait "$client"
