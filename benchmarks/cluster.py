@@ -21,7 +21,7 @@ N_LESIONS = 100
 
 N_SUBJECTS = 64
 
-SLICE_SUBJECTS = 16
+SLICE_SUBJECTS = 32
 """Of a connectome of 1,000 subjects."""
 
 

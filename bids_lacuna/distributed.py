@@ -28,7 +28,6 @@ import numpy as np
 from dask.sizeof import sizeof
 from distributed import Client, Future, LocalCluster, get_worker
 from filelock import FileLock
-from threadpoolctl import threadpool_limits
 
 from bids_lacuna import kernels
 from bids_lacuna._version import __version__
@@ -60,7 +59,7 @@ Array = np.ndarray
 Slice = tuple[int, int]
 """A node of the tree: its first slice, and the one after its last."""
 
-SLICES = 64
+SLICES = 32
 """That a connectome is divided into, as far as `LEAST_SUBJECTS` and `MOST_SUBJECTS` allow it."""
 
 LEAST_SUBJECTS, MOST_SUBJECTS = 8, 128
@@ -170,8 +169,8 @@ def open_station(
     n_threads = min(n_threads or worker.state.nthreads, worker.state.nthreads)
     # Of a host's workers one compiles, where it was not done before.
     compiling = FileLock(Path(os.environ["NUMBA_CACHE_DIR"]) / f"compiling-{host}.lock")
-    with _kernel, compiling, kernels.threads(n_threads):
-        kernels.compile_for(connectome.series_dtype, connectome.standardized_dtypes)
+    with _kernel, compiling:
+        kernels.compile_for(connectome.series_dtype, connectome.standardized_dtypes, n_threads)
     limit_bytes = worker.memory_manager.memory_limit
     facts = Facts(host, n_threads, resident_bytes(), memory_budget().available_bytes, limit_bytes)
     return Station(connectome, n_threads), facts
@@ -200,7 +199,7 @@ def brief(
 def map_slice(station: Station, first: int, stop: int) -> RunningMoments:
     """Map the batch in some connectome subjects."""
     moments = station.no_moments()
-    with _kernel, kernels.threads(station.n_threads), threadpool_limits(1, user_api="blas"):
+    with _kernel, kernels.threads(station.n_threads):
         for group in station.groups(first, stop):
             add_subjects(group, station.rows, moments)
             del group

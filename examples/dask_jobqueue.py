@@ -2,8 +2,8 @@
 
     python examples/dask_jobqueue.py CONNECTOME N_JOBS MASK ...
 
-dask-jobqueue has classes for PBS, SGE, LSF and others in place of SLURMCluster. The connectome, and the folder with the
-checkpoints, lie on a file system that all nodes share. Maps are written to the folder `maps`.
+dask-jobqueue has classes for PBS, SGE, LSF and others in place of SLURMCluster. The connectome, and the folder with
+the checkpoints, lie on a file system that all nodes share. Maps are written to the folder `maps`.
 """
 
 import sys

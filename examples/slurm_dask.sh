@@ -8,7 +8,7 @@
 #SBATCH --signal=B:TERM@120
 # All nodes of one job read the connectome together, each a part of it:
 #
-#     sbatch examples/slurm_dask.sh IMAGE.sif BIDS_DIR OUTPUT_DIR CONNECTOME WORK_DIR
+#     sbatch examples/slurm_dask.sh IMAGE.sif BIDS_DIR OUTPUT_DIR CONNECTOME WORK_DIR [OPTIONS, such as --no-reports]
 #
 # OUTPUT_DIR, CONNECTOME and WORK_DIR lie on a file system that all nodes share. In WORK_DIR are Dask's scheduler file
 # and the checkpoints, with which the same command goes on after a job that was ended.
@@ -18,6 +18,8 @@ image=$1 bids_dir=$(realpath "$2") output_dir=$(realpath --canonicalize-missing 
 work_dir=$(realpath --canonicalize-missing "$5")
 mkdir -p "$output_dir" "$work_dir"
 scheduler_file=scheduler-$SLURM_JOB_ID.json
+# Of a job that was put into the queue again.
+rm -f "$work_dir/$scheduler_file"
 
 run_in_image() {
   apptainer exec --containall \
@@ -47,7 +49,7 @@ srun --ntasks-per-node=1 --overlap bash -c 'run_in_image "$@"' worker \
 cluster+=($!)
 
 run_in_image python /opt/bids-lacuna/run.py /data /out participant --connectome /connectome --t-threshold 7 \
-  --dask-scheduler "/work/$scheduler_file" --work-dir /work &
+  --dask-scheduler "/work/$scheduler_file" --work-dir /work "${@:6}" &
 client=$!
 trap 'kill -TERM "$client"' TERM
 # The first `wait` ends with the signal, the second one with the client.

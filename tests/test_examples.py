@@ -138,7 +138,7 @@ def test_slurm_job_with_a_dask_cluster(demo: Path) -> None:
     (demo / "work").mkdir()
     # What is compiled is there, though it is looked for in the work folder.
     (demo / "work" / "numba").symlink_to(os.environ["NUMBA_CACHE_DIR"])
-    script = [ROOT / "examples" / "slurm_dask.sh", "image.sif", "bids", "out", "store", "work"]
+    script = [ROOT / "examples" / "slurm_dask.sh", "image.sif", "bids", "out", "store", "work", "--no-reports"]
     done = subprocess.run(script, cwd=demo, env=environ, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert "Dask workers: 1 on 1 hosts, 2 threads in all" in done.stderr
