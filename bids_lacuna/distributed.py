@@ -20,13 +20,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from signal import SIGUSR1
+from signal import SIG_IGN, SIGINT, SIGUSR1, signal
 from threading import Event, Lock
 from typing import Any
 
 import numpy as np
 from dask.sizeof import sizeof
-from distributed import Client, Future, LocalCluster, get_worker
+from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin, get_worker
 from filelock import FileLock
 
 from bids_lacuna import kernels
@@ -353,6 +353,8 @@ def connecting(scheduler: str | None, n_workers: int | None, n_threads: int) -> 
         except (OSError, ValueError) as error:
             raise MappingStopped(f"no Dask scheduler answers at {scheduler} ({error})") from error
         try:
+            if cluster is not None:
+                client.register_plugin(_HeedNoInterrupt())
             logger.info("Dask dashboard: %s", client.dashboard_link)
             yield client
         finally:
@@ -360,6 +362,14 @@ def connecting(scheduler: str | None, n_workers: int | None, n_threads: int) -> 
                 client.close(timeout=2)
             if cluster is not None:
                 cluster.close()
+
+
+class _HeedNoInterrupt(WorkerPlugin):
+    """Ctrl-C reaches workers of a terminal's own cluster, too, which have to save what they hold when it comes."""
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002
+        """Do what the class says."""
+        signal(SIGINT, SIG_IGN)
 
 
 @contextmanager
