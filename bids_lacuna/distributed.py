@@ -256,9 +256,10 @@ def merge(
     return moments
 
 
-def finish(moments: RunningMoments, first: int, stop: int) -> tuple[Array, Array]:
+def finish(station: Station, moments: RunningMoments, first: int, stop: int) -> tuple[Array, Array]:
     """Make some lesions' z and t: (n_lesions, n_voxels) float32 each."""
-    statistics = [moments.lesion(row) for row in range(first, stop)]
+    with ThreadPoolExecutor(station.n_threads) as pool:
+        statistics = list(pool.map(moments.lesion, range(first, stop)))
     return np.stack([each.z for each in statistics]), np.stack([each.t for each in statistics])
 
 
@@ -915,7 +916,9 @@ class _Pass:
         size = max(1, BLOCK_BYTES // (FINISHED_BYTES * n_voxels))
         for first in range(0, n_lesions, size):
             stop = min(first + size, n_lesions)
-            block = self._result(self._crew.submit(address, finish, root, first, stop), address)
+            block = self._result(
+                self._crew.submit(address, finish, self._station(address), root, first, stop), address
+            )
             if block is None:
                 return None
             z[first:stop], t[first:stop] = block
