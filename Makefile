@@ -3,10 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+DEVELOP := .venv/installed-test,lint,docs
+PYTEST := -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest browser fuzz soak lint docs audit bench lock recorded dist clean
+.PHONY: help demo test test-slow test-lowest browser fuzz soak lint docs audit bench lock recorded dist clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -19,36 +21,39 @@ demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, i
 	@echo "The maps are in demo/out/sub-*, and what became of each lesion in demo/out/logs/*/lesions.tsv."
 	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
 
-test: .venv/installed-test browser  ## run the tests
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+test: $(DEVELOP) browser  ## run the tests
+	$(BIN)/python $(PYTEST)
 
-fuzz: .venv/installed-test  ## read damaged files for five minutes: only errors of our own may come out
+test-slow: $(DEVELOP)  ## run the few tests that take long each: kills, clusters and memory
+	$(BIN)/python $(PYTEST) -m slow
+
+fuzz: $(DEVELOP)  ## read damaged files for five minutes: only errors of our own may come out
 	$(BIN)/python tests/fuzz.py
 
 test-lowest: .venv/installed-release  ## run the tests on the oldest dependencies that pyproject.toml admits
 	$(BIN)/uv venv --quiet --clear --python 3.11 .venv/lowest
 	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct --editable '.[test]'
-	.venv/lowest/bin/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+	.venv/lowest/bin/python $(PYTEST)
 
 browser:  ## install Chromium, which the tests of the pages drive, where there is none and apt is
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 	  { command -v apt-get >/dev/null && $(SUDO) apt-get update -qq && \
 	    $(SUDO) apt-get install -qq -y --no-install-recommends chromium; }
 
-lint: .venv/installed-lint  ## check style, types, the direction of imports, and spelling
+lint: $(DEVELOP)  ## check style, types, the direction of imports, and spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-docs: .venv/installed-docs  ## build the documentation into build/docs, with warnings as errors
+docs: $(DEVELOP)  ## build the documentation into build/docs, with warnings as errors
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
 
 bench: .venv/installed-bench  ## measure speed and memory against the goals, in about ten minutes
 	$(BIN)/python -m benchmarks.run
 
-soak: .venv/installed-test  ## kill the program 20 times and compare what it ends with, in at most 10 minutes
+soak: $(DEVELOP)  ## kill the program 20 times and compare what it ends with, in at most 10 minutes
 	$(BIN)/python tests/soak.py
 
 audit: .venv/installed-audit  ## look for known vulnerabilities in the dependencies, and for risky code

@@ -77,7 +77,7 @@ def log_failure(whose: logging.Logger, names: Sequence[str], reason: str) -> Non
 
 @contextmanager
 def on_terminal(verbosity: int) -> Iterator[None]:
-    """Log on the terminal.
+    """Log on the terminal, and nowhere else, until the block ends.
 
     Parameters
     ----------
@@ -90,7 +90,10 @@ def on_terminal(verbosity: int) -> Iterator[None]:
     if verbosity < 1:
         console.addFilter(_FirstOfItsKind())
     console.setFormatter(LineFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.DEBUG if verbosity > 1 else logging.WARNING, handlers=[console], force=True)
+    root = logging.root
+    before = root.handlers[:], root.level, logger.level
+    root.handlers[:] = [console]
+    root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
     # Each step of a compilation: hundreds of thousands of lines.
     logging.getLogger("numba").setLevel(logging.INFO)
     early = MemoryHandler(EARLY_RECORDS, flushLevel=NEVER)
@@ -101,6 +104,9 @@ def on_terminal(verbosity: int) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(early)
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        logger.setLevel(before[2])
 
 
 @contextmanager

@@ -262,6 +262,7 @@ def test_several_processes_make_the_same_bytes(source: Path, tmp_path: Path, ran
     assert contents(one.path).keys() == names | {"connectome.json", "mask.nii.gz"}
 
 
+@pytest.mark.slow
 def test_killed_builds_go_on_and_end_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
     """A build that is killed three times, at any moment, ends with the bytes of an undisturbed one."""
     for number, series in enumerate(synthetic.make_series(N_VOXELS, range(30, 130)), start=1):
@@ -575,6 +576,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["full", "auto"])
 def test_memory_of_one_subject(tmp_path: Path, rank: Rank) -> None:
     """A process's peak is that of one subject and its rounded copy, whether it writes two subjects or eight."""

@@ -284,6 +284,7 @@ print([lesion.error for lesion in done if lesion.error], len(far), max(far) < 1e
 """
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_batch(tmp_path: Path) -> None:
     """Under a real limit of which the plan knows nothing, batches become smaller until they fit, and none is lost."""
     shape = (78, 86, 74)
@@ -302,7 +303,10 @@ def test_memory_that_runs_out_halves_the_batch(tmp_path: Path) -> None:
 RUN = Path(__file__).parents[1] / "run.py"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow)],
+)
 def test_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
     """A run that is ended in the middle of its pass goes on there, and leaves what an undisturbed run leaves."""
     connectome = write_connectome(tmp_path / "many.h5", make_series(N_VOXELS, [19] * 80), MASK)

@@ -329,6 +329,7 @@ def stop_workers(cluster: Cluster, folder: Path, running: subprocess.Popen[str])
         worker.send_signal(signal.SIGSTOP)
 
 
+@pytest.mark.slow
 def test_client_and_scheduler_may_go(
     cluster: Cluster, connectome: Path, undisturbed: list[Array], tmp_path: Path
 ) -> None:
@@ -405,6 +406,7 @@ def second_namespace() -> Iterator[tuple[str, str, str]]:
                 subprocess.run(command.split(), capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_workers_over_a_network_that_fails(
     connectome: Path, lesions: list[LesionData], undisturbed: list[Array], tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_datalad_gives_the_program_options_that_it_takes() -> None:
     assert str(parsed.output_dir) == words[words.index("--output") + 1]
 
 
+@pytest.mark.slow
 def test_slurm_job_with_a_dask_cluster(demo: Path) -> None:
     """The job's scheduler and worker find each other, and the client maps on them; nothing is left running."""
     environ = os.environ | {

@@ -185,6 +185,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_the_plan_s_share_of_reports_holds(tmp_path: Path) -> None:
     """A process that writes the pages of three lesions with maps of 2 mm stays below what the plan sets aside."""
     affine = nib.affines.from_matvec(np.diag([-2, 2, 2]), [90, -126, -72])
