@@ -162,10 +162,22 @@ def _ending_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+
+    def try_again(lost: Any) -> None:
+        # Python drops what a handler raises in a callback, as of a module that is being imported.
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            number = signal.SIGTERM if isinstance(lost.exc_value, Terminated) else signal.SIGINT
+            signal.signal(signal.SIGTERM, terminate)
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        else:
+            hook(lost)
+
+    before, hook = signal.signal(signal.SIGTERM, terminate), sys.unraisablehook
+    sys.unraisablehook = try_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 
