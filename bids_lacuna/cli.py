@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -150,18 +151,26 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
         n_threads=n_threads,
         reserved_bytes=reserved_bytes,
     )
-    with ending(Exit.FAILED, MemoryError, saying=advice if n_workers else ""), ending(Exit.NO_INPUT, NoWorker):
-        plan = make_plan(n_lesions=len(pending))
+
+    def plan_pending() -> BatchPlan:
+        with ending(Exit.FAILED, MemoryError, saying=advice if n_workers else ""), ending(Exit.NO_INPUT, NoWorker):
+            return make_plan(n_lesions=len(pending))
+
+    plan = plan_pending()
     if arguments.dry_run:
         from bids_lacuna import preview
 
         with logs.above_the_bar():
             lesions = preview.load_records(records, analysis, plan.batch_size, n_threads, not arguments.quiet)
         sys.stdout.write(preview.describe_lesions(records) + "\n")
+        clustered = bool(arguments.dask_workers or arguments.dask_scheduler)
+        if clustered:
+            budget = replace(budget, available_bytes=plan.available_bytes, source="the tightest host of the cluster")
         sys.stdout.write(preview.describe_plan(plan, budget, connectome.n_subjects, n_threads, reserved_bytes))
-        if lesions:
+        if lesions and not clustered:
             with ending(Exit.INPUT_OUTPUT, OSError), ending(Exit.FAILED, MemoryError):
-                sample = preview.take_sample(lesions, analysis, settings, n_threads)
+                sample = preview.take_sample(lesions, analysis, settings, plan, n_threads)
+            plan = replace(plan, n_lesions=len(pending_ones(records)))
             sys.stdout.write(
                 preview.describe_cost(sample, plan, connectome.n_subjects, arguments.output_dir, n_workers)
             )
@@ -183,7 +192,7 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
         report_failures(pending)
         pending = pending_ones(records)
         if len(pending) < plan.n_lesions:
-            plan = make_plan(n_lesions=len(pending))
+            plan = plan_pending()
         if checkpoints:
             checkpoints.free_bytes = partial(
                 room_for_files, checkpoints.folder, budget.available_bytes - plan.peak_bytes

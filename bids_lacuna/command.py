@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def complete_words(parser: Parser) -> None:
-    """Answer a shell that asks how a word may go on, and exit: README tells how shells learn to ask."""
+    """Answer a shell that asks how a word may go on, and exit."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 

@@ -39,8 +39,9 @@ def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
         wrong stands on stderr.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument(FLAG, type=Path)
+    # What is missing or shortened here, the program's own parser judges.
+    finder = argparse.ArgumentParser(add_help=False)
+    finder.add_argument(FLAG, type=Path, nargs="?")
     path = finder.parse_known_args(argv)[0].config_file
     if path is None:
         return argv
@@ -111,6 +112,7 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
     before: dict[str, list[str]] = {action.dest: [] for action in parser._actions if action.dest != "verbose"}
     after, _ = parser.parse_known_args(argv, argparse.Namespace(verbose=0, **before))
     given = {dest for dest, unset in before.items() if getattr(after, dest) is not unset}
+    given |= {"verbose"} if after.verbose else set()
     for group in parser._mutually_exclusive_groups:
         exclusive = {action.dest for action in group._group_actions}
         given |= exclusive if exclusive & given else set()

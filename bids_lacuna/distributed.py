@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -242,15 +243,17 @@ def merge(
     """
     total, squares = moments.total.reshape(-1), moments.total_of_squares.reshape(-1)
     blocks = [cut(other, 0, total.size)] if isinstance(other, RunningMoments) else other
-    start = 0
+    start, added = 0, []
     with ThreadPoolExecutor(station.n_threads) as pool:
         for block in blocks:
             for ours, theirs in zip((total, squares), block, strict=False):
                 share = -(-len(theirs) // station.n_threads)
                 for first in range(0, len(theirs), share):
                     mine = ours[start + first : start + min(first + share, len(theirs))]
-                    pool.submit(np.add, mine, theirs[first : first + share], out=mine)
+                    added.append(pool.submit(np.add, mine, theirs[first : first + share], out=mine))
             start += len(block[0])
+    for each in added:
+        each.result()
     moments.n_by_voxel += blocks[0][2]
     moments.left_out += blocks[0][3]
     return moments
@@ -348,7 +351,7 @@ def connecting(scheduler: str | None, n_workers: int | None, n_threads: int) -> 
             target: dict[str, Any] = {"address": cluster}
         else:
             cluster = None
-            target = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
+            target = {"address": scheduler} if "://" in scheduler else {"scheduler_file": _await_file(scheduler)}
         try:
             client = Client(**target, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -363,6 +366,16 @@ def connecting(scheduler: str | None, n_workers: int | None, n_threads: int) -> 
                 client.close(timeout=2)
             if cluster is not None:
                 cluster.close()
+
+
+def _await_file(path: str) -> str:
+    """Wait until a scheduler has written its file; Dask would wait for ever."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not Path(path).exists():
+        if re.fullmatch(r"[^/]+:\d+", path) or time.monotonic() > deadline:
+            raise MappingStopped(f"there is no scheduler file {path}; an address is written as tcp://host:8786")
+        time.sleep(POLL_S)
+    return path
 
 
 class _HeedNoInterrupt(WorkerPlugin):
@@ -628,7 +641,10 @@ class ClusterMapping(FunctionalNetworkMapping):
             if not self.crew.stations:
                 # What kept them from the batch before need not keep them from this one.
                 self.crew.reasons.clear()
-                self.crew.gather()
+                try:
+                    self.crew.gather()
+                except NoWorker as error:
+                    raise MappingStopped(str(error)) from error
             moments = _Pass(self, lesions, subjects_in_memory, keep_cached, checkpoints, on_subject, signals).run()
         if moments is None:
             # A signal's own handler has let the process go on; the pass has not.
@@ -711,14 +727,17 @@ class _Pass:
             if not ending:
                 self._merge_pairs()
                 if self._root in self._held and not self._saving:
-                    if (finished := self._fetch()) is not None:
+                    finished = self._fetch()
+                    # A signal that came meanwhile has the sum saved first.
+                    if finished is not None and not (self._checkpoints and self._signals - {SIGUSR1}):
                         return finished
                     continue
                 self._assign()
             if self._crew.stations or self._crew.is_growing:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > PATIENCE_S:
-                raise MappingStopped(f"all Dask workers are lost, and none has come within {PATIENCE_S:.0f} s")
+                why = next(iter(self._crew.reasons.values()), "all are lost")
+                raise MappingStopped(f"no Dask worker is left ({why}), and none has come in {PATIENCE_S:.0f} s")
             self._crew.pause()
 
     def _station(self, address: str) -> Future[Any]:

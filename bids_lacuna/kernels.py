@@ -380,7 +380,8 @@ def threads(n_threads: int) -> Iterator[None]:
 
 def _share(work: Callable[[int, int], None], n: int, shares: int) -> None:
     """Have the threads do the work on `range(n)`, in some shares for each: `work` gets the ends of one."""
-    n_helpers = _pool._max_workers if _pool else 0
+    pool = _pool
+    n_helpers = pool._max_workers if pool else 0
     n_shares = max(1, min(n, shares * (n_helpers + 1)))
     ends = [n * share // n_shares for share in range(n_shares + 1)]
     waiting = pairwise(ends)
@@ -389,7 +390,7 @@ def _share(work: Callable[[int, int], None], n: int, shares: int) -> None:
         for first, last in waiting:
             work(first, last)
 
-    helpers = [_pool.submit(take) for _ in range(min(n_helpers, n_shares - 1))] if _pool else []
+    helpers = [pool.submit(take) for _ in range(min(n_helpers, n_shares - 1))] if pool else []
     take()
     for helper in helpers:
         helper.result()

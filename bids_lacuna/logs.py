@@ -91,11 +91,12 @@ def on_terminal(verbosity: int) -> Iterator[None]:
         console.addFilter(_FirstOfItsKind())
     console.setFormatter(LineFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     root = logging.root
-    before = root.handlers[:], root.level, logger.level
+    numba = logging.getLogger("numba")
+    before = root.handlers[:], root.level, logger.level, numba.level
     root.handlers[:] = [console]
     root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
     # Each step of a compilation: hundreds of thousands of lines.
-    logging.getLogger("numba").setLevel(logging.INFO)
+    numba.setLevel(logging.INFO)
     early = MemoryHandler(EARLY_RECORDS, flushLevel=NEVER)
     logger.addHandler(early)
     # Of all there is; what reaches the terminal is the handler's choice.
@@ -107,6 +108,7 @@ def on_terminal(verbosity: int) -> Iterator[None]:
         root.handlers[:] = before[0]
         root.setLevel(before[1])
         logger.setLevel(before[2])
+        numba.setLevel(before[3])
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class Sample:
     """What a pass over a few connectome subjects took, and one lesion's maps."""
 
     n_subjects: int
+    n_together: int
+    """Connectome subjects of a group: they are mapped together."""
     seconds_begin: float
     """Until the first group of connectome subjects was mapped."""
     seconds_per_subject: float
@@ -43,7 +45,7 @@ class Sample:
 
     def seconds(self, plan: BatchPlan, n_connectome_subjects: int) -> float:
         """Estimate what a run takes, from its first pass on."""
-        n_after = max(0, n_connectome_subjects - kernels.GROUP)
+        n_after = max(0, n_connectome_subjects - self.n_together)
         a_pass = self.seconds_begin + n_after * self.seconds_per_subject
         return plan.n_batches * a_pass + plan.n_lesions * self.seconds_per_lesion
 
@@ -79,7 +81,11 @@ def load_records(
 
 
 def take_sample(
-    lesions: Sequence[LesionData], analysis: FunctionalNetworkMapping, settings: MapSettings, n_threads: int
+    lesions: Sequence[LesionData],
+    analysis: FunctionalNetworkMapping,
+    settings: MapSettings,
+    plan: BatchPlan,
+    n_threads: int,
 ) -> Sample:
     """Map lesions in a few connectome subjects, and write one lesion's maps into a folder that is removed again.
 
@@ -96,8 +102,10 @@ def take_sample(
         lesion_threshold=analysis.lesion_threshold,
     )
     times = [time.perf_counter()]
-    mapped = few.map_batch(lesions, n_threads, on_subject=lambda: times.append(time.perf_counter()))
-    first_group = times[: kernels.GROUP + 1]
+    in_memory = plan.subjects_in_memory
+    mapped = few.map_batch(lesions, n_threads, in_memory, on_subject=lambda: times.append(time.perf_counter()))
+    n_together = min(in_memory - analysis.connectome.n_ahead(in_memory), kernels.GROUP)
+    first_group = times[: n_together + 1]
     n_after = len(times) - len(first_group)
     record = replace(lesions[0].metadata["record"])
     with TemporaryDirectory(prefix="bids-lacuna-") as folder:
@@ -108,6 +116,7 @@ def take_sample(
         n_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return Sample(
         len(times) - 1,
+        n_together,
         first_group[-1] - times[0],
         (times[-1] - first_group[-1]) / n_after if n_after else 0,
         seconds_per_lesion,

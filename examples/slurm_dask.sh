@@ -43,7 +43,7 @@ cluster+=($!)
 
 # One worker on each node, with all threads in the kernels: it opens /connectome, as the client does. The plan keeps to
 # the job's memory by itself.
-srun --ntasks-per-node=1 --overlap bash -c 'run_in_image "$@"' worker \
+srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --overlap bash -c 'run_in_image "$@"' worker \
   python -m distributed.cli.dask_worker --scheduler-file "/work/$scheduler_file" \
   --no-nanny --no-dashboard --nthreads "$SLURM_CPUS_PER_TASK" --memory-limit 0 --local-directory /tmp &
 cluster+=($!)

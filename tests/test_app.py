@@ -444,15 +444,6 @@ def test_a_run_can_be_repeated_and_a_dry_run_tells_its_size(
     )
 
 
-def test_maps_do_not_depend_on_batches_or_threads(bids: Path, connectome: Path, tmp_path: Path) -> None:
-    """Batches of one on one thread give the same maps as one batch on all."""
-    assert participant(bids, tmp_path / "a", connectome, "--lesion-batch-size", "1", "--nprocs", "1").returncode == 0
-    assert participant(bids, tmp_path / "b", connectome, "--lesion-batch-size", "auto").returncode == 0
-    for path in (tmp_path / "a").rglob("*_statmap.nii.gz"):
-        other = nib.load(tmp_path / "b" / path.relative_to(tmp_path / "a")).get_fdata()
-        np.testing.assert_allclose(nib.load(path).get_fdata(), other, rtol=1e-4, atol=1e-6)
-
-
 def test_no_t_map(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """--no-t-map leaves out the t-maps, not the masks of a threshold that was asked for."""
     result = participant(bids, tmp_path / "out", connectome, "--no-t-map", "--t-threshold", "3")

@@ -48,6 +48,17 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     assert arguments["nprocs"] == 3
 
 
+def test_a_shortened_option_and_one_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The option may be shortened, as all may; without a file it is a mistake. -v wins over the file's quiet."""
+    config = write(tmp_path, 'lesion-weighting = "binary"\nquiet = true\n')
+    arguments = parse(config.replace("-file=", "="), "-v")
+    assert (arguments["lesion_weighting"], arguments["verbose"]) == ("binary", 1)
+    with pytest.raises(SystemExit) as end:
+        cli.main([*PLACES, "--config-file"])
+    assert end.value.code == 64
+    assert "--config-file: expected one argument" in capsys.readouterr().err
+
+
 def test_a_run_s_file_repeats_it(tmp_path: Path) -> None:
     """What a run writes is read again as the same options, and its first line is a command that does so."""
     parser = build_parser()
