@@ -140,7 +140,8 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
         logger.warning("the memory is too small for reports: write them afterwards, with more, by --reports-only")
     reserved_bytes = n_workers * WORKER_BYTES
     make_plan: Callable[..., BatchPlan] = partial(plan_run, analysis)
-    if arguments.dask_workers or arguments.dask_scheduler:
+    clustered = bool(arguments.dask_workers or arguments.dask_scheduler)
+    if clustered:
         analysis = cluster.enter_context(on_cluster(arguments, analysis, n_threads))
         make_plan = analysis.plan_run
     advice = f"{format_bytes(reserved_bytes)} are set aside for reports, which --no-reports leaves out"
@@ -163,7 +164,6 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
         with logs.above_the_bar():
             lesions = preview.load_records(records, analysis, plan.batch_size, n_threads, not arguments.quiet)
         sys.stdout.write(preview.describe_lesions(records) + "\n")
-        clustered = bool(arguments.dask_workers or arguments.dask_scheduler)
         if clustered:
             budget = replace(budget, available_bytes=plan.available_bytes, source="the tightest host of the cluster")
         sys.stdout.write(preview.describe_plan(plan, budget, connectome.n_subjects, n_threads, reserved_bytes))

@@ -41,6 +41,7 @@ from bids_lacuna.mapping import (
     NoWorker,
     add_subjects,
     compressed_rows,
+    count_together,
     weight_hashes,
 )
 from bids_lacuna.plan import (
@@ -123,7 +124,7 @@ class Station:
     @property
     def n_together(self) -> int:
         """Connectome subjects that are mapped together."""
-        return min(self.subjects_in_memory - self.connectome.n_ahead(self.subjects_in_memory), kernels.GROUP)
+        return count_together(self.connectome, self.subjects_in_memory)
 
     def no_moments(self) -> RunningMoments:
         """Make moments of no subject."""

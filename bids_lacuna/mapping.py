@@ -304,7 +304,7 @@ class FunctionalNetworkMapping:
         for _ in range(n_added):
             on_subject()
         n_ahead = self.connectome.n_ahead(subjects_in_memory)
-        n_at_once = min(subjects_in_memory - n_ahead, kernels.GROUP)
+        n_at_once = count_together(self.connectome, subjects_in_memory)
         with (
             signals_held(checkpoints is not None) as signals,
             kernels.threads(n_threads),
@@ -356,6 +356,11 @@ class FunctionalNetworkMapping:
             n_varies=bool(np.ptp(n)),
         )
         return replace(lesion, weights=None, results={self.name: maps})
+
+
+def count_together(connectome: Connectome, subjects_in_memory: int) -> int:
+    """Count the connectome subjects that are mapped together, of those in memory: the others are read ahead."""
+    return min(subjects_in_memory - connectome.n_ahead(subjects_in_memory), kernels.GROUP)
 
 
 def add_subjects(

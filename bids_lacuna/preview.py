@@ -14,7 +14,7 @@ from bids_lacuna.batch import load_lesions
 from bids_lacuna.cohort import Group
 from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, MapSettings
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
-from bids_lacuna.mapping import FunctionalNetworkMapping
+from bids_lacuna.mapping import FunctionalNetworkMapping, count_together
 from bids_lacuna.plan import BatchPlan, MemoryBudget, format_bytes
 from bids_lacuna.progress import Progress
 from bids_lacuna.report import PAGE_BYTES, PAGE_SECONDS
@@ -104,7 +104,7 @@ def take_sample(
     times = [time.perf_counter()]
     in_memory = plan.subjects_in_memory
     mapped = few.map_batch(lesions, n_threads, in_memory, on_subject=lambda: times.append(time.perf_counter()))
-    n_together = min(in_memory - analysis.connectome.n_ahead(in_memory), kernels.GROUP)
+    n_together = count_together(analysis.connectome, in_memory)
     first_group = times[: n_together + 1]
     n_after = len(times) - len(first_group)
     record = replace(lesions[0].metadata["record"])
