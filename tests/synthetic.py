@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -247,3 +249,13 @@ def write_lesion_maps(
         path.with_name(f"{stem}_{name}.json").write_text(json.dumps(sidecar | more[name]))
         written.append(path)
     return written
+
+
+def validate(dataset: Path, cache_dir: Path) -> subprocess.CompletedProcess[str]:
+    """Run the BIDS validator, which keeps what it caches in a folder."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("bids-validator-deno"), dataset, "--format", "json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DENO_DIR": str(cache_dir)},
+    )
