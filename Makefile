@@ -5,7 +5,8 @@ BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEVELOP := .venv/installed-test,lint,docs
 PYTEST := -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+# Compiled at the first import is what is imported, and not all that is installed: half the time.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-lowest browser fuzz soak lint docs audit bench lock recorded dist clean

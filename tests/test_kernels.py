@@ -281,7 +281,9 @@ def test_threads_are_given_back() -> None:
     with kernels.threads(3):
         assert blas_threads() == {1}
         kernels.add_fisher_z([np.ones((1, 7), np.float32)], [series], [np.ones(3000, np.float32)], *sums)
-        assert {"kernel_0", "kernel_1"} == {each.name for each in threading.enumerate() if "kernel" in each.name}
+        # A second one is only begun where the first is still at work.
+        names = {each.name for each in threading.enumerate() if "kernel" in each.name}
+        assert names in ({"kernel_0"}, {"kernel_0", "kernel_1"})
     with pytest.raises(ZeroDivisionError), kernels.threads(2):
         fail()
     assert blas_threads() == before

@@ -228,6 +228,9 @@ class Callback:
         os.kill(os.getpid(), int(sys.argv[1]))
         time.sleep(0.1)
 
+# A shell's background job, and what it starts, ignores SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def run(arguments):
     Callback()
     time.sleep(20)
