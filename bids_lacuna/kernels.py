@@ -47,11 +47,14 @@ INT16_MAX = 32767.0
 CONTRACT = {"contract"}
 """The one licence of `fastmath` that is taken: a product and a sum may be rounded once, not twice. NaN stays."""
 
-TILE = 128
-"""Voxels whose z are in cache at one time."""
+STRIP = 128
+"""Voxels that are standardized at one time."""
 
-LESIONS = 256
-"""Lesions whose z are in cache at one time: 0.5 MB for a group of subjects in a tile."""
+TILE = 512
+"""Voxels whose z are in cache at one time. with few, of many lesions are read in pieces that are too short."""
+
+LESIONS = 512
+"""Lesions whose z are in cache at one time: 4 MB for a group of subjects in a tile."""
 
 ROWS = 512
 """Voxels whose series are in cache while seeds are summed."""
@@ -86,8 +89,8 @@ def standardize(timeseries: Array, run_starts: Array) -> tuple[Array, Array, Arr
     series = np.zeros((n_voxels, n_timepoints), dtype=np.float32)
     scale = np.zeros(n_voxels, dtype=np.float32)
     sd = np.zeros(n_voxels, dtype=np.float32)
-    for start in range(0, n_voxels, TILE):
-        stop = min(start + TILE, n_voxels)
+    for start in range(0, n_voxels, STRIP):
+        stop = min(start + STRIP, n_voxels)
         squares = np.zeros(stop - start)
         varies = np.zeros(stop - start, dtype=np.bool_)
         means = np.zeros((len(run_starts) - 1, stop - start))
@@ -291,50 +294,54 @@ def add_tiles(
 ) -> None:
     """Do a share of `add_fisher_z`: some tiles. Subjects that are absent come last, and have arrays of no rows."""
     n_lesions, n_voxels = total.shape
+    # Absent subjects keep z = 0, which adds nothing.
+    z = np.zeros((GROUP, min(n_lesions, LESIONS), TILE), dtype=np.float32)
     for tile in range(first, last):
         start, stop = tile * TILE, min((tile + 1) * TILE, n_voxels)
-        # Absent subjects keep z = 0, which adds nothing.
-        z = np.zeros((GROUP, min(n_lesions, LESIONS), stop - start), dtype=np.float32)
+        if stop - start < TILE:
+            z = np.zeros((GROUP, min(n_lesions, LESIONS), stop - start), dtype=np.float32)
         for first_lesion in range(0, n_lesions, LESIONS):
             last_lesion = min(first_lesion + LESIONS, n_lesions)
             for subject in range(GROUP):
                 if len(series[subject]) > 0:
-                    rows = unit_rows(series[subject][start:stop], scale[subject][start:stop])
-                    r = z[subject][: last_lesion - first_lesion]
-                    np.dot(seeds[subject][first_lesion:last_lesion], rows.T, r)
-                    to_fisher_z(r)
-            for lesion in range(first_lesion, last_lesion):
-                add_z(z[:, lesion - first_lesion], total[lesion, start:stop], total_of_squares[lesion, start:stop])
+                    rows = as_float32(series[subject][start:stop])
+                    np.dot(seeds[subject][first_lesion:last_lesion], rows.T, z[subject][: last_lesion - first_lesion])
+            for row in range(last_lesion - first_lesion):
+                for subject in range(GROUP):
+                    if len(series[subject]) > 0:
+                        scale_to_fisher_z(z[subject, row], scale[subject][start:stop])
+                sums = total[first_lesion + row, start:stop], total_of_squares[first_lesion + row, start:stop]
+                add_z(z[0, row], z[1, row], z[2, row], z[3, row], *sums)
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def unit_rows(series: Array, scale: Array) -> Array:
-    """Give some voxels' series as float32 of norm 1: shape (n_voxels, n_timepoints)."""
+def as_float32(series: Array) -> Array:
+    """Give some voxels' series as float32."""
     rows = np.empty(series.shape, dtype=np.float32)
-    for v in range(len(series)):
-        for t in range(series.shape[1]):
-            rows[v, t] = np.float32(series[v, t]) * scale[v]
+    # In one loop: those over a row would be too short for wide vectors.
+    flat, flat_rows = series.reshape(-1), rows.reshape(-1)
+    for i in range(len(flat)):
+        flat_rows[i] = np.float32(flat[i])
     return rows
 
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
-def to_fisher_z(r: Array) -> None:
-    """Turn correlations of any shape into Fisher z, in place."""
-    flat = r.reshape(-1)
-    for i in range(len(flat)):
-        flat[i] = fisher_z(flat[i])
+def scale_to_fisher_z(products: Array, scale: Array) -> None:
+    """Turn a lesion's products with some voxels' series into Fisher z, in place."""
+    for v in range(len(products)):
+        products[v] = fisher_z(products[v] * scale[v])
 
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
-def add_z(z: Array, total: Array, total_of_squares: Array) -> None:
-    """Add one lesion's z in a tile, of all subjects of a group in their order, to its sums."""
+def add_z(a: Array, b: Array, c: Array, d: Array, total: Array, total_of_squares: Array) -> None:
+    """Add one lesion's z in a tile, of each subject of a group in their order, to its sums.
+
+    Four arrays, not the columns of one: of those the compiler does not know that they are contiguous.
+    """
     for v in range(len(total)):
-        z_sum, square_sum = total[v], total_of_squares[v]
-        for subject in range(GROUP):
-            z_of_subject = np.float64(z[subject, v])
-            z_sum += z_of_subject
-            square_sum += z_of_subject * z_of_subject
-        total[v], total_of_squares[v] = z_sum, square_sum
+        z_a, z_b, z_c, z_d = np.float64(a[v]), np.float64(b[v]), np.float64(c[v]), np.float64(d[v])
+        total[v] = total[v] + z_a + z_b + z_c + z_d
+        total_of_squares[v] = total_of_squares[v] + z_a * z_a + z_b * z_b + z_c * z_c + z_d * z_d
 
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
@@ -411,8 +418,8 @@ def compile_for(series_dtype: np.dtype, standardized_dtypes: Iterable[np.dtype],
     for dtype in standardized_dtypes:
         standardize(np.eye(3, 2, dtype=dtype), np.array([0, 3]))
     # As much as makes every thread's BLAS take the memory that it works in: later there may be none.
-    n_voxels, n_lesions = TILE * SHARES * n_threads, TILE
-    series, ones = np.eye(n_voxels, TILE, dtype=series_dtype), np.ones(n_voxels, np.float32)
+    n_voxels, n_lesions = 2 * TILE * n_threads, 128
+    series, ones = np.eye(n_voxels, n_lesions, dtype=series_dtype), np.ones(n_voxels, np.float32)
     starts, voxels = np.arange(n_lesions + 1), np.arange(n_lesions, dtype=np.int32)
     with threads(n_threads):
         unit_seeds = seeds(starts, voxels, ones[:n_lesions], series, ones, ones)

@@ -29,8 +29,8 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 SPARED_SHARE = Fraction(1, 10)
 """Of measured free memory, left to other processes, the page cache and the user's callback."""
 
-TILE_BYTES = 2**20
-"""Of each thread: the tile of Fisher z that it works on, which is meant to stay in cache."""
+TILE_BYTES = 5 * 2**20
+"""Of each thread: the tile of Fisher z that it works on, which is meant to stay in cache, and its series."""
 
 SUBJECTS_IN_MEMORY = 3
 """Connectome subjects at least: of a store, two are mapped together and a third one is read ahead."""

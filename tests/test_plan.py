@@ -362,7 +362,7 @@ SUBJECT = {"streaming_bytes": 400_009, "subject_bytes": 100_003}
 def test_every_term_of_the_plan() -> None:
     """The bytes of a plan are those of the base, subjects in memory, tiles, one lesion's maps, and of each lesion."""
     result = plan_batches(7, 11, 1009, 10**9, 3, volume_voxels=2003, base_bytes=10007, **SUBJECT)
-    assert result.fixed_bytes == 10007 + 400_009 + (8 + 3) * 2**20 + 24 * 2003
+    assert result.fixed_bytes == 10007 + 400_009 + (8 + 3 * 5) * 2**20 + 24 * 2003
     assert result.bytes_per_lesion == 16 * 1009 + 8 * 11 + 16 * 1009 // 10 + 4096
     assert result.peak_bytes == result.fixed_bytes + 7 * result.bytes_per_lesion
     assert (result.n_lesions, result.batch_size, result.n_batches) == (7, 7, 1)
@@ -374,7 +374,7 @@ def test_many_lesions_are_worth_more_subjects(n_lesions: int, in_memory: int) ->
     """Subjects beyond the third take at most a tenth of the moments, 16 bytes a voxel and lesion: 62 lesions each."""
     result = plan_batches(n_lesions, 11, 1009, 10**9, 3, **SUBJECT)
     assert result.subjects_in_memory == in_memory
-    assert result.fixed_bytes == (8 + 3) * 2**20 + 24 * 1009 + 400_009 + (in_memory - 3) * 100_003
+    assert result.fixed_bytes == (8 + 3 * 5) * 2**20 + 24 * 1009 + 400_009 + (in_memory - 3) * 100_003
 
 
 def test_subjects_beyond_the_third_take_no_lesions_place() -> None:
