@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 N_LESIONS = 100
 
-N_SUBJECTS = 64
+N_SUBJECTS = 128
 
 SLICE_SUBJECTS = 32
 """Of a connectome of 1,000 subjects."""
@@ -47,7 +47,7 @@ def measure(data: Data) -> Iterator[Figure]:
                     "many": partial(job_seconds, store, masks, make_statistics, client=many),
                     "one": partial(job_seconds, store, masks, make_statistics, client=one),
                 },
-                rounds=3,
+                rounds=2,
             )
     finally:
         distributed.LEAST_SUBJECTS = before

@@ -36,7 +36,11 @@ N_TIMEPOINTS = 120
 N_SUBJECTS = 10
 """That differ; a store of more holds links to the same files."""
 
-N_HDF5_SUBJECTS = 4
+N_HDF5_SUBJECTS = 12
+"""Of the HDF5 file."""
+
+N_HDF5_CHUNKS = 4
+"""Of them, those that differ."""
 
 LESION_RADII_MM = (8.0, 24.0)
 """2 to 58 cm³, 19 on average: 2,400 voxels of 2 mm."""
@@ -97,8 +101,11 @@ class Data:
             timeseries = file.create_dataset(
                 "timeseries", shape, "f4", chunks=(1, *shape[1:]), compression="gzip", compression_opts=1
             )
-            for number in range(N_HDF5_SUBJECTS):
+            for number in range(N_HDF5_CHUNKS):
                 timeseries[number] = self.timeseries(number)
+            for number in range(N_HDF5_CHUNKS, N_HDF5_SUBJECTS):
+                _, chunk = timeseries.id.read_direct_chunk((number % N_HDF5_CHUNKS, 0, 0))
+                timeseries.id.write_direct_chunk((number, 0, 0), chunk)
         return path
 
     def timeseries(self, number: int) -> Array:

@@ -112,16 +112,17 @@ def over_kernel(data: Data, masks: Sequence[LesionMask], n_written: int, rounds:
 def subjects_exponent(data: Data, masks: Sequence[LesionMask]) -> Figure:
     """Fit the power of the number of connectome subjects by which a pass's time grows.
 
-    The clock starts after the first subjects, with which the sums' memory is touched for the first time.
+    The clock starts after the first subjects, with which the sums' memory is touched for the first time, and stops
+    as many before the last ones: at both times some are read ahead.
     """
     n_first = subjects_at_once(data, len(masks))
 
     def pass_seconds(n_subjects: int) -> float:
-        analysis = FunctionalNetworkMapping(data.store(n_first + n_subjects))
+        analysis = FunctionalNetworkMapping(data.store(n_first + n_subjects + n_first))
         loaded = [analysis.load(LesionRecord(mask).as_lesion()) for mask in masks]
         ends: list[float] = []
         seconds(lambda: analysis.map_batch(loaded, N_THREADS, on_subject=lambda: ends.append(time.perf_counter())))
-        return ends[-1] - ends[n_first - 1]
+        return ends[-1 - n_first] - ends[n_first - 1]
 
     took = medians({f"{n}": partial(pass_seconds, n) for n in EXPONENT_SUBJECTS})
     exponent = np.polyfit(np.log(EXPONENT_SUBJECTS), np.log(list(took.values())), 1)[0]

@@ -21,6 +21,9 @@ Array = np.ndarray
 
 N_LESIONS = 20
 
+N_IN_MEMORY = 4
+"""Connectome subjects whose series are in memory before einsum begins."""
+
 SUBJECTS_AT_ONCE = 2
 """Of einsum: with more, its memory grows and nothing is gained."""
 
@@ -37,17 +40,17 @@ def measure(data: Data) -> Iterator[Figure]:
 
 def from_memory(data: Data) -> Iterator[Figure]:
     """Compare the job from the store with what has the series in memory already."""
-    timeseries = np.stack([data.timeseries(number) for number in range(N_HDF5_SUBJECTS)])
+    timeseries = np.stack([data.timeseries(number) for number in range(N_IN_MEMORY)])
     took = medians(
         {
-            "job": partial(job_seconds, data.store(N_HDF5_SUBJECTS), data.masks(N_LESIONS)),
-            "einsum": einsum(data, timeseries.__getitem__),
+            "job": partial(job_seconds, data.store(N_IN_MEMORY), data.masks(N_LESIONS)),
+            "einsum": einsum(data, timeseries.__getitem__, N_IN_MEMORY),
         },
         rounds=2,
     )
-    note = f"{N_LESIONS} lesions, {N_HDF5_SUBJECTS} connectome subjects"
+    note = f"{N_LESIONS} lesions, {N_IN_MEMORY} connectome subjects"
     yield Figure("einsum_over_job", took["einsum"] / took["job"], note=note)
-    nilearn = N_HDF5_SUBJECTS * nilearn_seconds(data, timeseries[0])
+    nilearn = N_IN_MEMORY * nilearn_seconds(data, timeseries[0])
     note += f"; one subject and {NILEARN_LESIONS} seeds measured"
     yield Figure("nilearn_over_job", nilearn / took["job"], note=note)
 
@@ -58,7 +61,7 @@ def from_hdf5(data: Data) -> Figure:
         took = medians(
             {
                 "job": partial(job_seconds, data.hdf5, data.masks(N_LESIONS)),
-                "einsum": einsum(data, file["timeseries"].__getitem__),
+                "einsum": einsum(data, file["timeseries"].__getitem__, N_HDF5_SUBJECTS),
             },
             rounds=2,
         )
@@ -78,18 +81,19 @@ def reading(data: Data) -> Figure:
     return Figure("hdf5_reading_over_store", took["hdf5"] / took["store"], note="a pass that only reads")
 
 
-def einsum(data: Data, read: Callable[[slice], Array]) -> partial[float]:
+def einsum(data: Data, read: Callable[[slice], Array], n_subjects: int) -> partial[float]:
     """Make a measurement of `map_by_einsum`."""
-    return partial(seconds, partial(map_by_einsum, read, data.lesion_rows(N_LESIONS), data.grid.n_voxels), N_THREADS)
+    rows = data.lesion_rows(N_LESIONS)
+    return partial(seconds, partial(map_by_einsum, read, n_subjects, rows, data.grid.n_voxels), N_THREADS)
 
 
-def map_by_einsum(read: Callable[[slice], Array], rows: Rows, n_voxels: int) -> tuple[Array, Array]:
+def map_by_einsum(read: Callable[[slice], Array], n_subjects: int, rows: Rows, n_voxels: int) -> tuple[Array, Array]:
     """Map lesions by the definition, all of some connectome subjects at once.
 
     Parameters
     ----------
     read
-        Gives the series of some connectome subjects, shape (n_subjects, n_timepoints, n_voxels).
+        Gives the series of some connectome subjects, shape (n, n_timepoints, n_voxels).
 
     Returns
     -------
@@ -97,7 +101,7 @@ def map_by_einsum(read: Callable[[slice], Array], rows: Rows, n_voxels: int) -> 
     """
     starts, voxels, _ = rows
     total, total_of_squares = np.zeros((2, len(starts) - 1, n_voxels))
-    for first in range(0, N_HDF5_SUBJECTS, SUBJECTS_AT_ONCE):
+    for first in range(0, n_subjects, SUBJECTS_AT_ONCE):
         series = read(slice(first, first + SUBJECTS_AT_ONCE))
         series = series - series.mean(axis=1, keepdims=True)
         lesions = [voxels[start:stop] for start, stop in pairwise(starts)]
@@ -107,9 +111,9 @@ def map_by_einsum(read: Callable[[slice], Array], rows: Rows, n_voxels: int) -> 
         z = np.arctanh(np.clip(np.einsum("lst,stv->lsv", seeds, series), -1 + 1e-6, 1 - 1e-6))
         total += z.sum(axis=1)
         total_of_squares += (z**2).sum(axis=1)
-    mean = total / N_HDF5_SUBJECTS
-    variance = (total_of_squares - total * mean) / (N_HDF5_SUBJECTS - 1)
-    return mean, mean / np.sqrt(variance / N_HDF5_SUBJECTS)
+    mean = total / n_subjects
+    variance = (total_of_squares - total * mean) / (n_subjects - 1)
+    return mean, mean / np.sqrt(variance / n_subjects)
 
 
 def nilearn_seconds(data: Data, timeseries: Array) -> float:

@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -934,14 +934,16 @@ class _Pass:
         n_lesions = len(self._lesions)
         z, t = (np.empty((n_lesions, n_voxels), np.float32) for _ in range(2))
         size = max(1, BLOCK_BYTES // (FINISHED_BYTES * n_voxels))
-        for first in range(0, n_lesions, size):
-            stop = min(first + size, n_lesions)
-            block = self._result(
-                self._crew.submit(address, finish, self._station(address), root, first, stop), address
-            )
+        ends = [(first, min(first + size, n_lesions)) for first in range(0, n_lesions, size)]
+        blocks = (self._crew.submit(address, finish, self._station(address), root, *each) for each in ends)
+        # One is made while another is on its way.
+        under_way = deque(islice(blocks, 2))
+        for first, stop in ends:
+            block = self._result(under_way.popleft(), address)
             if block is None:
                 return None
             z[first:stop], t[first:stop] = block
+            under_way.extend(islice(blocks, 1))
         counted = self._result(self._crew.submit(address, counts, root), address)
         return None if counted is None else FinishedMoments(z, t, *counted)
 
