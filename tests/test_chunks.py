@@ -52,7 +52,8 @@ def check(dataset: h5py.Dataset, inflatable: bool) -> None:
     for number in range(len(dataset)):
         expected = np.empty(dataset.shape[1:], read_dtype(dataset.dtype))
         dataset.read_direct(expected, np.s_[number])
-        read = chunks.read_subject(dataset, number, expected.dtype)
+        with chunks.HDF5:
+            read = chunks.read_subject(dataset, number, expected.dtype)
         assert (read.dtype, read.shape) == (expected.dtype, expected.shape)
         assert read.tobytes() == expected.tobytes()
         assert read.flags.c_contiguous
@@ -242,10 +243,13 @@ def test_damaged_chunk(file: h5py.File, damage: Callable[[bytes], bytes], shuffl
     )
     _, stream = dataset.id.read_direct_chunk((1, 5, 31))
     dataset.id.write_direct_chunk((1, 5, 31), damage(stream))
-    with pytest.raises(OSError, match="chunk"):
+    with pytest.raises(OSError, match="chunk"), chunks.HDF5:
         chunks.read_subject(dataset, 1, np.dtype("f4"))
+    assert not chunks.HDF5.locked()
     for number in (0, 2):
-        assert chunks.read_subject(dataset, number, np.dtype("f4")).tobytes() == dataset[number].tobytes()
+        with chunks.HDF5:
+            read = chunks.read_subject(dataset, number, np.dtype("f4"))
+        assert read.tobytes() == dataset[number].tobytes()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,10 @@ ISA-L runs outside the lock that all of HDF5 is under, so that several threads i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
 import h5py
 import numpy as np
 from isal import igzip_lib
@@ -14,12 +18,16 @@ Array = np.ndarray
 DEFLATE = (h5py.h5z.FILTER_DEFLATE,)
 SHUFFLE_AND_DEFLATE = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE)
 
+HDF5 = Lock()
+"""Held by a thread while it uses h5py. That has a lock of its own, but where several threads open and read files, the
+process now and then dies of it: with h5py 3.10 within minutes; newer ones are not free of it (h5py's issue 2920)."""
+
 PIECE_BYTES = 2**17
 """What ISA-L is given, and gives, at a time: it is in cache when it is copied. 1 MiB takes 1.4 times as long."""
 
 
 def read_subject(timeseries: h5py.Dataset, number: int, dtype: np.dtype) -> Array:
-    """Read one connectome subject's series.
+    """Read one connectome subject's series; the caller holds `HDF5`, which is free while a chunk is inflated.
 
     Parameters
     ----------
@@ -103,8 +111,19 @@ def _inflate_chunk(timeseries: h5py.Dataset, first: tuple[int, ...], chunk: Arra
         return False
     if skipped_filters:
         return False
-    inflate(compressed, chunk.reshape(-1).view(np.uint8).data)
+    with _others_reading():
+        inflate(compressed, chunk.reshape(-1).view(np.uint8).data)
     return True
+
+
+@contextmanager
+def _others_reading() -> Iterator[None]:
+    """Let other threads use h5py meanwhile."""
+    HDF5.release()
+    try:
+        yield
+    finally:
+        HDF5.acquire()
 
 
 def inflate(compressed: bytes, place: memoryview) -> None:

@@ -71,7 +71,7 @@ class Part:
         """
         check_file(path, "connectome file")
         try:
-            with h5py.File(path) as file:
+            with chunks.HDF5, h5py.File(path) as file:
                 return cls._from(file, path)
         except PermissionError as error:
             raise PermissionError(f"the connectome file {path} may not be read: check its permissions") from error
@@ -167,7 +167,7 @@ class Hdf5Run:
         """As `Run.read`."""
         part = self.part
         try:
-            with h5py.File(part.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
+            with chunks.HDF5, h5py.File(part.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
                 timeseries = chunks.read_subject(file["timeseries"], self.number, part.dtype)
         except (*DAMAGE, ValueError) as error:
             raise OSError(
@@ -290,7 +290,7 @@ def _list_files(path: Path) -> list[Path]:
 
 
 def _recorded_space(path: Path) -> str | None:
-    with h5py.File(path) as file:
+    with chunks.HDF5, h5py.File(path) as file:
         space = file.attrs.get("space")
     space = space.item() if isinstance(space, np.ndarray) and space.size == 1 else space
     space = space.decode() if isinstance(space, bytes) else space
