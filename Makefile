@@ -51,7 +51,7 @@ lint: $(DEVELOP)  ## check style, types, the direction of imports, and spelling
 docs: $(DEVELOP)  ## build the documentation into build/docs, with warnings as errors
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
 
-bench: .venv/installed-bench  ## measure speed and memory against the goals, in about ten minutes
+bench: .venv/installed-bench  ## measure speed and memory against the goals, in about 15 minutes
 	$(BIN)/python -m benchmarks.run
 
 soak: $(DEVELOP)  ## kill the program 20 times and compare what it ends with, in at most 10 minutes

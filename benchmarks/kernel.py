@@ -116,7 +116,9 @@ def large_lesions(data: Data) -> Iterator[Figure]:
 def threads(data: Data) -> Iterator[Figure]:
     """Compare two threads with one."""
     arithmetic = Arithmetic(data, data.lesion_rows(100))
-    took = medians({"one": partial(arithmetic.seconds, 1), "two": partial(arithmetic.seconds, 2)}, at_least_seconds=5)
+    took = medians(
+        {"one": partial(arithmetic.seconds, 1), "two": partial(arithmetic.seconds, 2)}, at_least_seconds=15
+    )
     yield Figure("speedup_2_threads", took["one"] / took["two"], at_least=1.8)
 
 

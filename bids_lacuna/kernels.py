@@ -51,7 +51,7 @@ STRIP = 128
 """Voxels that are standardized at one time."""
 
 TILE = 512
-"""Voxels whose z are in cache at one time. with few, of many lesions are read in pieces that are too short."""
+"""Voxels whose z are in cache at one time; with fewer, the sums of many lesions are read in too short pieces."""
 
 LESIONS = 512
 """Lesions whose z are in cache at one time: 4 MB for a group of subjects in a tile."""
