@@ -5,8 +5,11 @@ BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEVELOP := .venv/installed-test,lint,docs
 PYTEST := -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
-# Compiled at the first import is what is imported, and not all that is installed: half the time.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable
+# Bytecode is made on all processors; pip makes it on one.
+define install
+$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '$(1)'
+$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+endef
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-lowest browser fuzz soak lint docs audit bench lock recorded dist clean
@@ -33,7 +36,7 @@ fuzz: $(DEVELOP)  ## read damaged files for five minutes: only errors of our own
 
 test-lowest: .venv/installed-release  ## run the tests on the oldest dependencies that pyproject.toml admits
 	$(BIN)/uv venv --quiet --clear --python 3.11 .venv/lowest
-	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct --editable '.[test]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv/lowest/bin/python --resolution lowest-direct --editable '.[test]'
 	.venv/lowest/bin/python $(PYTEST)
 
 browser:  ## install Chromium, which the tests of the pages drive, where there is none and apt is
@@ -82,12 +85,12 @@ clean:  ## remove all that these targets made
 
 .venv/installed-package: pyproject.toml | $(BIN)/pip
 	@echo "Installing bids_lacuna into .venv; this takes a minute or two."
-	$(INSTALL) .
+	$(call install,.)
 	@touch $@
 
 .venv/installed-%: pyproject.toml | $(BIN)/pip
 	@echo "Installing bids_lacuna and what $* needs into .venv; this takes a minute or two."
-	$(INSTALL) '.[$*]'
+	$(call install,.[$*])
 	@touch $@
 
 # pip, not python: where venv lacks ensurepip it fails and leaves a python behind.

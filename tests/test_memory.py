@@ -130,6 +130,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.mark.slow
 def test_constant_memory(tmp_path: Path, written: dict[str, Path]) -> None:
     """Forty batches peak within a tenth of four: a batch leaves nothing behind once its callback has returned."""
     few, many = (run(tmp_path, written["short"], n_lesions=5 * n, batch_size=5) for n in (4, 40))
