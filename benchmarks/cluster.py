@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.data import Data
 from benchmarks.job import job_seconds
 from benchmarks.measure import N_THREADS, Figure, medians
-from bids_lacuna import FunctionalNetworkMapping, LesionData, distributed
-from bids_lacuna.mapping import compressed_rows, weight_hashes
-from bids_lacuna.plan import SUBJECTS_IN_MEMORY
+from bids_lacuna import FunctionalNetworkMapping, LesionData
+from bids_lacuna.cluster import run as cluster
+from bids_lacuna.mapping.functional import compressed_rows, weight_hashes
+from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -35,11 +36,11 @@ def measure(data: Data) -> Iterator[Figure]:
     """Compare two workers of one thread, and one of two, with one process of two threads."""
     masks = data.masks(N_LESIONS)
     store = data.store(N_SUBJECTS)
-    before, distributed.LEAST_SUBJECTS = distributed.LEAST_SUBJECTS, SLICE_SUBJECTS
+    before, cluster.LEAST_SUBJECTS = cluster.LEAST_SUBJECTS, SLICE_SUBJECTS
     try:
         with (
-            distributed.connecting(None, N_THREADS, N_THREADS) as many,
-            distributed.connecting(None, 1, N_THREADS) as one,
+            cluster.connecting(None, N_THREADS, N_THREADS) as many,
+            cluster.connecting(None, 1, N_THREADS) as one,
         ):
             found = medians(
                 {
@@ -50,7 +51,7 @@ def measure(data: Data) -> Iterator[Figure]:
                 rounds=2,
             )
     finally:
-        distributed.LEAST_SUBJECTS = before
+        cluster.LEAST_SUBJECTS = before
     note = (
         f"{N_LESIONS} lesions, {N_SUBJECTS} subjects in slices of {SLICE_SUBJECTS}; with the maps' way to the client"
     )
@@ -64,15 +65,15 @@ def tasks(data: Data) -> Iterator[Figure]:
     analysis = FunctionalNetworkMapping(data.store(SLICE_SUBJECTS))
     loaded = [analysis.load(LesionData.from_nifti(mask.path)) for mask in data.masks(N_LESIONS)]
     starts, voxels, shares = compressed_rows([lesion.weights for lesion in loaded if lesion.weights])
-    with distributed.connecting(None, 1, N_THREADS) as client:
-        crew = distributed.ClusterMapping(analysis, client).crew
+    with cluster.connecting(None, 1, N_THREADS) as client:
+        crew = cluster.ClusterMapping(analysis, client).crew
         crew.gather()
         ((address, opened),) = crew.stations.items()
         submit = partial(crew.submit, address)
         station = submit(
-            distributed.brief, opened, starts, [[voxels, shares]], weight_hashes(loaded), SUBJECTS_IN_MEMORY, True
+            cluster.brief, opened, starts, [[voxels, shares]], weight_hashes(loaded), SUBJECTS_IN_MEMORY, True
         )
-        map_one = partial(submit, distributed.map_slice, station, 0, SLICE_SUBJECTS)
+        map_one = partial(submit, cluster.map_slice, station, 0, SLICE_SUBJECTS)
         held = [map_one(), map_one()]
 
         def timed(begin: Callable[[], Future[Any]]) -> float:
@@ -85,7 +86,7 @@ def tasks(data: Data) -> Iterator[Figure]:
         found = medians(
             {
                 "map": partial(timed, map_one),
-                "merge": partial(timed, partial(submit, distributed.merge, station, *held)),
+                "merge": partial(timed, partial(submit, cluster.merge, station, *held)),
                 "nothing": partial(timed, partial(submit, len, ())),
             }
         )

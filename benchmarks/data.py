@@ -12,12 +12,12 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from bids_lacuna import kernels
-from bids_lacuna.connectome import ConnectomeSubject
+from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.connectome.connectome import ConnectomeSubject
+from bids_lacuna.connectome.store import Store, StoredRun, StoredSubject, array_path, this_software, write_subject
 from bids_lacuna.files import write_json
 from bids_lacuna.grid import Grid
-from bids_lacuna.query import LesionMask
-from bids_lacuna.store import Store, StoredRun, StoredSubject, array_path, this_software, write_subject
+from bids_lacuna.kernels import cpu as kernels
 
 Array = np.ndarray
 Rows = tuple[Array, Array, Array]

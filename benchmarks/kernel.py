@@ -10,8 +10,9 @@ import numpy as np
 
 from benchmarks.data import LARGE_RADII_MM, N_TIMEPOINTS, Data, Rows
 from benchmarks.measure import N_THREADS, Figure, medians, seconds
-from bids_lacuna import FunctionalNetworkMapping, kernels, reference
+from bids_lacuna import FunctionalNetworkMapping, reference
 from bids_lacuna.batch import plan_run
+from bids_lacuna.kernels import cpu as kernels
 
 Array = np.ndarray
 

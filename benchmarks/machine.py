@@ -11,7 +11,7 @@ import psutil
 from threadpoolctl import threadpool_info
 
 from benchmarks.measure import N_THREADS
-from bids_lacuna import kernels
+from bids_lacuna.kernels import cpu as kernels
 
 PACKAGES = ("bids-lacuna", "h5py", "nibabel", "nilearn", "numba", "numpy", "pybids", "scipy", "threadpoolctl")
 

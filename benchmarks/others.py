@@ -15,7 +15,7 @@ from nilearn.maskers import NiftiLabelsMasker, NiftiMasker
 from benchmarks.data import N_HDF5_SUBJECTS, Data, Rows
 from benchmarks.job import job_seconds
 from benchmarks.measure import N_THREADS, Figure, medians, seconds
-from bids_lacuna.connectome import Connectome
+from bids_lacuna.connectome.connectome import Connectome
 
 Array = np.ndarray
 

@@ -15,8 +15,8 @@ from benchmarks.data import SPACE, Data, in_brain
 from benchmarks.measure import N_THREADS, Figure, medians, seconds
 from bids_lacuna import FunctionalNetworkMapping, LesionData
 from bids_lacuna.batch import load_lesions
+from bids_lacuna.connectome.store import Store, StoredRun, StoredSubject, this_software, write_subject
 from bids_lacuna.grid import Grid
-from bids_lacuna.store import Store, StoredRun, StoredSubject, this_software, write_subject
 
 APP = Path(__file__).parent.parent / "run.py"
 

@@ -5,19 +5,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bids_lacuna._version import __version__
-from bids_lacuna.compiled import choose_folder, keep_in
+from bids_lacuna.runtime.numba_cache import choose_folder, keep_in
 
 if TYPE_CHECKING:
     from bids_lacuna.batch import batch_process
-    from bids_lacuna.connectome import Connectome
+    from bids_lacuna.connectome.connectome import Connectome
     from bids_lacuna.lesion import LesionData
-    from bids_lacuna.mapping import FunctionalNetworkMapping
+    from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 
 __all__ = ["Connectome", "FunctionalNetworkMapping", "LesionData", "__version__", "batch_process"]
 
 _HOMES = {
-    "Connectome": "connectome",
-    "FunctionalNetworkMapping": "mapping",
+    "Connectome": "connectome.connectome",
+    "FunctionalNetworkMapping": "mapping.functional",
     "LesionData": "lesion",
     "batch_process": "batch",
 }

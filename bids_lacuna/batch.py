@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeVar
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna import kernels
-from bids_lacuna.checkpoint import Checkpoints, subdivide
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
-from bids_lacuna.logs import log_failure
-from bids_lacuna.mapping import FunctionalNetworkMapping, MappingStopped, lesion_keys
-from bids_lacuna.plan import (
+from bids_lacuna.mapping.functional import FunctionalNetworkMapping, MappingStopped, lesion_keys
+from bids_lacuna.runtime.checkpoint import Checkpoints, subdivide
+from bids_lacuna.runtime.logs import log_failure
+from bids_lacuna.runtime.plan import (
     BatchPlan,
     available_cpus,
     give_back_freed_memory,
@@ -27,7 +27,7 @@ from bids_lacuna.plan import (
     plan_batches,
     resident_bytes,
 )
-from bids_lacuna.progress import Progress
+from bids_lacuna.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def batch_process(
     make_plan: Callable[..., BatchPlan] = partial(plan_run, analysis)
     if client is not None:
         # Here, not at the top: without a client nothing of Dask is needed.
-        from bids_lacuna.distributed import ClusterMapping
+        from bids_lacuna.cluster.run import ClusterMapping
 
         analysis = ClusterMapping(analysis, client, n_threads)
         make_plan = analysis.plan_run

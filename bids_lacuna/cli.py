@@ -22,25 +22,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from bids_lacuna import logs
 from bids_lacuna._version import __version__
-from bids_lacuna.command import Exit, Stop, complete_words, ending, make_folder, run_command, warn_of_space
-from bids_lacuna.compiled import keep_in
-from bids_lacuna.config import add_config_file, write_config
-from bids_lacuna.options import build_parser
+from bids_lacuna.app.command import Exit, Stop, complete_words, ending, make_folder, run_command, warn_of_space
+from bids_lacuna.app.config import add_config_file, write_config
+from bids_lacuna.app.options import build_parser
+from bids_lacuna.runtime import logs
+from bids_lacuna.runtime.numba_cache import keep_in
 from bids_lacuna.text import meant, one_line
 
 if TYPE_CHECKING:
-    from bids_lacuna.checkpoint import Checkpoints
-    from bids_lacuna.claims import Claims
-    from bids_lacuna.connectome import Connectome
-    from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
-    from bids_lacuna.distributed import ClusterMapping
+    from bids_lacuna.bids.index import LesionMask
+    from bids_lacuna.cluster.run import ClusterMapping
+    from bids_lacuna.connectome.connectome import Connectome
+    from bids_lacuna.derivatives.history import Run
+    from bids_lacuna.derivatives.writer import DerivativesWriter, LesionRecord
     from bids_lacuna.lesion import LesionData
-    from bids_lacuna.mapping import FunctionalNetworkMapping
-    from bids_lacuna.plan import BatchPlan, MemoryBudget
-    from bids_lacuna.query import LesionMask
-    from bids_lacuna.runs import Run
+    from bids_lacuna.mapping.functional import FunctionalNetworkMapping
+    from bids_lacuna.runtime.checkpoint import Checkpoints
+    from bids_lacuna.runtime.locks import Claims
+    from bids_lacuna.runtime.plan import BatchPlan, MemoryBudget
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -99,11 +99,11 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
         keep_in(make_folder(arguments.work_dir.absolute() / "numba"))
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
     from bids_lacuna.batch import plan_run, process_batches
-    from bids_lacuna.derivatives import DerivativesWriter, MapSettings, claim_pending, decide
-    from bids_lacuna.mapping import FunctionalNetworkMapping, NoWorker
-    from bids_lacuna.methods import write_citation
-    from bids_lacuna.plan import available_cpus, format_bytes, memory_budget, room_for_files
-    from bids_lacuna.report import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+    from bids_lacuna.derivatives.writer import DerivativesWriter, MapSettings, claim_pending, decide
+    from bids_lacuna.mapping.functional import FunctionalNetworkMapping, NoWorker
+    from bids_lacuna.report.methods import write_citation
+    from bids_lacuna.report.participant import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+    from bids_lacuna.runtime.plan import available_cpus, format_bytes, memory_budget, room_for_files
 
     started = time.monotonic()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -159,7 +159,7 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
 
     plan = plan_pending()
     if arguments.dry_run:
-        from bids_lacuna import preview
+        from bids_lacuna.app import preview
 
         with logs.above_the_bar():
             lesions = preview.load_records(records, analysis, plan.batch_size, n_threads, not arguments.quiet)
@@ -251,10 +251,10 @@ def on_cluster(
     arguments: argparse.Namespace, analysis: FunctionalNetworkMapping, n_threads: int
 ) -> Iterator[ClusterMapping]:
     """Take an analysis to the Dask cluster that was asked for."""
-    from bids_lacuna.mapping import MappingStopped
+    from bids_lacuna.mapping.functional import MappingStopped
 
     with ending(Exit.USAGE, ModuleNotFoundError, saying="Dask is needed: pip install 'bids-lacuna[distributed]'"):
-        from bids_lacuna.distributed import ClusterMapping, connecting
+        from bids_lacuna.cluster.run import ClusterMapping, connecting
 
     with (
         ending(Exit.TEMPORARY, MappingStopped, saying="the Dask cluster is out of reach; the same command goes on"),
@@ -268,9 +268,9 @@ def sharing_output(
     output_dir: Path, datasets: Mapping[str, Path], run: str
 ) -> Iterator[tuple[Claims, dict[str, str]]]:
     """Write into the output folder as one of several runs: make it a dataset, and give claims and links."""
-    from bids_lacuna.claims import claiming
-    from bids_lacuna.derivatives import DATASET_FILES, clean_after, prepare_dataset, read_description
+    from bids_lacuna.derivatives.writer import DATASET_FILES, clean_after, prepare_dataset, read_description
     from bids_lacuna.files import remove_unfinished
+    from bids_lacuna.runtime.locks import claiming
 
     with ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
         read_description(output_dir)
@@ -289,7 +289,7 @@ def pending_ones(records: Sequence[LesionRecord]) -> list[LesionRecord]:
 @contextmanager
 def listing_interrupted(records: Sequence[LesionRecord], writer: DerivativesWriter) -> Iterator[None]:
     """After Ctrl-C or SIGTERM, or without a cluster any more, list in lesions.tsv what was not run."""
-    from bids_lacuna.mapping import MappingStopped
+    from bids_lacuna.mapping.functional import MappingStopped
 
     try:
         yield
@@ -307,7 +307,7 @@ def goes_on(records: Sequence[LesionRecord], arguments: argparse.Namespace) -> b
 
 def open_checkpoints(arguments: argparse.Namespace, analysis: FunctionalNetworkMapping) -> Checkpoints | None:
     """Open the folder of this run's checkpoints, which depends on what it writes and of whom."""
-    from bids_lacuna.checkpoint import Checkpoints
+    from bids_lacuna.runtime.checkpoint import Checkpoints
 
     if arguments.checkpoint_minutes == 0:
         return None
@@ -341,12 +341,12 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     """Describe the maps of a dataset's lesions as a group."""
     datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
     check_folders(arguments, datasets)
-    from bids_lacuna.cohort import NoMaps, UnfitLesions, choose_group, refuse
-    from bids_lacuna.derivatives import prepare_dataset
-    from bids_lacuna.group import BLOCK_BYTES, summarize_group
-    from bids_lacuna.plan import available_cpus, memory_budget
-    from bids_lacuna.preview import describe_group
-    from bids_lacuna.query import DamagedDataset, find_stat_maps
+    from bids_lacuna.app.preview import describe_group
+    from bids_lacuna.bids.index import DamagedDataset, find_stat_maps
+    from bids_lacuna.derivatives.writer import prepare_dataset
+    from bids_lacuna.group.cohort import NoMaps, UnfitLesions, choose_group, refuse
+    from bids_lacuna.group.summary import BLOCK_BYTES, summarize_group
+    from bids_lacuna.runtime.plan import available_cpus, memory_budget
 
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments) if arguments.connectome else None
@@ -402,9 +402,9 @@ def run_group(arguments: argparse.Namespace) -> Exit:
 
 def write_group_page(output_dir: Path, available_bytes: int) -> bool:
     """Write the group's page, in a process of its own, and tell whether it is there."""
-    from bids_lacuna.group import PAGE
-    from bids_lacuna.group_report import write_group_report
-    from bids_lacuna.report import ReportPool, choose_n_workers
+    from bids_lacuna.group.summary import PAGE
+    from bids_lacuna.report.group import write_group_report
+    from bids_lacuna.report.participant import ReportPool, choose_n_workers
 
     if not choose_n_workers(available_bytes, n_threads=1):
         logger.warning("the memory is too small for the page: write it afterwards, with more, by --reports-only")
@@ -416,8 +416,8 @@ def write_group_page(output_dir: Path, available_bytes: int) -> bool:
 
 def remake_group_report(arguments: argparse.Namespace) -> Exit:
     """Write the group's page anew, from what is on disk."""
-    from bids_lacuna.group import DICTIONARY
-    from bids_lacuna.plan import memory_budget
+    from bids_lacuna.group.summary import DICTIONARY
+    from bids_lacuna.runtime.plan import memory_budget
 
     if not (arguments.output_dir / DICTIONARY).is_file():
         raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no group: run without --reports-only first")
@@ -427,8 +427,8 @@ def remake_group_report(arguments: argparse.Namespace) -> Exit:
 
 def remake_reports(arguments: argparse.Namespace) -> Exit:
     """Write the participants' pages anew, from what is on disk."""
-    from bids_lacuna.plan import available_cpus, memory_budget
-    from bids_lacuna.report import ReportPool, choose_n_workers, find_participants
+    from bids_lacuna.report.participant import ReportPool, choose_n_workers, find_participants
+    from bids_lacuna.runtime.plan import available_cpus, memory_budget
 
     if not (arguments.output_dir / "dataset_description.json").is_file():
         raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no maps: run without --reports-only first")
@@ -459,7 +459,7 @@ def describe_run(
     links: Mapping[str, str],
 ) -> Run:
     """Put together what is told of a run in its logs."""
-    from bids_lacuna.runs import Run, library_versions
+    from bids_lacuna.derivatives.history import Run, library_versions
 
     connectome = analysis.connectome
     return Run(
@@ -488,7 +488,7 @@ def describe_run(
 
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
     """Find the masks that the arguments choose."""
-    from bids_lacuna.query import (
+    from bids_lacuna.bids.index import (
         DamagedDataset,
         NoLesionMasks,
         UnknownParticipant,
@@ -520,8 +520,8 @@ def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> l
 
 def open_connectome(arguments: argparse.Namespace) -> Connectome:
     """Open the connectome that the arguments name."""
-    from bids_lacuna.connectome import Connectome
-    from bids_lacuna.store import is_store
+    from bids_lacuna.connectome.connectome import Connectome
+    from bids_lacuna.connectome.store import is_store
 
     with ending(Exit.NO_INPUT, FileNotFoundError, PermissionError), ending(Exit.BAD_DATA, ValueError):
         connectome = Connectome.open(

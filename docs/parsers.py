@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
-from bids_lacuna import connectome_cli, options
+from bids_lacuna.app import connectome as connectome_app
+from bids_lacuna.app import options
 
 
 def app() -> argparse.ArgumentParser:
@@ -15,7 +16,7 @@ def app() -> argparse.ArgumentParser:
 
 def connectome() -> argparse.ArgumentParser:
     """Give the parser of bids-lacuna-connectome."""
-    return escape_help(connectome_cli.build_parser())
+    return escape_help(connectome_app.build_parser())
 
 
 def escape_help(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -26,10 +26,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bids_lacuna
-from bids_lacuna.build import build_store
-from bids_lacuna.connectome import Connectome
+from bids_lacuna.connectome.build import build_store
+from bids_lacuna.connectome.connectome import Connectome
+from bids_lacuna.connectome.importers import hdf5, nifti
 from bids_lacuna.grid import Grid
-from bids_lacuna.importers import hdf5, nifti
 from bids_lacuna.lesion import LesionData, load_lesion
 
 PACKAGE = str(Path(bids_lacuna.__file__).parent)

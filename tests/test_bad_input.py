@@ -26,9 +26,9 @@ import synthetic
 from synthetic import RADIOLOGICAL, SHAPE, SPACE
 
 from bids_lacuna import cli, reference
-from bids_lacuna.build import build_store
+from bids_lacuna.connectome.build import build_store
+from bids_lacuna.connectome.importers import hdf5
 from bids_lacuna.grid import Grid
-from bids_lacuna.importers import hdf5
 from bids_lacuna.lesion import LesionData, load_lesion
 
 Array = np.ndarray

@@ -21,9 +21,9 @@ from synthetic import (
     write_series,
 )
 
+from bids_lacuna.connectome.importers import bids
+from bids_lacuna.connectome.importers.source import NothingMatches, Source
 from bids_lacuna.grid import Grid
-from bids_lacuna.importers import bids
-from bids_lacuna.importers.source import NothingMatches, Source
 
 Array = np.ndarray
 

@@ -21,14 +21,14 @@ import pytest
 import synthetic
 
 from bids_lacuna import reference
-from bids_lacuna.build import DamagedSource, NoRoom, build_store, processes_that_fit
-from bids_lacuna.importers import npy
-from bids_lacuna.importers.layouts import ImportOptions, detect_layout, open_source
+from bids_lacuna.connectome.build import DamagedSource, NoRoom, build_store, processes_that_fit
+from bids_lacuna.connectome.compression import Rank, rotation_bytes
+from bids_lacuna.connectome.importers import npy
+from bids_lacuna.connectome.importers.layouts import ImportOptions, detect_layout, open_source
+from bids_lacuna.connectome.store import Store, StoreDtype
+from bids_lacuna.connectome.verify import verify_store
 from bids_lacuna.lesion import LesionData
-from bids_lacuna.mapping import FunctionalNetworkMapping
-from bids_lacuna.rank import Rank, rotation_bytes
-from bids_lacuna.store import Store, StoreDtype
-from bids_lacuna.verify import verify_store
+from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 
 Array = np.ndarray
 
@@ -230,7 +230,7 @@ def make_store(source: Path, folder: Path, n_processes: int = 1, **changes: obje
 
 def start_build(source: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
     """Start a build as a process of its own, and of its own group."""
-    command = [sys.executable, "-m", "bids_lacuna.connectome_cli", "build", source, folder, "--name", "nine"]
+    command = [sys.executable, "-m", "bids_lacuna.app.connectome", "build", source, folder, "--name", "nine"]
     command += ["--space", synthetic.SPACE, "--mask", source.with_name("mask.nii.gz"), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -565,8 +565,8 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 
-from bids_lacuna.build import build_store
-from bids_lacuna.importers import npy
+from bids_lacuna.connectome.build import build_store
+from bids_lacuna.connectome.importers import npy
 
 if __name__ == "__main__":
     source, mask = map(Path, sys.argv[1:3])

@@ -27,9 +27,9 @@ from synthetic import (
 )
 
 from bids_lacuna.batch import batch_process
-from bids_lacuna.checkpoint import Checkpoints
 from bids_lacuna.lesion import LesionData
-from bids_lacuna.mapping import FunctionalNetworkMapping
+from bids_lacuna.mapping.functional import FunctionalNetworkMapping
+from bids_lacuna.runtime.checkpoint import Checkpoints
 
 Array = np.ndarray
 

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from bids_lacuna.importers import chunks
-from bids_lacuna.importers.source import read_dtype
+from bids_lacuna.connectome.importers import chunks
+from bids_lacuna.connectome.importers.source import read_dtype
 
 Array = np.ndarray
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bids_lacuna import claims
-from bids_lacuna.claims import Claim, claiming
+from bids_lacuna.runtime import locks
+from bids_lacuna.runtime.locks import Claim, claiming
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from bids_lacuna.claims import claiming
+from bids_lacuna.runtime.locks import claiming
 with claiming(Path(sys.argv[1]), "theirs", lambda claim: None) as claims:
     claims.take(["a", "b"])
     print("held", flush=True)
@@ -37,7 +37,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def move_to_another_host(folder: Path) -> None:
     """Have files say that their process is elsewhere."""
     claim, lock = folder / "theirs.json", folder / "theirs.lock"
-    host, _ = claims._this_host()
+    host, _ = locks._this_host()
     claim.write_text(claim.read_text().replace(host, "elsewhere"))
     lines = ["host=elsewhere" if line.startswith("host=") else line for line in lock.read_text().splitlines()]
     lock.write_text("\n".join(lines) + "\n")
@@ -74,12 +74,12 @@ def test_a_process_on_another_host(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
     """Whether a process elsewhere lives shows by its lock's time: it is waited for, but not for other lesions."""
-    monkeypatch.setattr(claims, "SILENCE_S", 3.0)
-    monkeypatch.setattr(claims, "BEAT_S", 1.0)
+    monkeypatch.setattr(locks, "SILENCE_S", 3.0)
+    monkeypatch.setattr(locks, "BEAT_S", 1.0)
     if alive:
         # Its own claim, seen from a host where no such process is.
         claim = tmp_path / "theirs.json"
-        claim.write_text(claim.read_text().replace(claims._this_host()[0], "elsewhere"))
+        claim.write_text(claim.read_text().replace(locks._this_host()[0], "elsewhere"))
         ticking = subprocess.Popen(["sh", "-c", f"while sleep 0.3; do touch -c {tmp_path}/theirs.lock; done"])
     else:
         holder.kill()

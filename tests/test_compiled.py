@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bids_lacuna.compiled import CPU, CPU_FLAGS, choose_folder, keep_in
+from bids_lacuna.runtime.numba_cache import CPU, CPU_FLAGS, choose_folder, keep_in
 
 ROUND = """
 import numpy as np
-from bids_lacuna import kernels
+from bids_lacuna.kernels import cpu as kernels
 kernels.quantize(np.eye(2, 3, dtype=np.float32))
 print(sum(kernels.quantize.stats.cache_hits.values()), sum(kernels.quantize.stats.cache_misses.values()))
 """

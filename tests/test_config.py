@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bids_lacuna import cli, connectome_cli
-from bids_lacuna.config import add_config_file, write_config
-from bids_lacuna.options import build_parser
+from bids_lacuna import cli
+from bids_lacuna.app import connectome as connectome_app
+from bids_lacuna.app.config import add_config_file, write_config
+from bids_lacuna.app.options import build_parser
 
 PLACES = ["bids", "out", "participant"]
 
@@ -105,7 +106,7 @@ def test_mistakes_of_a_file(
     [
         (cli.main, [*PLACES, "--conectome", "x"], "--connectome"),
         (cli.main, [*PLACES, "--lesionbatchsize=3"], "--lesion-batch-size"),
-        (connectome_cli.main, ["build", "a", "b", "--space", "X", "--name", "y", "--rnk", "3"], "--rank"),
+        (connectome_app.main, ["build", "a", "b", "--space", "X", "--name", "y", "--rnk", "3"], "--rank"),
     ],
 )
 def test_mistyped_options(

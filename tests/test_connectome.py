@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, make_mask, make_series, write_connectome, write_connectome_folder
 
-from bids_lacuna.connectome import Connectome, ConnectomeSubject
+from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
 
 Array = np.ndarray
 

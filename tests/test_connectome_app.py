@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 import synthetic
 
-from bids_lacuna import FunctionalNetworkMapping, LesionData, __version__, batch_process, connectome_cli
-from bids_lacuna.mapping import NetworkMaps
-from bids_lacuna.store import Store
+from bids_lacuna import FunctionalNetworkMapping, LesionData, __version__, batch_process
+from bids_lacuna.app import connectome as connectome_app
+from bids_lacuna.connectome.store import Store
+from bids_lacuna.mapping.functional import NetworkMaps
 
 Array = np.ndarray
 
@@ -47,14 +48,14 @@ LESION = f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask"
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the program as a user does."""
-    command = [sys.executable, "-m", "bids_lacuna.connectome_cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "bids_lacuna.app.connectome", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def build(source: Path, store: Path, *options: object) -> int:
     """Build a store within this process; its processes are real ones."""
     arguments = ["build", source, store, "--space", synthetic.SPACE, "--name", "GSP5", "--nprocs", "1", *options]
-    return connectome_cli.main(list(map(str, arguments)))
+    return connectome_app.main(list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +144,11 @@ def test_maps_from_fewer_components(tmp_path: Path, capsys: pytest.CaptureFixtur
             assert build(source, store, "--dtype", dtype, "--rank", store.name.partition("-")[0]) == 0
         found = r"auto, tolerance 1e-05: components 10 a subject; .* saved \(\d\d %\); .* r \d\S+e-\d\d"
         assert re.search(f"rank {found}\n", capsys.readouterr().err)
-        assert connectome_cli.main(["info", str(auto)]) == 0
+        assert connectome_app.main(["info", str(auto)]) == 0
         info = capsys.readouterr().out
         assert re.search(f"^rank  +{found}$", info, re.MULTILINE)
         assert re.search(r"^timepoints  +97 to 107 a subject$", info, re.MULTILINE)
-        assert connectome_cli.main(["verify", str(auto)]) == 0
+        assert connectome_app.main(["verify", str(auto)]) == 0
         sizes = [sum(path.stat().st_size - 128 for path in store.glob("*_timeseries.npy")) for store in (full, auto)]
         assert sizes[0] * 50 == sizes[1] * (97 + 97 + 101 + 103 + 107)
         # Rounding, as for maps from other stores of five subjects.
@@ -179,7 +180,7 @@ def test_the_bar_shows_bytes_and_time(hdf5: Path, tmp_path: Path) -> None:
     """On a terminal, a bar shows the bytes that are written, of how many, and the time that is left."""
     main_end, program_end = os.openpty()
     termios.tcsetwinsize(program_end, (24, 120))
-    command = [sys.executable, "-m", "bids_lacuna.connectome_cli", "build", hdf5, tmp_path / "store"]
+    command = [sys.executable, "-m", "bids_lacuna.app.connectome", "build", hdf5, tmp_path / "store"]
     command += ["--space", synthetic.SPACE, "--name", "x"]
     process = subprocess.Popen(list(map(str, command)), stderr=program_end)
     os.close(program_end)
@@ -254,7 +255,7 @@ def test_mistakes(
     """Each mistake ends in a sentence, with its status."""
     monkeypatch.chdir(tmp_path)
     try:
-        found = connectome_cli.main(arguments)
+        found = connectome_app.main(arguments)
     except SystemExit as end:
         found = end.code
     assert found == status
@@ -265,7 +266,7 @@ def test_mistakes(
 def test_an_unknown_option_shows_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever mistypes an option of build sees those of build."""
     with pytest.raises(SystemExit) as end:
-        connectome_cli.main(
+        connectome_app.main(
             ["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--dtyp", "int16", "--msk"]
         )
     assert end.value.code == 64
@@ -276,10 +277,10 @@ def test_a_space_that_is_mistyped(tmp_path: Path, capsys: pytest.CaptureFixture[
     """A space that is almost a template's name is questioned before it is written into a store."""
     arguments = ["build", str(tmp_path / "nowhere"), "store", "--name", "x", "--space"]
     for space, meant in {"MNI152Nlin6Asym": "MNI152NLin6Asym", "mni152nlin2009casym": "MNI152NLin2009cAsym"}.items():
-        assert connectome_cli.main([*arguments, space]) == 66
+        assert connectome_app.main([*arguments, space]) == 66
         assert f"{space} is no template that BIDS knows: is {meant} meant?" in capsys.readouterr().err
     for space in ("MNI152NLin6Asym", "myStudy"):
-        assert connectome_cli.main([*arguments, space]) == 66
+        assert connectome_app.main([*arguments, space]) == 66
         assert "meant" not in capsys.readouterr().err
 
 
@@ -302,7 +303,7 @@ def test_an_unfinished_store_is_no_connectome(
     own = shutil.copytree(built[0], tmp_path / "own")
     (own / "connectome.json").unlink()
     (own / ".building").mkdir()
-    assert connectome_cli.main(["info", str(own)]) == 66
+    assert connectome_app.main(["info", str(own)]) == 66
     assert "is not finished: run its `bids-lacuna-connectome build` again" in capsys.readouterr().err
 
 
@@ -469,7 +470,7 @@ def test_a_space_that_the_source_contradicts(hdf5: Path, tmp_path: Path, capsys:
 
 def test_help_waits_for_nothing_heavy() -> None:
     """--help imports neither numba, pybids, scipy nor nibabel."""
-    command = [sys.executable, "-X", "importtime", "-m", "bids_lacuna.connectome_cli", "build", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "bids_lacuna.app.connectome", "build", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
     assert "argparse" in imported

@@ -10,7 +10,7 @@ import synthetic
 from scipy.ndimage import label
 
 from bids_lacuna import demo
-from bids_lacuna.connectome import Connectome
+from bids_lacuna.connectome.connectome import Connectome
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 import synthetic
 from bidsschematools.schema import load_schema
 
-from bids_lacuna import derivatives
-from bids_lacuna.derivatives import MapSettings, decide, expected_maps, map_path, prepare_dataset
+from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.derivatives import writer as derivatives
+from bids_lacuna.derivatives.writer import MapSettings, decide, expected_maps, map_path, prepare_dataset
 from bids_lacuna.grid import Grid
-from bids_lacuna.query import LesionMask
 
 
 def settings(voxel_size_mm: tuple[float, float, float] = (2, 2, 2)) -> MapSettings:

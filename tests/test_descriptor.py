@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bids_lacuna import options
-from bids_lacuna.command import Exit
+from bids_lacuna.app import options
+from bids_lacuna.app.command import Exit
 
 ROOT = Path(__file__).parents[1]
 

@@ -30,9 +30,10 @@ from synthetic import (
     write_mask,
 )
 
-from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process, distributed
-from bids_lacuna.distributed import ClusterMapping, divide, halves
-from bids_lacuna.mapping import MappingStopped, NoWorker
+from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
+from bids_lacuna.cluster import run as cluster_run
+from bids_lacuna.cluster.run import ClusterMapping, divide, halves
+from bids_lacuna.mapping.functional import MappingStopped, NoWorker
 
 Array = np.ndarray
 
@@ -269,7 +270,7 @@ def test_moments_travel_in_blocks(
         dask_worker.transfer_incoming_log.clear()
 
     client.run(forget)
-    monkeypatch.setattr(distributed, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(cluster_run, "BLOCK_BYTES", 4096)
     assert same(map_on(client, connectome, lesions), undisturbed)
     moved = max(client.run(largest).values())
     assert 4096 <= moved <= 4096 + 4 * N_VOXELS + 1024
@@ -372,7 +373,7 @@ def test_client_and_scheduler_may_go(
 def test_without_the_options_nothing_of_dask_is_imported() -> None:
     """What maps lesions needs no Dask."""
     code = (
-        "import sys, bids_lacuna.batch, bids_lacuna.cli, bids_lacuna.derivatives\n"
+        "import sys, bids_lacuna.batch, bids_lacuna.cli, bids_lacuna.derivatives.writer\n"
         "sys.exit(', '.join({'dask', 'distributed'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -434,6 +435,6 @@ def test_no_scheduler_answers() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
         pytest.raises(MappingStopped, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
-        distributed.connecting("tcp://127.0.0.1:9", None, 1),
+        cluster_run.connecting("tcp://127.0.0.1:9", None, 1),
     ):
         pass

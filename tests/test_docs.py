@@ -26,7 +26,11 @@ import pytest
 import synthetic
 import test_build
 
-from bids_lacuna import cli, connectome_cli, demo, derivatives, group, options
+from bids_lacuna import cli, demo
+from bids_lacuna.app import connectome as connectome_app
+from bids_lacuna.app import options
+from bids_lacuna.derivatives import writer as derivatives
+from bids_lacuna.group import summary as group
 
 ROOT = Path(__file__).parents[1]
 
@@ -177,7 +181,7 @@ def run_app(words: list[str]) -> None:
 
 def run_connectome(words: list[str]) -> None:
     """Run it really, in this process."""
-    assert connectome_cli.main([*words[1:], *(["--nprocs", "1"] if words[1] == "build" else [])]) == 0, words
+    assert connectome_app.main([*words[1:], *(["--nprocs", "1"] if words[1] == "build" else [])]) == 0, words
 
 
 def run_checkout(words: list[str]) -> None:
@@ -287,7 +291,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
 
 def parse(program: str, arguments: list[str]) -> argparse.Namespace:
     """Parse a command line as one of our programs does, which ends where it is mistaken."""
-    parsers = {"bids-lacuna": options.build_parser, "bids-lacuna-connectome": connectome_cli.build_parser}
+    parsers = {"bids-lacuna": options.build_parser, "bids-lacuna-connectome": connectome_app.build_parser}
     return parsers[program]().parse_args(arguments)
 
 
@@ -321,7 +325,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     brain = np.ones(synthetic.SHAPE, bool)
     synthetic.write_connectome_folder(place / "lacuna", synthetic.make_series(brain.size), brain)
     build = ["build", str(place / "lacuna"), str(place / "STORE"), "--space", synthetic.SPACE, "--name", "GSP1000"]
-    assert connectome_cli.main([*build, "--nprocs", "1"]) == 0
+    assert connectome_app.main([*build, "--nprocs", "1"]) == 0
     return place
 
 
@@ -377,7 +381,7 @@ def test_every_layouts_command_finds_the_subjects(place: Path) -> None:
         arguments = parse("bids-lacuna-connectome", ["build", *words])
         arguments.source.parent.mkdir(exist_ok=True)
         write(arguments.source, synthetic.RADIOLOGICAL)
-        source = connectome_cli.open_source(arguments)
+        source = connectome_app.open_source(arguments)
         assert len(source.subjects) == 5
         assert source.read(source.subjects[0])
 
@@ -392,7 +396,7 @@ def test_pages_of_the_reference_have_no_code_of_their_own() -> None:
 def test_the_options_that_pages_name_exist() -> None:
     """Each option in README and documentation is one of the programs', or of the named others'."""
     ours = {
-        option for build in (options.build_parser, connectome_cli.build_parser) for option in option_strings(build())
+        option for build in (options.build_parser, connectome_app.build_parser) for option in option_strings(build())
     }
     for page in PAGES:
         prose = BLOCK.sub("", page.read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_lacuna.options import build_parser
+from bids_lacuna.app.options import build_parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,7 +134,7 @@ def test_slurm_job_with_a_dask_cluster(demo: Path) -> None:
         "SLURM_CPUS_PER_TASK": "2",
     }
     store = demo / "store"
-    build = [sys.executable, "-m", "bids_lacuna.connectome_cli", "build", demo / "connectome", store]
+    build = [sys.executable, "-m", "bids_lacuna.app.connectome", "build", demo / "connectome", store]
     subprocess.run([*build, "--space", "MNI152NLin6Asym", "--name", "demo"], check=True, capture_output=True)
     (demo / "work").mkdir()
     # What is compiled is there, though it is looked for in the work folder.

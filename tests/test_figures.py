@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from synthetic import write_mask
 
-from bids_lacuna import figures
+from bids_lacuna.report import figures
 
 TWO_MM = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 """Stored from right to left: who takes the array's order for the brain's draws it mirrored."""

@@ -12,11 +12,11 @@ import pytest
 import synthetic
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from bids_lacuna.cohort import Group, GroupLesion, Origin, UnfitLesions
+from bids_lacuna.bids.index import LesionMask
 from bids_lacuna.grid import Grid
-from bids_lacuna.group import GroupSummary, cluster, correlate_maps, find_outliers, side, summarize_group
+from bids_lacuna.group.cohort import Group, GroupLesion, Origin, UnfitLesions
+from bids_lacuna.group.summary import GroupSummary, cluster, correlate_maps, find_outliers, side, summarize_group
 from bids_lacuna.lesion import LesionWeights
-from bids_lacuna.query import LesionMask
 
 Array = np.ndarray
 

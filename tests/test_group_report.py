@@ -18,7 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from bids_lacuna.group_report import OF_LESIONS, STAMP
+from bids_lacuna.report.group import OF_LESIONS, STAMP
 
 Array = np.ndarray
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from bids_lacuna import kernels, reference
+from bids_lacuna import reference
+from bids_lacuna.kernels import cpu as kernels
 
 Array = np.ndarray
 

@@ -12,8 +12,8 @@ import pytest
 from matlab import write_mat
 from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, as_nobody, make_mask, make_series
 
-from bids_lacuna.importers.leaddbs import open_source
-from bids_lacuna.kernels import standardize
+from bids_lacuna.connectome.importers.leaddbs import open_source
+from bids_lacuna.kernels.cpu import standardize
 
 Array = np.ndarray
 

@@ -12,9 +12,9 @@ import synthetic
 from synthetic import RADIOLOGICAL, box, make_mask, make_series, write_connectome, write_connectome_folder, write_mask
 
 from bids_lacuna import reference
-from bids_lacuna.connectome import Connectome
+from bids_lacuna.connectome.connectome import Connectome
 from bids_lacuna.lesion import LesionData
-from bids_lacuna.mapping import FunctionalNetworkMapping, NetworkMaps
+from bids_lacuna.mapping.functional import FunctionalNetworkMapping, NetworkMaps
 from bids_lacuna.statistics import RunningMoments
 
 Array = np.ndarray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bids_lacuna.pages import anchor, decimal, href, place
+from bids_lacuna.report.pages import anchor, decimal, href, place
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import termios
 
 import pytest
 
-from bids_lacuna import progress
+from bids_lacuna.runtime import progress
 
 COUNT = """
 import logging, time
-from bids_lacuna import progress
+from bids_lacuna.runtime import progress
 progress.SECONDS_BETWEEN_LINES = 0
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 with progress.Progress(8, "mapping batch 1 of 2", "lesion") as bar:

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_lacuna.query import (
+from bids_lacuna.bids.index import (
     BOLD_RULE,
     LESION_RULE,
     BoldRun,

@@ -10,7 +10,9 @@ import pytest
 from scipy import signal
 from threadpoolctl import threadpool_limits
 
-from bids_lacuna import kernels, rank, reference
+from bids_lacuna import reference
+from bids_lacuna.connectome import compression
+from bids_lacuna.kernels import cpu as kernels
 
 Array = np.ndarray
 
@@ -69,7 +71,7 @@ def correlations(standardized: Standardized) -> Array:
 
 def test_constants_are_those_of_the_reference() -> None:
     """What counts as constant here does so when seeds are averaged."""
-    assert rank.CONSTANT_SEED == reference.CONSTANT_SEED
+    assert compression.CONSTANT_SEED == reference.CONSTANT_SEED
 
 
 @pytest.mark.parametrize(("n_timepoints", "n_voxels"), SHAPES)
@@ -77,7 +79,7 @@ def test_a_brick_wall_leaves_its_degrees_of_freedom(n_timepoints: int, n_voxels:
     """Thirteen frequencies are 26 components whatever the tolerance, with NumPy's correlations and norms of 1."""
     timeseries = brick_wall(n_timepoints, n_voxels, n_frequencies=13)
     for tolerance in (1e-7, 1e-5):
-        (series, scale, sd), bound = rank.rotate(standardize(timeseries), "auto", tolerance)
+        (series, scale, sd), bound = compression.rotate(standardize(timeseries), "auto", tolerance)
         assert series.shape == (n_voxels, 26)
         # The rounding of numbers near 1000 to float32.
         assert bound < 1e-8
@@ -94,12 +96,12 @@ def test_a_smooth_filter_leaves_what_the_tolerance_needs(n_timepoints: int, n_vo
     """No correlation is off by more than the bound, which the tolerance is above; one component less is too few."""
     timeseries = butterworth(n_timepoints, n_voxels)
     exact = np.corrcoef(timeseries.T)
-    rotated, bound = rank.rotate(standardize(timeseries), "auto", tolerance)
+    rotated, bound = compression.rotate(standardize(timeseries), "auto", tolerance)
     n_components = rotated[0].shape[1]
     assert 2 <= n_components < min(0.75 * n_timepoints, n_voxels + 1)
     assert bound <= tolerance
     assert np.abs(correlations(rotated) - exact).max() <= bound + ROUNDING
-    _, its_bound = rank.rotate(standardize(timeseries), n_components - 1, tolerance)
+    _, its_bound = compression.rotate(standardize(timeseries), n_components - 1, tolerance)
     assert its_bound > tolerance
 
 
@@ -107,7 +109,7 @@ def test_a_smooth_filter_leaves_what_the_tolerance_needs(n_timepoints: int, n_vo
 def test_white_noise_keeps_all_but_the_means(lengths: tuple[int, ...]) -> None:
     """Each run that is demeaned takes one degree of freedom, and noise has all others."""
     timeseries = white_noise(61, 211)
-    rotated, bound = rank.rotate(standardize(timeseries, *lengths), "auto", 1e-5)
+    rotated, bound = compression.rotate(standardize(timeseries, *lengths), "auto", 1e-5)
     assert rotated[0].shape == (211, 61 - len(lengths))
     assert bound < 1e-12
     runs = np.split(timeseries, np.cumsum(lengths)[:-1])
@@ -116,11 +118,11 @@ def test_white_noise_keeps_all_but_the_means(lengths: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("which", "tolerance"), [("full", 1e-5), (61, 1e-5), (62, 1e-5), ("auto", 1e-30)], ids=str)
-def test_nothing_is_rotated_where_nothing_is_left_out(which: rank.Rank, tolerance: float) -> None:
+def test_nothing_is_rotated_where_nothing_is_left_out(which: compression.Rank, tolerance: float) -> None:
     """With as many components as timepoints, the arrays are those that were given, bit by bit."""
     given = standardize(white_noise(61, 211))
     before = [array.copy() for array in given]
-    found, bound = rank.rotate(given, which, tolerance)
+    found, bound = compression.rotate(given, which, tolerance)
     assert bound == 0
     for ours, same, expected in zip(found, given, before, strict=True):
         assert ours is same
@@ -132,19 +134,19 @@ def test_the_memory_of_the_series_is_that_of_the_result() -> None:
     for n_timepoints, n_voxels in (*SHAPES, (509, 101)):
         given = standardize(brick_wall(n_timepoints, n_voxels, n_frequencies=13))
         tracemalloc.start()
-        rotated, _ = rank.rotate(given, "auto", 1e-5)
+        rotated, _ = compression.rotate(given, "auto", 1e-5)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert np.shares_memory(rotated[0], given[0])
         assert rotated[0].flags.c_contiguous
-        assert given[0].nbytes + peak <= rank.rotation_bytes(n_timepoints, n_voxels)
+        assert given[0].nbytes + peak <= compression.rotation_bytes(n_timepoints, n_voxels)
     # A run of GSP1000: a third more than the series themselves, which were read from twice as much.
-    assert rank.rotation_bytes(120, 286_000) < 1.35 * 4 * 120 * 286_000
+    assert compression.rotation_bytes(120, 286_000) < 1.35 * 4 * 120 * 286_000
 
 
 def test_the_same_series_give_the_same_bits() -> None:
     """Nothing depends on chance, or on where an array lies in memory."""
-    first, second = (rank.rotate(standardize(butterworth(120, 2503)), "auto", 1e-5)[0] for _ in range(2))
+    first, second = (compression.rotate(standardize(butterworth(120, 2503)), "auto", 1e-5)[0] for _ in range(2))
     for ours, expected in zip(first, second, strict=True):
         np.testing.assert_array_equal(ours, expected)
 
@@ -155,7 +157,7 @@ def test_constant_voxels_stay_constant() -> None:
     timeseries[:, [0, 20, 210]] = 0.1, 0, -1e5 / 3
     timeseries[7, 3] = np.nan
     defined = np.setdiff1d(np.arange(211), [0, 3, 20, 210])
-    rotated, _ = rank.rotate(standardize(timeseries), "auto", 1e-5)
+    rotated, _ = compression.rotate(standardize(timeseries), "auto", 1e-5)
     assert rotated[0].shape == (211, 14)
     for array in rotated:
         np.testing.assert_array_equal(array.reshape(211, -1).any(axis=1), np.isin(np.arange(211), defined))
@@ -165,7 +167,7 @@ def test_constant_voxels_stay_constant() -> None:
 
 def test_a_subject_without_signal() -> None:
     """Where every voxel is constant, one component of zeros is kept."""
-    rotated, bound = rank.rotate(standardize(np.ones((61, 211))), "auto", 1e-5)
+    rotated, bound = compression.rotate(standardize(np.ones((61, 211))), "auto", 1e-5)
     assert rotated[0].shape == (211, 1)
     assert not any(array.any() for array in rotated)
     assert bound == 0
@@ -179,11 +181,11 @@ def test_the_bound_can_be_reached() -> None:
     exact = np.corrcoef(timeseries.T)[0, 1]
     assert exact == pytest.approx(np.cos(2 * angle))
     given = standardize(timeseries)
-    components = rank.principal_components(given[0])
-    of_voxels, _ = rank.largest_tails(given[0], given[2], components)
-    rotated, _ = rank.rotate(given, 1, 1)
+    components = compression.principal_components(given[0])
+    of_voxels, _ = compression.largest_tails(given[0], given[2], components)
+    rotated, _ = compression.rotate(given, 1, 1)
     assert correlations(rotated)[0, 1] == pytest.approx(1, abs=1e-6)
-    assert rank.error_bounds(of_voxels, of_voxels)[1] == pytest.approx(1 - exact, abs=1e-6)
+    assert compression.error_bounds(of_voxels, of_voxels)[1] == pytest.approx(1 - exact, abs=1e-6)
 
 
 def test_seeds_may_have_more_in_the_tail_than_voxels() -> None:
@@ -196,11 +198,11 @@ def test_seeds_may_have_more_in_the_tail_than_voxels() -> None:
     series, scale, sd = standardize(timeseries)
     rest = np.random.default_rng(11).standard_normal((60, 58))
     components = np.linalg.qr(np.column_stack([wave, weak, rest]))[0]
-    of_voxels, of_seeds = rank.largest_tails(series, sd, components)
+    of_voxels, of_seeds = compression.largest_tails(series, sd, components)
     share = 0.01**2 * (weak @ weak) / (timeseries[:, 0] @ timeseries[:, 0])
     assert of_voxels[:3] == pytest.approx([1, share, 0], abs=1e-6)
     assert of_seeds[:3] == pytest.approx([1, 1, 0], abs=1e-6)
-    (rotated, _, _), _ = rank.rotate((series, scale, sd), "auto", 1e-3)
+    (rotated, _, _), _ = compression.rotate((series, scale, sd), "auto", 1e-3)
     assert rotated.shape == (200, 2)
 
 
@@ -222,7 +224,7 @@ def test_the_bound_holds_for_lesions(tolerance: float) -> None:
     timeseries = butterworth(120, 2503, seed=5)
     weights = make_lesions(2503)
     exact = reference.correlate(weights @ timeseries.T, timeseries)
-    rotated, bound = rank.rotate(standardize(timeseries), "auto", tolerance)
+    rotated, bound = compression.rotate(standardize(timeseries), "auto", tolerance)
     series, scale, sd = (array.astype(float) for array in rotated)
     r = reference.seeds(weights, series, scale, sd) @ series.T
     assert np.abs(r - exact).max() <= bound + ROUNDING
@@ -236,7 +238,7 @@ def test_an_average_of_what_is_kept_is_what_is_kept_of_the_average() -> None:
     directions = np.linalg.svd(timeseries / np.linalg.norm(timeseries, axis=0))[0][:, :5]
     kept = weights @ timeseries.T @ directions
     kept_voxels = timeseries.T @ directions
-    rotated, bound = rank.rotate(standardize(timeseries), 5, 1e-5)
+    rotated, bound = compression.rotate(standardize(timeseries), 5, 1e-5)
     assert bound > 0.5
     series, scale, sd = (array.astype(float) for array in rotated)
     r = reference.seeds(weights, series, scale, sd) @ series.T
@@ -252,7 +254,7 @@ def test_a_voxel_that_is_left_out_is_constant() -> None:
     timeseries = np.zeros((12, 21))
     timeseries[:, :20] = np.cos(np.pi * np.arange(12))[:, np.newaxis]
     timeseries[:, 20] = np.cos(np.pi / 3 * np.arange(12))
-    rotated, bound = rank.rotate(standardize(timeseries), 1, 1e-5)
+    rotated, bound = compression.rotate(standardize(timeseries), 1, 1e-5)
     assert rotated[1].tolist() == [1] * 20 + [0]
     assert not rotated[0][20].any()
     assert rotated[2][20] == 0
@@ -269,7 +271,7 @@ def test_rounding_to_int16(filtered: bool) -> None:
     if not filtered:
         timeseries[60, :500] += 50
     timeseries = as_recorded(timeseries)
-    (series, _, _), bound = rank.rotate(standardize(timeseries), "auto", 1e-5)
+    (series, _, _), bound = compression.rotate(standardize(timeseries), "auto", 1e-5)
     rounded, scale = kernels.quantize(series)
     assert series.shape[1] == (58 if filtered else 119)
     assert bound < 1e-8
@@ -288,7 +290,7 @@ def test_rounding_over_a_hundred_subjects() -> None:
         timeseries = (rng.standard_normal((120, 4)) @ rng.standard_normal((4, 500))) + rng.standard_normal((120, 500))
         series, scale, sd = reference.standardize(timeseries)
         error += reference.fisher_z(reference.seeds(weights, series, scale, sd) @ series.T)
-        (series, _, sd), _ = rank.rotate(standardize(timeseries), "auto", 1e-5)
+        (series, _, sd), _ = compression.rotate(standardize(timeseries), "auto", 1e-5)
         rounded, scale = kernels.quantize(series)
         series = rounded * scale[:, np.newaxis].astype(float)
         error -= reference.fisher_z(reference.seeds(weights, series, np.ones(500), sd) @ series.T)

@@ -24,9 +24,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from synthetic import write_mask
 
 from bids_lacuna import demo
-from bids_lacuna.derivatives import LesionRecord
-from bids_lacuna.query import LesionMask
-from bids_lacuna.report import (
+from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.derivatives.writer import LesionRecord
+from bids_lacuna.report.participant import (
     WORKER_BYTES,
     ReportPool,
     choose_n_workers,

@@ -221,7 +221,7 @@ def test_sigterm_leaves_nothing_behind(bids: Path, connectome: Path, tmp_path: P
 
 DROPPED = """
 import os, signal, sys, time
-from bids_lacuna.command import Exit, Parser, run_command
+from bids_lacuna.app.command import Exit, Parser, run_command
 
 class Callback:
     def __del__(self):

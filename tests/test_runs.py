@@ -8,7 +8,7 @@ from pathlib import Path
 
 from test_methods import RUN
 
-from bids_lacuna.runs import library_versions, read_outcomes, read_run
+from bids_lacuna.derivatives.history import library_versions, read_outcomes, read_run
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:

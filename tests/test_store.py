@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import synthetic
 
-from bids_lacuna import kernels, reference
-from bids_lacuna.build import build_store
-from bids_lacuna.connectome import Connectome
-from bids_lacuna.importers import hdf5
-from bids_lacuna.store import Store, StoreDtype, write_subject
+from bids_lacuna import reference
+from bids_lacuna.connectome.build import build_store
+from bids_lacuna.connectome.connectome import Connectome
+from bids_lacuna.connectome.importers import hdf5
+from bids_lacuna.connectome.store import Store, StoreDtype, write_subject
+from bids_lacuna.kernels import cpu as kernels
 
 Array = np.ndarray
 

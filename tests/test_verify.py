@@ -11,11 +11,11 @@ import pytest
 import synthetic
 from scipy.ndimage import gaussian_filter
 
-from bids_lacuna.build import build_store
+from bids_lacuna.connectome.build import build_store
+from bids_lacuna.connectome.importers import hdf5
+from bids_lacuna.connectome.store import Store
+from bids_lacuna.connectome.verify import MirrorPairs, verify_store
 from bids_lacuna.grid import Grid
-from bids_lacuna.importers import hdf5
-from bids_lacuna.store import Store
-from bids_lacuna.verify import MirrorPairs, verify_store
 
 Array = np.ndarray
 

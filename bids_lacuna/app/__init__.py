@@ -1,0 +1,1 @@
+"""The commands: what they do, in order."""

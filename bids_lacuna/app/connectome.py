@@ -1,0 +1,394 @@
+"""The command line of connectomes: make a store of what people have, tell what it holds, and verify it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bids_lacuna.app.command import (
+    Exit,
+    Parser,
+    Stop,
+    complete_words,
+    connectome_name,
+    ending,
+    fraction,
+    label,
+    positive_integer,
+    run_command,
+    warn_of_space,
+)
+from bids_lacuna.runtime import logs
+
+if TYPE_CHECKING:
+    from bids_lacuna.connectome.importers.layouts import ImportOptions
+    from bids_lacuna.connectome.importers.source import Source
+    from bids_lacuna.connectome.store import Store
+    from bids_lacuna.connectome.verify import Verification
+
+logger = logging.getLogger("bids_lacuna")
+
+PROGRAM = "bids-lacuna-connectome"
+
+INTERRUPTED = "interrupted; finished subjects are on disk, the same command goes on from there"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the commands.
+
+    Parameters
+    ----------
+    argv
+        Command-line arguments; by default those of this process.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    parser = build_parser()
+    complete_words(parser)
+    return run_command(parser, argv, lambda arguments: arguments.run(arguments), INTERRUPTED)
+
+
+def build_parser() -> Parser:
+    """Describe the command line."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Make a store of a normative functional connectome, from which bids-lacuna reads it at the speed "
+        "of the disk.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="{build,info,verify}")
+
+    build = commands.add_parser("build", help="make a store", description="Make a store of a connectome.")
+    build.set_defaults(run=run_build, parser=build)
+    build.add_argument(
+        "source", type=Path, metavar="SOURCE", help="what you have: a file, or the folder of the files"
+    )
+    build.add_argument("store", type=Path, metavar="STORE", help="a new folder, or that of a build that was stopped")
+    build.add_argument(
+        "--space",
+        type=label,
+        required=True,
+        metavar="SPACE",
+        help="template that the connectome is in, as BIDS names it: MNI152NLin6Asym is that of FSL and of GSP1000",
+    )
+    build.add_argument(
+        "--name", type=connectome_name, required=True, metavar="NAME", help="part of the maps' names: GSP1000"
+    )
+    build.add_argument(
+        "--format",
+        choices=("auto", "hdf5", "nifti", "bids", "leaddbs", "npy"),
+        default="auto",
+        help="layout of SOURCE: Lacuna's HDF5; 4D NIfTI files; derivatives of fMRIPrep or XCP-D; Lead-DBS's folder; "
+        "NumPy arrays (timepoints, voxels) (default: what it looks like)",
+    )
+    build.add_argument(
+        "--pattern",
+        metavar="GLOB",
+        help="nifti, npy: the series' paths below SOURCE (default for nifti: "
+        "sub-*/func/*_rest_*_finalmask.nii.gz, for npy: *.npy)",
+    )
+    build.add_argument(
+        "--mask",
+        type=Path,
+        metavar="MASK.nii.gz",
+        help="brain mask on the series' grid; nifti and npy need it, bids takes it instead of the runs' own masks",
+    )
+    build.add_argument(
+        "--mask-fraction",
+        type=fraction,
+        metavar="F",
+        help="bids: voxels that at least this share of the runs' brain masks has (default: 0.95)",
+    )
+    build.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='bids: JSON with the runs\' entities, {"bold": {"task": "movie"}}; null: absent, "*": any',
+    )
+    build.add_argument(
+        "--dtype",
+        choices=("int16", "float32"),
+        default="int16",
+        help="numbers of the store: int16 is off by less than 1e-4 in one subject's r, and half as large "
+        "(default: %(default)s)",
+    )
+    build.add_argument(
+        "--rank",
+        type=rank,
+        default="full",
+        metavar="{full,auto,K}",
+        help="components that a subject's series are stored in: one for each timepoint; as few as the tolerance "
+        "allows, which saves space and time where series are filtered; or K (default: %(default)s)",
+    )
+    build.add_argument(
+        "--rank-tolerance",
+        type=tolerance,
+        metavar="R",
+        help="auto: largest bound on the error in r; K: a warning where it is above (default: 1e-5)",
+    )
+    build.add_argument(
+        "--nprocs",
+        "--n-cpus",
+        type=positive_integer,
+        metavar="N",
+        help="subjects to read at once (default: all processors that may be used)",
+    )
+
+    info = commands.add_parser("info", help="tell what a store holds", description="Tell what a store holds.")
+    info.set_defaults(run=run_info, parser=info)
+    verify = commands.add_parser(
+        "verify",
+        help="check a store",
+        description="Read all of a store: checksums, shapes, scales, voxels without a signal, and whether the "
+        "hemispheres mirror each other, which scrambled or shifted voxels do not.",
+    )
+    verify.set_defaults(run=run_verify, parser=verify)
+    for command in (info, verify):
+        command.add_argument("store", type=Path, metavar="STORE", help="folder that `build` made")
+    return parser
+
+
+def run_build(arguments: argparse.Namespace) -> Exit:
+    """Make a store, or what is missing of it."""
+    # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
+    from bids_lacuna.connectome.build import (
+        DamagedSource,
+        NoPlace,
+        NoRoom,
+        build_store,
+        check_folder,
+        processes_that_fit,
+    )
+    from bids_lacuna.connectome.compression import TOLERANCE
+    from bids_lacuna.runtime.plan import available_cpus, format_bytes, memory_budget
+
+    if arguments.rank == "full" and arguments.rank_tolerance is not None:
+        raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
+    warn_of_space(arguments.space)
+    check_places(arguments.source, arguments.store)
+    with ending(Exit.CANNOT_CREATE, OSError):
+        check_folder(arguments.store)
+    source = open_source(arguments)
+    if source.space not in (None, arguments.space):
+        logger.warning(
+            "the files of %s name the space %s: they are taken for %s",
+            arguments.source,
+            source.space,
+            arguments.space,
+        )
+    n_processes = min(arguments.nprocs or available_cpus(), available_cpus(), len(source.subjects))
+    n_processes = processes_that_fit(source, n_processes, memory_budget().available_bytes, arguments.rank)
+    with (
+        logs.above_the_bar(),
+        ending(Exit.INPUT_OUTPUT, OSError, saying=f"the store {arguments.store} could not be written"),
+        ending(Exit.FAILED, MemoryError),
+        ending(Exit.BAD_DATA, DamagedSource, ValueError),
+        ending(Exit.CANNOT_CREATE, FileExistsError, NoPlace, NoRoom),
+    ):
+        store = build_store(
+            source,
+            arguments.source if arguments.source.is_dir() else arguments.source.parent,
+            arguments.store,
+            name=arguments.name,
+            space=arguments.space,
+            dtype=arguments.dtype,
+            rank=arguments.rank,
+            rank_tolerance=arguments.rank_tolerance or TOLERANCE,
+            n_processes=n_processes,
+            show_progress=not arguments.quiet,
+        )
+    if store.rank != "full":
+        logger.info("rank %s", describe_rank(store))
+    logger.info(
+        "the store has %d subjects, %s: map lesions with --connectome %s, check it with %s verify %s",
+        len(store.subjects),
+        format_bytes(store.n_bytes),
+        store.path,
+        PROGRAM,
+        store.path,
+    )
+    return Exit.OK
+
+
+def check_places(source: Path, store: Path) -> None:
+    """Refuse a store that would lie among its own sources, or the other way round."""
+    with ending(Exit.NO_INPUT, OSError, saying=f"the connectome {source} may not be looked at"):
+        there = source.exists()
+    if not there:
+        raise Stop(Exit.NO_INPUT, f"there is no connectome at {source}: check the path, and see that it is mounted")
+    inside, outside = store.resolve(), source.resolve()
+    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+        raise Stop(
+            Exit.USAGE, f"the store {store} and the source {source} lie in each other: name a folder elsewhere"
+        )
+
+
+def open_source(arguments: argparse.Namespace) -> Source:
+    """Open what the user has."""
+    from bids_lacuna.connectome.importers import layouts
+    from bids_lacuna.connectome.importers.source import NothingMatches
+
+    with (
+        ending(Exit.BAD_DATA, ValueError, OSError),
+        ending(Exit.NO_INPUT, FileNotFoundError, NotADirectoryError, PermissionError),
+        ending(Exit.NO_FILES_SELECTED, NothingMatches),
+        ending(Exit.USAGE, layouts.MistakenOption),
+    ):
+        layout = layouts.detect_layout(arguments.source) if arguments.format == "auto" else arguments.format
+        source = layouts.open_source(arguments.source, layout, import_options(arguments))
+    logger.info(
+        "%s, layout %s: subjects %d, runs %d, %s",
+        arguments.source,
+        layout,
+        len(source.subjects),
+        sum(len(subject.runs) for subject in source.subjects),
+        source.grid,
+    )
+    return source
+
+
+def import_options(arguments: argparse.Namespace) -> ImportOptions:
+    """Collect what the user says about the source."""
+    from bids_lacuna.connectome.importers.layouts import ImportOptions
+
+    filters = None
+    if arguments.bids_filter_file:
+        from bids_lacuna.bids.index import read_filter_file
+
+        with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
+            filters = read_filter_file(arguments.bids_filter_file, "bold")
+        if not filters:
+            raise Stop(Exit.USAGE, f'{arguments.bids_filter_file} has no filters under "bold", as {{"bold": {{…}}}}')
+    return ImportOptions(arguments.space, arguments.pattern, arguments.mask, arguments.mask_fraction, filters)
+
+
+def run_info(arguments: argparse.Namespace) -> Exit:
+    """Tell what a store holds."""
+    sys.stdout.write(layout_rows(describe_store(open_store(arguments.store))))
+    return Exit.OK
+
+
+def run_verify(arguments: argparse.Namespace) -> Exit:
+    """Check a store: its files, its numbers, and left against right."""
+    from bids_lacuna.connectome.verify import verify_store
+    from bids_lacuna.runtime.progress import Progress
+
+    store = open_store(arguments.store)
+    with (
+        ending(Exit.INPUT_OUTPUT, OSError),
+        Progress(store.n_bytes, "verifying", "B", shown=not arguments.quiet, in_bytes=True) as progress,
+    ):
+        found = verify_store(store, lambda subject: progress.update(store.bytes_of(subject)))
+    sys.stdout.write(layout_rows(describe_verification(store, found)))
+    for problem in found.problems:
+        sys.stderr.write(f"{PROGRAM}: error: {problem}\n")
+    return Exit.BAD_DATA if found.problems else Exit.OK
+
+
+def open_store(path: Path) -> Store:
+    """Open a store."""
+    from bids_lacuna.connectome.store import Store
+
+    with ending(Exit.BAD_DATA, ValueError), ending(Exit.NO_INPUT, FileNotFoundError, PermissionError):
+        return Store.open(path)
+
+
+def describe_store(store: Store) -> dict[str, str]:
+    """Put what a store holds into rows."""
+    from bids_lacuna.runtime.plan import format_bytes
+
+    lengths = sorted({subject.n_timepoints for subject in store.subjects})
+    source_bytes = sum(int(source["bytes"]) for source in store.sources)
+    return {
+        "name": store.name,
+        "space": store.space,
+        "grid": str(store.grid),
+        "subjects": str(len(store.subjects)),
+        "runs": str(sum(len(subject.runs) for subject in store.subjects)),
+        "timepoints": f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} a subject",
+        "size": format_bytes(store.n_bytes),
+        "dtype": store.series_dtype,
+        "rank": describe_rank(store),
+        "sources": f"{len(store.sources)} files of {format_bytes(source_bytes)}, from {store.sources[0]['path']} on",
+        "made by": " ".join(store.software.values()),
+        "content hash": store.content_hash,
+    }
+
+
+def describe_rank(store: Store) -> str:
+    """Tell how many components a store has, what that saves, and what it may cost."""
+    from bids_lacuna.runtime.plan import format_bytes
+
+    if store.rank == "full":
+        return "full"
+    kept = sorted(subject.n_components for subject in store.subjects)
+    share = 100 * (1 - store.n_bytes / store.full_bytes)
+    rule = f"{store.rank}" if store.rank_tolerance is None else f"{store.rank}, tolerance {store.rank_tolerance:g}"
+    counts = f"{kept[0]}" if kept[0] == kept[-1] else f"{kept[0]} to {kept[-1]}, median {median(kept):g}"
+    return (
+        f"{rule}: components {counts} a subject; {format_bytes(store.full_bytes - store.n_bytes)} saved "
+        f"({share:.0f} %); bound on the error in r "
+        f"{max(subject.r_error_bound for subject in store.subjects):.2g}"
+    )
+
+
+def describe_verification(store: Store, found: Verification) -> dict[str, str]:
+    """Put what was found in a store into rows."""
+    n_subjects = len(store.subjects)
+    side = {"L": "right to left (radiological)", "R": "left to right"}
+    stored = [f"stored from {side[axis]}" for axis in found.orientation if axis in side]
+    some, all_ = (found.n_constant > 0).sum(), (found.n_constant == n_subjects).sum()
+    mirror = "no subject can tell: too few voxels with a signal in both hemispheres"
+    if found.n_mirrorable:
+        mirror = (
+            f"{found.n_mirrored} of {found.n_mirrorable} subjects correlate best with the mirrored place (median r "
+            f"{found.homotopic_r:.3f}, displaced by 16 mm {found.displaced_r:.3f})"
+        )
+    return {
+        "store": f"{store.path}: {n_subjects} subjects, {store.grid.n_voxels} voxels",
+        "without a signal": f"{some} voxels in at least one subject, {all_} in all, at most "
+        f"{found.n_constant.max()} subjects at a voxel",
+        "orientation": ", ".join(
+            [found.orientation, *stored, "to be compared with the source: no series tells a flip"]
+        ),
+        "mirror symmetry": mirror,
+        "verdict": f"problems: {len(found.problems)}" if found.problems else "no problem found",
+    }
+
+
+def layout_rows(rows: dict[str, str]) -> str:
+    """Lay rows out below each other."""
+    width = max(map(len, rows)) + 2
+    return "".join(f"{name:{width}}{value}\n" for name, value in rows.items())
+
+
+def rank(text: str) -> str | int:
+    """Read how many components are kept."""
+    if text in ("auto", "full"):
+        return text
+    try:
+        return positive_integer(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither full nor auto nor a whole number above 0") from error
+
+
+def tolerance(text: str) -> float:
+    """Read by how much a correlation may be off."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a difference in r above 0 and below 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

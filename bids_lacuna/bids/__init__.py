@@ -1,0 +1,1 @@
+"""What BIDS datasets hold."""

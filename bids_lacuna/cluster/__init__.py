@@ -1,0 +1,1 @@
+"""The pass over the connectome on a Dask cluster."""

@@ -1,0 +1,1 @@
+"""A normative connectome: opened, made, and checked."""

@@ -1,0 +1,160 @@
+"""Connectomes in 4D NIfTI files, a file for each run, as GSP1000 is distributed; and the mask that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.openers import ImageOpener
+from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import apply_read_scaling
+
+from bids_lacuna.connectome.importers.source import (
+    NothingMatches,
+    Source,
+    find_files,
+    group_by_subject,
+    read_dtype,
+    subject_name,
+)
+from bids_lacuna.grid import Grid
+from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image, read_mask
+
+Array = np.ndarray
+
+PATTERN = "sub-*/func/*_rest_*_finalmask.nii.gz"
+"""Of GSP1000's files."""
+
+AFFINE_TOLERANCE_MM = 1e-3
+"""Affines come as float32, and as quaternions: what differs by less is the same."""
+
+
+@dataclass(frozen=True)
+class NiftiRun:
+    """One 4D file."""
+
+    path: Path
+    origin: str
+    """As `Run.origin`."""
+    n_timepoints: int
+
+    @classmethod
+    def open(cls, path: Path, origin: str, grid: Grid) -> NiftiRun:
+        """Read a file's header, and check it against the grid.
+
+        Raises
+        ------
+        ValueError
+            The file is no series of real numbers, or lies on another grid.
+        OSError
+            It cannot be read.
+        """
+        return cls(path, origin, check_series(open_image(path, "series"), path, grid))
+
+    def read(self, grid: Grid) -> Array:
+        """As `Run.read`: one volume after another, and to the end of the file, where gzip has its checksum."""
+        stored: ArrayProxy = open_image(self.path, "series").dataobj  # type: ignore[assignment]
+        volume_shape = stored.shape[:3]
+        n_bytes = int(np.prod(volume_shape)) * stored.dtype.itemsize
+        # NIfTI counts voxels in Fortran order.
+        places = np.ravel_multi_index(np.nonzero(grid.mask), volume_shape, order="F")
+        timeseries = np.empty((self.n_timepoints, grid.n_voxels), read_dtype(stored.dtype))
+        try:
+            with ImageOpener(str(self.path)) as file:
+                file.seek(stored.offset)
+                for t in range(self.n_timepoints):
+                    volume = np.frombuffer(file.read(n_bytes), stored.dtype)
+                    timeseries[t] = apply_read_scaling(volume[places], stored.slope, stored.inter)
+                while file.read(2**20):
+                    pass
+        except (*UNREADABLE, ValueError, IndexError) as error:
+            raise OSError(
+                f"the series {self.path} cannot be read to its end ({error}): it may be truncated; copy it again"
+            ) from error
+        return timeseries
+
+
+def open_source(path: Path, mask: Path, pattern: str | None = None) -> Source:
+    """Open a folder of 4D files; all files of one `sub-<label>` are one subject's runs, in natural order.
+
+    Parameters
+    ----------
+    mask
+        NIfTI file; its voxels that are not 0 are the connectome's.
+    pattern
+        Of the files' paths below the folder; by default that of GSP1000. Files without `sub-<label>` in their
+        path are subjects of their own.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder or mask.
+    NothingMatches
+        No file matches the pattern.
+    ValueError
+        A file is no 4D series, or has another shape or affine than the mask.
+    """
+    grid = read_grid(mask)
+    files = find_files(path, pattern or PATTERN)
+    if not files:
+        raise NothingMatches(
+            f"no file in {path} matches {pattern or PATTERN}: name the series with --pattern, as in "
+            "--pattern 'sub-*/func/*_bold.nii.gz'"
+        )
+    runs = ((file.relative_to(path), NiftiRun.open(file, file.relative_to(path).as_posix(), grid)) for file in files)
+    return Source(grid, group_by_subject((subject_name(place), run) for place, run in runs), None)
+
+
+def read_grid(mask: Path) -> Grid:
+    """Read the grid of a connectome from its brain mask: the voxels that are not 0.
+
+    Raises
+    ------
+    ValueError
+        The mask is not 3D, is empty, or does not say where its voxels lie.
+    OSError
+        It is missing or damaged.
+    """
+    image = open_image(mask, "brain mask")
+    voxels = read_mask(image, mask)
+    if not voxels.any():
+        raise ValueError(f"the brain mask {mask} is empty: 1 is needed inside the brain")
+    check_affine(image, mask)
+    return Grid(voxels, np.asarray(image.affine, float))
+
+
+def check_affine(image: SpatialImage, path: Path) -> None:
+    """Raise ValueError where an image does not say where its voxels lie."""
+    if not has_usable_affine(image):
+        raise ValueError(
+            f"the header of {path} does not say where its voxels lie (its affine is missing or singular): "
+            "save it with the affine of the image that it was made from"
+        )
+
+
+def check_series(image: SpatialImage, path: Path, grid: Grid) -> int:
+    """Count the timepoints of a 4D image on a grid.
+
+    Raises
+    ------
+    ValueError
+        The image is no series of real numbers, or lies on another grid; the message has both.
+    """
+    dtype = image.get_data_dtype()
+    if len(image.shape) != 4 or image.shape[3] < 2 or dtype.kind not in "iuf":
+        raise ValueError(f"{path} holds {image.shape} {dtype}: a 4D series of real numbers is needed")
+    check_affine(image, path)
+    theirs = Grid(np.ones(image.shape[:3], bool), image.affine)
+    if not lie_alike(theirs, grid):
+        raise ValueError(
+            f"{path} lies on another grid than the brain mask: {theirs.place}, the mask is {grid.place}; bring the "
+            "mask to the grid of the series, or leave the file out"
+        )
+    return int(image.shape[3])
+
+
+def lie_alike(grid: Grid, other: Grid) -> bool:
+    """Tell whether two grids have the same volume, whatever their masks."""
+    return grid.shape == other.shape and np.allclose(grid.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM)

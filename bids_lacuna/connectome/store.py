@@ -1,0 +1,401 @@
+"""The native connectome store: a folder that NumPy alone can read, at the speed of the disk.
+
+```
+connectome.json               what it holds, and from where
+mask.nii.gz                   the grid; voxels are counted in C order
+sub-<name>_timeseries.npy     (n_voxels, n_components) int16 or float32: each voxel's series, demeaned run by run
+sub-<name>_scale.npy          (2, n_voxels) float32: what makes a series' norm 1, and its original standard deviation
+```
+
+A subject has as many components as timepoints; or fewer, in which correlations are the same: see `rank`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import nibabel as nib
+import numpy as np
+
+from bids_lacuna._version import __version__
+from bids_lacuna.connectome.compression import Rank
+from bids_lacuna.files import hash_file, read_array, read_json_object, renamed_when_whole, write_json
+from bids_lacuna.grid import Grid
+from bids_lacuna.images import has_usable_affine, open_image, read_mask
+from bids_lacuna.kernels.cpu import quantize
+
+Array = np.ndarray
+StoreDtype = Literal["int16", "float32"]
+
+DESCRIPTION = "connectome.json"
+
+MASK = "mask.nii.gz"
+
+BUILDING = ".building"
+"""Folder of a build that has not ended yet: a record of each subject that is written."""
+
+LAYOUT_VERSION = 1
+"""Of the store's layout, in case that it changes."""
+
+REMEDY = "copy it again, or remove the store and build it anew"
+"""What to do about a damaged store."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One recording of a connectome subject."""
+
+    source: str
+    """What it was made from: a file's path below the source, and the place in the file if it holds several."""
+    n_timepoints: int
+
+
+@dataclass(frozen=True)
+class StoredSubject:
+    """One connectome subject of a store."""
+
+    name: str
+    """Letters and digits."""
+    n_timepoints: int
+    """Of all runs together."""
+    n_components: int
+    """Of the series as stored: n_timepoints, or fewer."""
+    r_error_bound: float
+    """What fewer components may take from a correlation: see `rank.error_bounds`. 0 where there are not fewer."""
+    runs: tuple[StoredRun, ...]
+    sha256: Mapping[str, str]
+    """Of the files `timeseries` and `scale`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """An open store."""
+
+    path: Path
+    name: str
+    """Letters and digits; part of the names of the maps."""
+    space: str
+    """The template of the grid."""
+    grid: Grid
+    series_dtype: StoreDtype
+    """Of the series."""
+    rank: Rank
+    """How many components of each subject are stored."""
+    rank_tolerance: float | None
+    """With the rank "auto", the largest bound on the error in r; otherwise None."""
+    subjects: tuple[StoredSubject, ...]
+    sources: tuple[Mapping[str, Any], ...]
+    """Path below the source, and size in bytes, of each file that the store was made from."""
+    software: Mapping[str, str]
+    """Name and version of the program that made the store."""
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Read what a store holds; no series is read yet.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no store, or it is not finished.
+        ValueError
+            The store is damaged; the message names the file.
+        """
+        if not (path / DESCRIPTION).exists():
+            if (path / BUILDING).is_dir():
+                raise FileNotFoundError(
+                    f"the store {path} is not finished: run its `bids-lacuna-connectome build` again, "
+                    "it goes on from where it stopped"
+                )
+            raise FileNotFoundError(f"there is no connectome store at {path}: it would hold a {DESCRIPTION}")
+        description = _read_description(path / DESCRIPTION)
+        try:
+            shape, n_voxels = tuple(description["shape"]), int(description["n_voxels"])
+            affine = np.array(description["affine"], float)
+            subjects = tuple(map(_read_subject, description["subjects"]))
+            names = [str(description[key]) for key in ("name", "space")]
+            sources = tuple(
+                {"path": str(file["path"]), "bytes": int(file["bytes"])} for file in description["sources"]
+            )
+            software = {key: str(description["software"][key]) for key in ("name", "version")}
+            dtype = description["dtype"]
+            rank, rank_tolerance = _read_rank(description)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): {REMEDY}"
+            ) from error
+        grid = _read_grid(path / MASK, affine)
+        n_names = len({subject.name for subject in subjects})
+        fits = (shape, n_voxels) == (grid.shape, grid.n_voxels) and dtype in get_args(StoreDtype)
+        if not fits or not sources or not subjects or n_names < len(subjects):
+            raise ValueError(
+                f"{path / DESCRIPTION} and {MASK} do not fit together (series of {dtype}; {n_names} subjects; "
+                f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
+            )
+        store = cls(path, names[0], names[1], grid, dtype, rank, rank_tolerance, subjects, sources, software)
+        for subject in subjects:
+            store.check_files(subject)
+        return store
+
+    def save(self) -> None:
+        """Write the mask and, last, the description, with which the store is whole."""
+        image = nib.Nifti1Image(self.grid.mask.astype(np.uint8), self.grid.affine)
+        image.header.set_xyzt_units("mm")
+        with renamed_when_whole(self.path / MASK) as temporary:
+            nib.save(image, temporary)
+        write_json(
+            self.path / DESCRIPTION,
+            {
+                "layout_version": LAYOUT_VERSION,
+                "name": self.name,
+                "space": self.space,
+                "shape": self.grid.shape,
+                "affine": self.grid.affine.tolist(),
+                "n_voxels": self.grid.n_voxels,
+                "dtype": self.series_dtype,
+                "rank": self.rank,
+                "rank_tolerance": self.rank_tolerance,
+                "subjects": [asdict(subject) for subject in self.subjects],
+                "sources": self.sources,
+                "software": self.software,
+            },
+        )
+
+    n_readers: ClassVar[int] = 1
+    """Reading is copying from the system's cache, or waiting for the disk."""
+
+    @property
+    def standardized_dtypes(self) -> frozenset[np.dtype]:
+        """Of numbers that `read` standardizes: none, they are stored that way."""
+        return frozenset()
+
+    @property
+    def n_components(self) -> int:
+        """Of the longest series as stored."""
+        return max(subject.n_components for subject in self.subjects)
+
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that reading one subject takes at most."""
+        return max(map(self.bytes_of, self.subjects))
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all subjects."""
+        return sum(map(self.bytes_of, self.subjects))
+
+    @property
+    def full_bytes(self) -> int:
+        """Of all subjects, if each had as many components as timepoints."""
+        return sum(
+            subject_bytes(subject.n_timepoints, self.grid.n_voxels, self.series_dtype) for subject in self.subjects
+        )
+
+    def bytes_of(self, subject: StoredSubject) -> int:
+        """Count the bytes of one subject, in memory or on disk."""
+        return subject_bytes(subject.n_components, self.grid.n_voxels, self.series_dtype)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the subjects' hashes in order, the mask and the affine: what decides the maps."""
+        digest = hashlib.sha256()
+        for subject in self.subjects:
+            digest.update(bytes.fromhex(subject.sha256["timeseries"] + subject.sha256["scale"]))
+        digest.update(np.array(self.grid.shape, "<i8").tobytes())
+        digest.update(np.packbits(self.grid.mask).tobytes())
+        digest.update(self.grid.affine.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    def arrays(self, subject: StoredSubject) -> dict[str, tuple[Path, tuple[int, int], np.dtype]]:
+        """Say where each array of a subject lies, its shape and its dtype."""
+        n_voxels = self.grid.n_voxels
+        return {
+            "timeseries": (
+                array_path(self.path, subject.name, "timeseries"),
+                (n_voxels, subject.n_components),
+                np.dtype(self.series_dtype),
+            ),
+            "scale": (array_path(self.path, subject.name, "scale"), (2, n_voxels), np.dtype(np.float32)),
+        }
+
+    def files_of(self, subject: StoredSubject) -> list[Path]:
+        """List what `read` reads."""
+        return [path for path, _, _ in self.arrays(subject).values()]
+
+    def check_files(self, subject: StoredSubject) -> None:
+        """Raise ValueError where a subject's file is missing or has another size than it must have."""
+        for path, shape, dtype in self.arrays(subject).values():
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise ValueError(f"the store lacks {path} ({error}): {REMEDY}") from error
+            expected = len(_npy_header(shape, dtype)) + int(np.prod(shape)) * dtype.itemsize
+            if size != expected:
+                raise ValueError(f"{path} has {size} bytes instead of {expected}: {REMEDY}")
+
+    def has_files_of(self, subject: StoredSubject) -> bool:
+        """Tell whether a subject's files are there, in the size that they must have."""
+        try:
+            self.check_files(subject)
+        except ValueError:
+            return False
+        return True
+
+    def read(self, subject: StoredSubject) -> tuple[Array, Array, Array]:
+        """Read one subject.
+
+        Returns
+        -------
+        series : shape (n_voxels, n_components), int16 or float32
+        scale, sd : shape (n_voxels,), float32
+            What makes the norm of a series 1, and its original standard deviation (that of what is stored of it);
+            0 where it is undefined.
+
+        Raises
+        ------
+        OSError
+            A file cannot be read; the message names it.
+        """
+        arrays = {}
+        for kind, (path, shape, dtype) in self.arrays(subject).items():
+            try:
+                array = read_array(path)
+            except PermissionError as error:
+                raise PermissionError(f"the store's {path} may not be read: check its permissions") from error
+            except (OSError, ValueError) as error:
+                raise OSError(f"the store's {path} cannot be read ({error}): it may be damaged; {REMEDY}") from error
+            if array.shape != shape or array.dtype != dtype:
+                raise OSError(
+                    f"the store's {path} holds {array.shape} {array.dtype} instead of {shape} {dtype}: {REMEDY}"
+                )
+            arrays[kind] = array
+        return arrays["timeseries"], *arrays["scale"]
+
+
+def is_store(path: Path) -> bool:
+    """Tell whether a folder is a store, finished or not."""
+    return (path / DESCRIPTION).exists() or (path / BUILDING).is_dir()
+
+
+def is_subject_name(name: str) -> bool:
+    """Tell whether a name may be part of a file's name: letters and digits only."""
+    return name.isascii() and name.isalnum()
+
+
+def this_software() -> dict[str, str]:
+    """Name the program that makes a store, as `Store.software` has it."""
+    return {"name": "bids-lacuna", "version": __version__}
+
+
+def array_path(folder: Path, name: str, kind: str) -> Path:
+    """Name a subject's file of series (`timeseries`) or scales (`scale`)."""
+    return folder / f"sub-{name}_{kind}.npy"
+
+
+def subject_bytes(n_components: int, n_voxels: int, dtype: StoreDtype) -> int:
+    """Count the bytes of one subject, in memory or on disk."""
+    return n_voxels * (n_components * np.dtype(dtype).itemsize + 2 * np.dtype(np.float32).itemsize)
+
+
+def write_subject(
+    folder: Path, name: str, standardized: tuple[Array, Array, Array], dtype: StoreDtype
+) -> dict[str, str]:
+    """Write one subject's two files, each whole or not at all.
+
+    Parameters
+    ----------
+    standardized
+        Series (n_voxels, n_components), scale and sd (n_voxels,), as from `kernels.standardize` or `rank.rotate`.
+    dtype
+        What the series are stored as. After rounding to int16 the scale is that of the rounded series, so that
+        each one's correlation with itself is 1.
+
+    Returns
+    -------
+    dict
+        SHA-256 of the files `timeseries` and `scale`.
+    """
+    series, scale, sd = standardized
+    if dtype == "int16":
+        series, scale = quantize(series)
+    return {
+        "timeseries": _write_array(array_path(folder, name, "timeseries"), series),
+        "scale": _write_array(array_path(folder, name, "scale"), np.stack([scale, sd])),
+    }
+
+
+def _write_array(path: Path, array: Array) -> str:
+    with renamed_when_whole(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        return hash_file(temporary)
+
+
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    )
+    return file.getvalue()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """Read the description of a store that has the layout of this program."""
+    try:
+        description = read_json_object(path)
+        version = description["layout_version"]
+    except (KeyError, ValueError, IsADirectoryError) as error:
+        raise ValueError(f"{path} does not describe a connectome store ({error!r}): {REMEDY}") from error
+    # Before all else: what a newer version describes, and how, is not known here.
+    if version != LAYOUT_VERSION:
+        raise ValueError(
+            f"the store {path.parent} has layout {version}, this program reads layout {LAYOUT_VERSION}: use a newer "
+            "version of it"
+        )
+    return description
+
+
+def _read_rank(description: Mapping[str, Any]) -> tuple[Rank, float | None]:
+    """Read how many components are stored; stores that were made before there was a choice have all."""
+    rank, tolerance = description.get("rank", "full"), description.get("rank_tolerance")
+    if rank not in ("full", "auto") and not (type(rank) is int and rank > 0):
+        raise ValueError(f"the rank is {rank!r}")
+    return rank, None if tolerance is None else float(tolerance)
+
+
+def _read_subject(description: Mapping[str, Any]) -> StoredSubject:
+    name, n_timepoints = str(description["name"]), int(description["n_timepoints"])
+    if not is_subject_name(name):
+        raise ValueError(f"a subject is called {name}")
+    n_components = int(description.get("n_components", n_timepoints))
+    if not 1 <= n_components <= n_timepoints:
+        raise ValueError(f"a subject has {n_components} components of {n_timepoints} timepoints")
+    return StoredSubject(
+        name,
+        n_timepoints,
+        n_components,
+        float(description.get("r_error_bound", 0)),
+        tuple(StoredRun(str(run["source"]), int(run["n_timepoints"])) for run in description["runs"]),
+        {kind: bytes.fromhex(description["sha256"][kind]).hex() for kind in ("timeseries", "scale")},
+    )
+
+
+def _read_grid(path: Path, affine: Array) -> Grid:
+    """Read the mask. The description's affine is the exact one: NIfTI has it in float32."""
+    try:
+        image = open_image(path, "mask of the store")
+        mask = read_mask(image, path)
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
+    if affine.shape != (4, 4) or not np.allclose(image.affine, affine, rtol=1e-5, atol=1e-3):
+        raise ValueError(f"{path} has another affine than {DESCRIPTION}: {REMEDY}")
+    if not has_usable_affine(image):
+        raise ValueError(f"{path} does not say where its voxels lie: {REMEDY}")
+    return Grid(mask, affine)

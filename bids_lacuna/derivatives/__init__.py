@@ -1,0 +1,1 @@
+"""The maps as a BIDS derivative dataset."""

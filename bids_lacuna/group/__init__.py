@@ -1,0 +1,1 @@
+"""The group level: which lesions, and what their maps have in common."""

@@ -1,0 +1,406 @@
+"""The page of a group, made from what is on disk: its table, maps and matrix, and the lesions' masks."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bids_lacuna.derivatives.history import TABLE as OUTCOMES
+from bids_lacuna.derivatives.history import Outcome, Run, read_outcomes
+from bids_lacuna.files import hash_file, read_json_object
+from bids_lacuna.group.summary import DICTIONARY, PAGE, PICTURES, TABLE
+from bids_lacuna.report.methods import combine, describe_group_methods, references
+from bids_lacuna.report.pages import decimal, place, write_page
+from bids_lacuna.report.participant import (
+    MappedLesion,
+    Part,
+    Picture,
+    Pictures,
+    page_anchor,
+    read_links,
+    read_mapped_lesion,
+)
+
+if TYPE_CHECKING:
+    from bids_lacuna.report.figures import LesionShape
+
+STAMP = (
+    "Descriptive: such maps resemble a property of the connectome, whatever the symptom; "
+    "only a contrast with other lesions allows an inference."
+)
+"""What is written in each picture of network maps, and below it."""
+
+OF_LESIONS = "Descriptive: the lesions of this group, not what their symptoms come from."
+"""What is written in pictures of the lesions themselves, and below them."""
+
+SHEET = 50
+"""Lesions whose small pictures are one file: thousands of files would be slow on a cluster's disk."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The small picture of a lesion: a part of a sheet."""
+
+    sheet: str
+    """From the output's root."""
+    top: int
+    """Pixels above it in the sheet."""
+    width: int
+    height: int
+    alt: str
+
+
+@dataclass
+class Row:
+    """What the page tells of one lesion."""
+
+    name: str
+    participant: str
+    page: str
+    """Of the participant, from the output's root; "" where there is none."""
+    anchor: str
+    """Of the lesion, there."""
+    volume_ml: float
+    coverage_percent: float
+    side: str
+    n_subjects: int
+    peaks: Mapping[str, tuple[float, tuple[float, float, float]]]
+    """Of r and of t: the value, and where it is in mm."""
+    r_with_mean: float
+    cluster_position: int
+    is_outlier: bool
+    tile: Tile | None = None
+    why_no_tile: str = ""
+
+
+def write_group_report(output_dir: Path) -> list[str]:
+    """Write the group's page and its pictures, anew, from what is on disk.
+
+    Returns
+    -------
+    list of str
+        What could not be drawn, in sentences; the page says so, too.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError
+        The group's table, or its dictionary, is missing or damaged.
+    """
+    group = read_json_object(output_dir / DICTIONARY)
+    lesions = _find_lesions(output_dir, group)
+    rows = [
+        _describe_row(output_dir, cells, lesion)
+        for cells, lesion in zip(_read_table(output_dir / TABLE), lesions, strict=True)
+    ]
+    drawing = _Drawing(output_dir, group, rows)
+    maps = drawing.draw_maps()
+    similarity, distributions = drawing.draw_similarity(), drawing.draw_distributions()
+    drawing.draw_tiles(lesions)
+    runs = _find_runs(lesions, read_outcomes(output_dir))
+    methods = combine(runs.values())
+    if methods:
+        version = str(group["SoftwareVersion"])
+        methods = f"{methods.rstrip()}\n\n{describe_group_methods(len(rows), drawing.thresholds, version)}"
+    write_page(
+        output_dir / PAGE,
+        "group.html.jinja",
+        written=f"{datetime.now():%Y-%m-%d %H:%M}",
+        group=group,
+        n_participants=len({row.participant for row in rows}),
+        rows=rows,
+        outliers=[row for row in rows if row.is_outlier],
+        maps=maps,
+        similarity=similarity,
+        distributions=distributions,
+        problems=drawing.problems,
+        facts=_describe_origin(group, rows, lesions, drawing.thresholds),
+        files=[name for name in _list_files(group) if (output_dir / name).is_file()],
+        tables=[(log_dir / OUTCOMES).relative_to(output_dir).as_posix() for log_dir in runs],
+        methods=methods.split("\n\n") if methods else [],
+        references=references(methods, list(runs.values())[-1].version) if methods else "",
+    )
+    return drawing.problems
+
+
+def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesion | None]:
+    """Find the lesions' maps, in the order of the table; None where they are gone."""
+    links = read_links(output_dir)
+    sources = [str(uri).removeprefix("bids::") for uri in group["Sources"]]
+    found: list[MappedLesion | None] = []
+    for source in sources:
+        if "_stat-r_" in source:
+            try:
+                sidecar = output_dir / f"{source.removesuffix('.nii.gz')}.json"
+                found.append(read_mapped_lesion(output_dir, sidecar, links))
+            except (OSError, ValueError):
+                found.append(None)
+    return found
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    header, *lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def _list_files(group: Mapping[str, Any]) -> list[str]:
+    return [TABLE, DICTIONARY, *group["Maps"].values(), group["SimilarityMatrix"]]
+
+
+def _describe_row(output_dir: Path, cells: Mapping[str, str], lesion: MappedLesion | None) -> Row:
+    page = f"{cells['participant_id']}.html"
+    return Row(
+        cells["lesion"],
+        cells["participant_id"],
+        page if (output_dir / page).is_file() else "",
+        page_anchor(lesion) if lesion else "",
+        _number(cells["volume"]) / 1000,
+        100 * _number(cells["coverage"]),
+        cells["side"],
+        int(cells["n_connectome_subjects"]),
+        {stat: _peak(cells, stat) for stat in "rt"},
+        _number(cells["r_with_group_mean"]),
+        int(cells["cluster_position"]),
+        cells["outlier"] == "yes",
+    )
+
+
+def _peak(cells: Mapping[str, str], stat: str) -> tuple[float, tuple[float, float, float]]:
+    x, y, z = (_number(cells[f"peak_{stat}_{axis}"]) for axis in "xyz")
+    return _number(cells[f"peak_{stat}"]), (x, y, z)
+
+
+def _number(cell: str) -> float:
+    return float("nan") if cell == "n/a" else float(cell)
+
+
+def _find_runs(lesions: Sequence[MappedLesion | None], outcomes: Sequence[Outcome]) -> dict[Path, Run]:
+    """Find the runs that the lesions' maps are of, by their folders of logs."""
+    newest = {
+        (outcome.mask, outcome.run.connectome_name): outcome
+        for outcome in outcomes
+        if outcome.status == "done" and outcome.run
+    }
+    runs = {}
+    for lesion in filter(None, lesions):
+        outcome = newest.get((lesion.source, str(lesion.sidecar.get("ConnectomeName"))))
+        if outcome and outcome.run:
+            runs[outcome.log_dir] = outcome.run
+    return dict(sorted(runs.items()))
+
+
+def _describe_origin(
+    group: Mapping[str, Any],
+    rows: Sequence[Row],
+    lesions: Sequence[MappedLesion | None],
+    thresholds: Sequence[float],
+) -> list[tuple[str, str]]:
+    """Tell what the group's files were made from."""
+    numbers = sorted({row.n_subjects for row in rows})
+    versions = sorted({str(lesion.sidecar.get("SoftwareVersion")) for lesion in lesions if lesion})
+    facts = [
+        ("Lesions", str(len(rows))),
+        ("Connectome", f"{group['ConnectomeName']}, in {group['SpatialReference']}"),
+        ("Connectome subjects", " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))),
+        ("Connectome hash", str(group["ConnectomeHash"])),
+        ("Thresholds", ", ".join(f"|t| > {threshold:g}" for threshold in thresholds) or "none"),
+        ("Lesion weighting", str(group["LesionWeighting"])),
+        ("Maps made by bids-lacuna", ", ".join(versions)),
+        ("Described by bids-lacuna", str(group["SoftwareVersion"])),
+    ]
+    if group.get("LesionThreshold") is not None:
+        facts.insert(6, ("Lesion threshold", f"{group['LesionThreshold']:g}"))
+    return facts
+
+
+class _Drawing:
+    """Draws the pictures of a group; what cannot be drawn is told in `problems`."""
+
+    def __init__(self, output_dir: Path, group: Mapping[str, Any], rows: Sequence[Row]) -> None:
+        self.problems: list[str] = []
+        self._output_dir = output_dir
+        self._group = group
+        self._rows = rows
+        self._lesions = f"{len(rows)} lesion" + ("" if len(rows) == 1 else "s")
+        self._pictures = Pictures(output_dir, output_dir / PICTURES / "group")
+        self._shares = self._read_thresholds()
+        (output_dir / PICTURES).mkdir(exist_ok=True)
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Of the overlap of networks, the lowest first."""
+        return sorted({abs(threshold) for threshold in self._shares.values()})
+
+    def _read_thresholds(self) -> dict[str, float]:
+        """Read the threshold of each map of networks, with its sign, by the map's key."""
+        shares = {}
+        for key, name in self._group["Maps"].items():
+            if key.startswith("network") and key.endswith("_share"):
+                sidecar = self._output_dir / f"{name.removesuffix('.nii.gz')}.json"
+                shares[key] = float(read_json_object(sidecar)["Threshold"])
+        return shares
+
+    def draw_maps(self) -> list[Part]:
+        """Draw all maps, each in slices."""
+        parts = [
+            Part("Lesion overlap", self._attempt(self._draw_lesions)),
+            Part("Mean r", self._attempt(self._draw_mean, "r", "r")),
+            Part("Mean Fisher z", self._attempt(self._draw_mean, "z", "Fisher z")),
+        ]
+        for key, threshold in sorted(self._shares.items(), key=lambda share: (abs(share[1]), -share[1])):
+            beyond = f"t {'>' if threshold > 0 else '<'} {decimal(threshold)}"
+            parts.append(Part(f"Network overlap, {beyond}", self._attempt(self._draw_share, key, beyond)))
+        return parts
+
+    def _attempt(self, draw: Callable[..., Picture], *arguments: str) -> list[Picture]:
+        try:
+            return [draw(*arguments)]
+        except (OSError, ValueError) as error:
+            self.problems.append(f"a picture could not be drawn: {error}.")
+            return []
+        finally:
+            # matplotlib's figures hold themselves in circles.
+            gc.collect()
+
+    def _draw_lesions(self) -> Picture:
+        from bids_lacuna.report import figures
+
+        n = len(self._rows)
+        volume = figures.read_map(self._output_dir / self._group["Maps"]["lesions_n"])
+        facts = figures.measure_map(volume, 0)
+        path = self._pictures.path("lesions.png")
+        # Four steps of whole lesions on the colour bar.
+        most = 4 * max(1, ceil(facts.maximum / 4 - 1e-6))
+        title = f"Number of lesions, of {n}, and their share"
+
+        def write(count: float) -> str:
+            return f"{count:.0f}\n({100 * count / n:.0f} %)"
+
+        figures.draw_share(path, volume, most, "lesions", write, (title, OF_LESIONS))
+        what = f"{title}: at most {decimal(facts.maximum)} ({decimal(100 * facts.maximum / n)} %)"
+        return self._add("Lesion overlap", path, f"{what} at {place(facts.maximum_mm)} mm. {OF_LESIONS}")
+
+    def _draw_mean(self, stat: str, name: str) -> Picture:
+        from bids_lacuna.report import figures
+
+        volume = figures.read_map(self._output_dir / self._group["Maps"][f"mean_{stat}"])
+        threshold = figures.strongest_share_threshold(volume)
+        facts = figures.measure_map(volume, threshold)
+        path = self._pictures.path(f"mean-{stat}.png")
+        above = f"|mean {name}| > {decimal(threshold)}, the strongest tenth of all voxels"
+        title = f"Mean {name} of {self._lesions}, where {above}"
+        figures.draw_map(path, volume, threshold, name, title=(title, STAMP))
+        what = (
+            f"{title}; red is positive, blue negative. Lowest {decimal(facts.minimum)} at {place(facts.minimum_mm)} "
+            f"mm, highest {decimal(facts.maximum)} at {place(facts.maximum_mm)} mm"
+        )
+        return self._add(f"Mean {name}", path, f"{what}. {STAMP}")
+
+    def _draw_share(self, key: str, beyond: str) -> Picture:
+        from bids_lacuna.report import figures
+
+        volume = figures.read_map(self._output_dir / self._group["Maps"][key])
+        facts = figures.measure_map(volume, 0)
+        path = self._pictures.path(f"{key.removesuffix('_share')}.png")
+        title = f"Share of the {self._lesions} with {beyond}"
+        figures.draw_share(path, volume, 1, "share", lambda share: f"{100 * share:.0f} %", (title, STAMP))
+        most = f"at most {decimal(100 * facts.maximum)} %, at {place(facts.maximum_mm)} mm"
+        what = f"{title}: {most if facts.n_above else 'none in any voxel'}. {STAMP}"
+        return self._add(f"Network overlap, {beyond}", path, what)
+
+    def _add(self, name: str, path: Path, what: str) -> Picture:
+        return self._pictures.add(name, path, f"Slices of the MNI template. {what}", what)
+
+    def draw_similarity(self) -> list[Picture]:
+        """Draw the matrix of correlations between r-maps, in the clustering's order."""
+        return self._attempt(self._draw_similarity)
+
+    def _draw_similarity(self) -> Picture:
+        from bids_lacuna.report import figures
+
+        n = len(self._rows)
+        matrix = np.loadtxt(
+            self._output_dir / self._group["SimilarityMatrix"],
+            np.float32,
+            comments=None,
+            delimiter="\t",
+            skiprows=1,
+            usecols=range(1, n + 1),
+            ndmin=2,
+        )
+        order = np.argsort([row.cluster_position for row in self._rows])
+        path = self._pictures.path("similarity.png")
+        title = f"Spatial correlation of the r-maps of {self._lesions}, in the clustering's order"
+        names = [self._rows[number].name for number in order]
+        figures.draw_similarity(path, matrix[np.ix_(order, order)], names, (title, STAMP))
+        pairs = matrix[np.triu(np.ones((n, n), bool), 1)]
+        between = f"; between two lesions r is {_range(pairs)}" if pairs.size else ""
+        what = f"{title}{between}. {self._group['Clustering']}. {STAMP}"
+        return self._pictures.add("Similarity of the maps", path, f"Matrix. {what}", what)
+
+    def draw_distributions(self) -> list[Picture]:
+        """Draw histograms of volume and coverage."""
+        return self._attempt(self._draw_distributions)
+
+    def _draw_distributions(self) -> Picture:
+        from bids_lacuna.report import figures
+
+        volumes_ml = [row.volume_ml for row in self._rows]
+        coverage_percent = [row.coverage_percent for row in self._rows]
+        path = self._pictures.path("distributions.png")
+        title = f"Volume and coverage of {self._lesions}"
+        figures.draw_distributions(path, volumes_ml, coverage_percent, (title, OF_LESIONS))
+        what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverage_percent)} %."
+        return self._pictures.add(
+            title, path, f"Histograms. {what} {OF_LESIONS}", f"{what} The axis of volume is logarithmic. {OF_LESIONS}"
+        )
+
+    def draw_tiles(self, lesions: Sequence[MappedLesion | None]) -> None:
+        """Draw a small picture of each lesion, many in a file, and tell each row its own."""
+        for start in range(0, len(lesions), SHEET):
+            self._draw_sheet(start // SHEET + 1, self._rows[start : start + SHEET], lesions[start : start + SHEET])
+        missing = [row for row in self._rows if not row.tile]
+        if missing:
+            self.problems.append(
+                f"{len(missing)} of the {len(self._rows)} lesions could not be drawn, such as {missing[0].name}: "
+                f"{missing[0].why_no_tile}."
+            )
+
+    def _draw_sheet(self, number: int, rows: Sequence[Row], lesions: Sequence[MappedLesion | None]) -> None:
+        from bids_lacuna.report import figures
+
+        shapes: list[tuple[Row, LesionShape]] = []
+        for row, lesion in zip(rows, lesions, strict=True):
+            try:
+                shapes.append((row, _read_shape(lesion)))
+            except (OSError, ValueError) as error:
+                row.why_no_tile = str(error)
+        if not shapes:
+            return
+        path = self._pictures.path(f"tiles-{number:03d}.png")
+        width, height = figures.draw_tiles(path, [shape for _, shape in shapes])
+        for place_in_sheet, (row, shape) in enumerate(shapes):
+            alt = f"Three slices of the MNI template through {place(shape.centre_mm)} mm, with the lesion in red"
+            row.tile = Tile(self._pictures.relative(path), place_in_sheet * height, width, height, alt)
+
+
+def _range(numbers: Sequence[float] | np.ndarray) -> str:
+    low, middle, high = np.quantile(numbers, (0, 0.5, 1))
+    return f"{decimal(low)} to {decimal(high)} (median {decimal(middle)})"
+
+
+def _read_shape(lesion: MappedLesion | None) -> LesionShape:
+    """Read a lesion's mask, if it is the one that was mapped."""
+    from bids_lacuna.report import figures
+
+    if lesion is None:
+        raise FileNotFoundError("the sidecar of its r-map is gone or damaged")
+    if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
+        raise ValueError("its mask has been changed since it was mapped")
+    return figures.read_lesion(lesion.mask, lesion.sidecar.get("LesionThreshold"))

@@ -1,0 +1,147 @@
+"""The methods section of a paper, told from what was really run, and the works that it cites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bids_lacuna.derivatives.history import Run
+from bids_lacuna.files import renamed_when_whole
+
+REFERENCES = {
+    "boes2015": """\
+@article{boes2015,
+  author = {Boes, Aaron D. and Prasad, Sashank and Liu, Hesheng and Liu, Qi and Pascual-Leone, Alvaro and
+            Caviness, Jr, Verne S. and Fox, Michael D.},
+  title = {Network localization of neurological symptoms from focal brain lesions},
+  journal = {Brain},
+  year = {2015},
+  volume = {138},
+  number = {10},
+  pages = {3061--3075},
+  doi = {10.1093/brain/awv228}
+}
+""",
+    "bids_lacuna": """\
+@software{bids_lacuna,
+  author = {{bids_lacuna contributors}},
+  title = {bids_lacuna: lesion network mapping as a BIDS App},
+  version = {VERSION},
+  url = {https://github.com/bids-lacuna/bids_lacuna}
+}
+""",
+    "gorgolewski2017": """\
+@article{gorgolewski2017,
+  author = {Gorgolewski, Krzysztof J. and others},
+  title = {{BIDS} apps: Improving ease of use, accessibility, and reproducibility of neuroimaging data analysis
+           methods},
+  journal = {PLOS Computational Biology},
+  year = {2017},
+  volume = {13},
+  number = {3},
+  pages = {e1005209},
+  doi = {10.1371/journal.pcbi.1005209}
+}
+""",
+    "harris2020": """\
+@article{harris2020,
+  author = {Harris, Charles R. and others},
+  title = {Array programming with {NumPy}},
+  journal = {Nature},
+  year = {2020},
+  volume = {585},
+  pages = {357--362},
+  doi = {10.1038/s41586-020-2649-2}
+}
+""",
+    "nilearn": """\
+@software{nilearn,
+  author = {{Nilearn contributors}},
+  title = {nilearn},
+  doi = {10.5281/zenodo.8397156}
+}
+""",
+}
+"""BibTeX of all works that the text may cite, by their keys."""
+
+CITED = re.compile(r"@(\w+)")
+"""A citation as pandoc has it."""
+
+
+def describe_methods(run: Run) -> str:
+    """Tell in Markdown how a run's maps were made, as a paper's methods section would."""
+    sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in run.voxel_sizes_mm)
+    shares = {
+        "volume": "each connectome voxel counted by the share of its volume that the lesion covers",
+        "binary": "each connectome voxel of which the lesion covers at least half counted fully, others not at all",
+    }[run.weighting]
+    libraries = ", ".join(f"{name} {version}" for name, version in run.software.items())
+    n = run.n_connectome_subjects
+    paragraphs = [
+        f"Lesion network mapping [@boes2015] was done with bids_lacuna {run.version} [@bids_lacuna], a BIDS App "
+        f"[@gorgolewski2017]. Binary lesion masks in {run.connectome_space} space were brought to the grid of the "
+        f"normative functional connectome {run.connectome_name} ({_count(n, 'subject')}, {run.n_voxels} voxels of "
+        f"{sizes} mm, up to {run.n_timepoints} timepoints of resting-state BOLD signal for each subject; [cite its "
+        f"source here]) by their world coordinates; {shares}.",
+        "In each connectome subject, the mean signal of the lesion's voxels, weighted in this way, was correlated "
+        "(Pearson's r) with the signal of every voxel of the connectome; r, clipped to ±(1 \N{MINUS SIGN} 10⁻⁶), was "
+        "transformed to Fisher z. A subject whose signal was constant or not finite in a voxel was left out there. "
+        f"The r-map is the hyperbolic tangent of the mean z over connectome subjects{_t_map(run)}",
+        "t grows with the number of connectome subjects: it describes the connectome's sample, not the patients.",
+        f"Software: {libraries}. Arrays were computed with NumPy [@harris2020], and pictures drawn with nilearn "
+        "[@nilearn].",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def describe_group_methods(n_lesions: int, t_thresholds: Sequence[float], version: str) -> str:
+    """Tell in Markdown how maps were described as a group."""
+    above = [f"t > {threshold:g}" for threshold in t_thresholds]
+    below = [f"t < \N{MINUS SIGN}{threshold:g}" for threshold in t_thresholds]
+    shares = f", and the share of lesions with {_listing([*above, *below])}" if t_thresholds else ""
+    return (
+        f"The maps of {_count(n_lesions, 'lesion')} were described together with bids_lacuna {version} "
+        "[@bids_lacuna]: the number of lesions at each voxel, the mean r and the mean Fisher z over the lesions "
+        f"with a value there{shares}. The r-maps were correlated with each other, and with their mean, "
+        "over the voxels that all of them had (Pearson's r), and ordered by average linkage of the distances "
+        "1 \N{MINUS SIGN} r. These are descriptions: they allow no inference about a symptom."
+    )
+
+
+def _t_map(run: Run) -> str:
+    if run.n_connectome_subjects < 2:
+        return "; of a single subject there is no t."
+    text = f", the t-map the one-sample t of z against 0 (up to {run.n_connectome_subjects - 1} degrees of freedom)."
+    if run.t_thresholds:
+        levels = [f"{threshold:g}" for threshold in run.t_thresholds]
+        text += f" Binary maps hold the voxels with |t| > {_listing(levels)}."
+    return text
+
+
+def _listing(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" + ("" if n == 1 else "s")
+
+
+def references(text: str, version: str) -> str:
+    """Give the BibTeX of the works that a text cites, in its order."""
+    keys = dict.fromkeys(key for key in CITED.findall(text) if key in REFERENCES)
+    return "\n".join(REFERENCES[key].replace("VERSION", version) for key in keys)
+
+
+def combine(runs: Iterable[Run]) -> str:
+    """Tell how maps of several runs were made: what they have in common is said once."""
+    return "\n\n".join(dict.fromkeys(describe_methods(run) for run in runs))
+
+
+def write_citation(output_dir: Path, run: Run, md_only: bool = False) -> None:
+    """Write logs/CITATION.md of a run, and CITATION.bib beside it unless the text alone is wanted."""
+    text = describe_methods(run)
+    contents = {"CITATION.md": text} | ({} if md_only else {"CITATION.bib": references(text, run.version)})
+    for name, content in contents.items():
+        with renamed_when_whole(output_dir / "logs" / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
