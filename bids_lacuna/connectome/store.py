@@ -24,8 +24,9 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
+from bids_lacuna.connectome.arrays import read_array
 from bids_lacuna.connectome.compression import Rank
-from bids_lacuna.files import hash_file, read_array, read_json_object, renamed_when_whole, write_json
+from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import has_usable_affine, open_image, read_mask
 from bids_lacuna.kernels.cpu import quantize

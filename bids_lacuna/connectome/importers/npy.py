@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_lacuna.connectome.arrays import read_array, read_array_header
 from bids_lacuna.connectome.importers.nifti import read_grid
 from bids_lacuna.connectome.importers.source import Source, SourceSubject, find_files, read_dtype, subject_name
-from bids_lacuna.files import read_array, read_array_header
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import check_file
 
