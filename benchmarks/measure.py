@@ -9,7 +9,7 @@ from statistics import median
 
 from threadpoolctl import ThreadpoolController
 
-from bids_lacuna.runtime.plan import available_cpus
+from bids_lacuna.runtime.memory import available_cpus
 
 N_THREADS = available_cpus()
 """Of the kernels, and of BLAS where it is measured alone."""

@@ -11,7 +11,7 @@ from benchmarks.data import Data
 from benchmarks.measure import N_THREADS, Figure
 from bids_lacuna import FunctionalNetworkMapping, LesionData
 from bids_lacuna.batch import plan_run, process_batches
-from bids_lacuna.runtime.plan import peak_resident_bytes
+from bids_lacuna.runtime.memory import peak_resident_bytes
 
 LESIONS = (1, 20, 200, 1000)
 

@@ -19,14 +19,8 @@ from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping, MappingStopped, lesion_keys
 from bids_lacuna.runtime.checkpoint import Checkpoints, subdivide
 from bids_lacuna.runtime.logs import log_failure
-from bids_lacuna.runtime.plan import (
-    BatchPlan,
-    available_cpus,
-    give_back_freed_memory,
-    memory_budget,
-    plan_batches,
-    resident_bytes,
-)
+from bids_lacuna.runtime.memory import available_cpus, give_back_freed_memory, memory_budget, resident_bytes
+from bids_lacuna.runtime.plan import BatchPlan, plan_batches
 from bids_lacuna.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from bids_lacuna.mapping.functional import FunctionalNetworkMapping
     from bids_lacuna.runtime.checkpoint import Checkpoints
     from bids_lacuna.runtime.locks import Claims
-    from bids_lacuna.runtime.plan import BatchPlan, MemoryBudget
+    from bids_lacuna.runtime.memory import MemoryBudget
+    from bids_lacuna.runtime.plan import BatchPlan
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -103,7 +104,7 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
     from bids_lacuna.mapping.functional import FunctionalNetworkMapping, NoWorker
     from bids_lacuna.report.methods import write_citation
     from bids_lacuna.report.participant import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
-    from bids_lacuna.runtime.plan import available_cpus, format_bytes, memory_budget, room_for_files
+    from bids_lacuna.runtime.memory import available_cpus, format_bytes, memory_budget, room_for_files
 
     started = time.monotonic()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -346,7 +347,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.derivatives.writer import prepare_dataset
     from bids_lacuna.group.cohort import NoMaps, UnfitLesions, choose_group, refuse
     from bids_lacuna.group.summary import BLOCK_BYTES, summarize_group
-    from bids_lacuna.runtime.plan import available_cpus, memory_budget
+    from bids_lacuna.runtime.memory import available_cpus, memory_budget
 
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments) if arguments.connectome else None
@@ -417,7 +418,7 @@ def write_group_page(output_dir: Path, available_bytes: int) -> bool:
 def remake_group_report(arguments: argparse.Namespace) -> Exit:
     """Write the group's page anew, from what is on disk."""
     from bids_lacuna.group.summary import DICTIONARY
-    from bids_lacuna.runtime.plan import memory_budget
+    from bids_lacuna.runtime.memory import memory_budget
 
     if not (arguments.output_dir / DICTIONARY).is_file():
         raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no group: run without --reports-only first")
@@ -428,7 +429,7 @@ def remake_group_report(arguments: argparse.Namespace) -> Exit:
 def remake_reports(arguments: argparse.Namespace) -> Exit:
     """Write the participants' pages anew, from what is on disk."""
     from bids_lacuna.report.participant import ReportPool, choose_n_workers, find_participants
-    from bids_lacuna.runtime.plan import available_cpus, memory_budget
+    from bids_lacuna.runtime.memory import available_cpus, memory_budget
 
     if not (arguments.output_dir / "dataset_description.json").is_file():
         raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no maps: run without --reports-only first")

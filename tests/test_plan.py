@@ -12,13 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bids_lacuna.runtime.plan import (
-    format_bytes,
-    memory_budget,
-    parse_bytes,
-    plan_batches,
-    resident_bytes,
-)
+from bids_lacuna.runtime.memory import format_bytes, memory_budget, parse_bytes, resident_bytes
+from bids_lacuna.runtime.plan import plan_batches
 
 MIB = 2**20
 
@@ -68,7 +63,7 @@ def test_cpus_follow_affinity() -> None:
     """A process that is bound to one processor counts one."""
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from bids_lacuna.runtime.plan import available_cpus; print(available_cpus())"
+        "from bids_lacuna.runtime.memory import available_cpus; print(available_cpus())"
     )
     child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert child.stdout.strip() == "1"
@@ -317,7 +312,7 @@ def test_the_users_limit_cannot_lift_others(tmp_path: Path) -> None:
 
 def test_the_log_names_every_limit_and_the_smallest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each limit is logged for debugging, the one that counts for everybody."""
-    with caplog.at_level(logging.DEBUG, logger="bids_lacuna.runtime.plan"):
+    with caplog.at_level(logging.DEBUG, logger="bids_lacuna.runtime.memory"):
         budget = memory_budget(13 * MIB, root=tmp_path, environ={"SLURM_MEM_PER_NODE": "11"})
     details = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
     assert [text.split(": ")[0] for text in details] == [limit.source for limit in budget.limits]
@@ -329,7 +324,7 @@ def test_the_log_names_every_limit_and_the_smallest(tmp_path: Path, caplog: pyte
 ADDRESS_SPACE_CHILD = """
 import json, resource, sys
 import psutil
-from bids_lacuna.runtime.plan import memory_budget, resident_bytes
+from bids_lacuna.runtime.memory import memory_budget, resident_bytes
 limit = psutil.Process().memory_info().vms + int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 budget = memory_budget(environ={})

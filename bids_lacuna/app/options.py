@@ -260,7 +260,7 @@ def batch_size(text: str) -> int | str:
 
 def memory(text: str) -> int:
     """Read a size of memory, in bytes."""
-    from bids_lacuna.runtime.plan import parse_bytes
+    from bids_lacuna.runtime.memory import parse_bytes
 
     try:
         return parse_bytes(text)

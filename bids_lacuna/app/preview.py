@@ -16,7 +16,8 @@ from bids_lacuna.group.cohort import Group
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping, count_together
 from bids_lacuna.report.participant import PAGE_BYTES, PAGE_SECONDS
-from bids_lacuna.runtime.plan import BatchPlan, MemoryBudget, format_bytes
+from bids_lacuna.runtime.memory import MemoryBudget, format_bytes
+from bids_lacuna.runtime.plan import BatchPlan
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.text import one_line
 

@@ -40,7 +40,7 @@ from bids_lacuna.connectome.store import (
     write_subject,
 )
 from bids_lacuna.files import read_json_object, remove_unfinished, write_json
-from bids_lacuna.runtime.plan import format_bytes, give_back_freed_memory
+from bids_lacuna.runtime.memory import format_bytes, give_back_freed_memory
 from bids_lacuna.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_lacuna.files import read_json_object, write_json
 from bids_lacuna.runtime.logs import versions_of
-from bids_lacuna.runtime.plan import peak_resident_bytes
+from bids_lacuna.runtime.memory import peak_resident_bytes
 
 LIBRARIES = ("numpy", "scipy", "numba", "nibabel", "nilearn", "matplotlib")
 

@@ -25,7 +25,7 @@ from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole
 from bids_lacuna.lesion import LOW_COVERAGE, name_side
 from bids_lacuna.report.methods import combine, references
 from bids_lacuna.report.pages import anchor, decimal, place, write_page
-from bids_lacuna.runtime.plan import format_bytes, give_back_freed_memory
+from bids_lacuna.runtime.memory import format_bytes, give_back_freed_memory
 
 if TYPE_CHECKING:
     from bids_lacuna.derivatives.writer import LesionRecord
