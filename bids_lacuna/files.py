@@ -1,17 +1,20 @@
-"""Files that are whole or not there, and JSON files that hold an object."""
+"""Atomically written files, JSON objects and BIDS tables."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from bids_lacuna.text import one_line
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(.+)")
 """The temporary name of a file that is being written; in it, the name that the file will have."""
@@ -46,6 +49,56 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         # In a C locale, a path's bytes come as surrogates: they are UTF-8 all the same, or else replaced.
         temporary.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode("utf-8"))
+
+
+class _TSV(csv.Dialect):
+    """The tables of BIDS: a double quote is a character like any other."""
+
+    delimiter = "\t"
+    lineterminator = "\n"
+    quoting = csv.QUOTE_NONE
+    quotechar = None
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a BIDS table (TSV) as one dictionary per row, from column names to cells.
+
+    Raises
+    ------
+    ValueError
+        The table is empty or not UTF-8, or a row has more or fewer cells than there are columns.
+    OSError
+        The file cannot be read.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            columns, *rows = [row for row in csv.reader(file, _TSV) if row]
+            return [dict(zip(columns, row, strict=True)) for row in rows]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{path} cannot be read as a table ({error}): tab-separated UTF-8 with one line per row is needed; "
+                "restore the file"
+            ) from error
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a BIDS table (TSV) atomically.
+
+    Parameters
+    ----------
+    columns
+        Names of the columns.
+    rows
+        One cell per column, "n/a" where there is no value. White space becomes spaces and unprintable characters
+        become escapes, so that a file name with a newline stays in its cell.
+    """
+    with renamed_when_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, _TSV)
+        writer.writerow(map(one_line, columns))
+        for row in rows:
+            if len(row) != len(columns):
+                raise ValueError(f"a row of {path.name} has {len(row)} cells, {len(columns)} columns need one each")
+            writer.writerow(map(one_line, row))
 
 
 def hash_file(path: Path) -> str:

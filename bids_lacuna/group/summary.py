@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from bids_lacuna._version import __version__
 from bids_lacuna.derivatives.writer import number_label
-from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
+from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
 from bids_lacuna.grid import Grid
 from bids_lacuna.group.cohort import STATISTICS, Group, GroupLesion, LeftOut, Origin, UnfitLesions, refuse
 from bids_lacuna.images import open_image, read_slabs
@@ -506,19 +506,15 @@ class _GroupWriter:
         """Write the matrix with the lesions' names at both edges."""
         path = self.maps_dir / f"{self._stem('r', 'similarity')}_relmat.tsv"
         names = [lesion.name for lesion in self.lesions]
-        with renamed_when_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.write("\t".join(["lesion", *names]) + "\n")
-            for name, row in zip(names, similarity, strict=True):
-                file.write("\t".join([name, *(f"{r:.6f}" for r in row)]) + "\n")
+        rows = ([name, *(f"{r:.6f}" for r in row)] for name, row in zip(names, similarity, strict=True))
+        write_table(path, ["lesion", *names], rows)
         description = "Spatial Pearson correlations of the lesions' r-maps, over the voxels that all of them have"
         self._write_sidecar(path, description, self._uris("r"), NumberOfVoxels=n_voxels)
         return path
 
     def write_table(self, rows: Sequence[Mapping[str, Any]], summary: GroupSummary) -> None:
         """Write group_lesions.tsv, and then its data dictionary, which also says what else there is."""
-        with renamed_when_whole(summary.table) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.write("\t".join(COLUMNS) + "\n")
-            file.writelines("\t".join(_cell(row[name]) for name in COLUMNS) + "\n" for row in rows)
+        write_table(summary.table, list(COLUMNS), ([_cell(row[name]) for name in COLUMNS] for row in rows))
         self._write_sidecar(
             summary.table,
             "The lesions of the group, with what was found for each",
