@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
@@ -128,6 +128,31 @@ def read_slabs(image: SpatialImage, kind: str) -> Iterator[np.ndarray]:
         ) from error
 
 
+def read_volume(
+    image: SpatialImage, kind: str, convert: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> np.ndarray:
+    """Read a whole volume, and its file to the end, where gzip has its checksum.
+
+    Parameters
+    ----------
+    image, kind
+        As for `read_slabs`.
+    convert
+        Applied to each slab before the next one is read: a smaller dtype saves memory.
+
+    Returns
+    -------
+    shape (x, y, z)
+        In Fortran order, as in the file; axes of length 1 at the end are dropped.
+
+    Raises
+    ------
+    OSError
+        The file is damaged.
+    """
+    return np.concatenate([convert(slab) for slab in read_slabs(image, kind)]).T
+
+
 def _slabs(image: SpatialImage) -> Iterator[np.ndarray]:
     stored = image.dataobj
     # nibabel's subclasses, for other formats, scale each volume by itself.
@@ -177,11 +202,7 @@ def read_mask(image: SpatialImage, path: Path) -> np.ndarray:
         raise ValueError(
             f"the mask {path} has {prod(image.shape)} voxels, at most {LARGEST_VOLUME} are read: use a coarser grid"
         )
-    try:
-        slabs = [(slab != 0) & ~np.isnan(slab) for slab in _slabs(image)]
-    except (*UNREADABLE, ValueError) as error:
-        raise OSError(f"the mask {path} cannot be read ({error}): it may be truncated; copy it again") from error
-    return np.ascontiguousarray(np.concatenate(slabs).T)
+    return np.ascontiguousarray(read_volume(image, f"mask {path}", lambda slab: (slab != 0) & ~np.isnan(slab)))
 
 
 def has_usable_affine(image: SpatialImage) -> bool:

@@ -24,7 +24,7 @@ from bids_lacuna.derivatives.writer import number_label
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
 from bids_lacuna.grid import Grid
 from bids_lacuna.group.cohort import STATISTICS, Group, GroupLesion, LeftOut, Origin, UnfitLesions, refuse
-from bids_lacuna.images import open_image, read_slabs
+from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.lesion import LOW_COVERAGE, ONE_SIDED, LesionData, LesionWeights, load_lesion, name_side
 from bids_lacuna.runtime.progress import Progress
 
@@ -284,7 +284,7 @@ def read_map(path: Path, grid: Grid) -> Array:
     image = open_image(path, "map")
     if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, rtol=0, atol=1e-3):
         raise ValueError(f"{path.name} lies on another grid than the group's, {grid.place}")
-    return np.concatenate(list(read_slabs(image, "map"))).astype(np.float32, copy=False).T
+    return read_volume(image, "map").astype(np.float32, copy=False)
 
 
 def side(weights: LesionWeights, grid: Grid) -> str:
@@ -364,7 +364,7 @@ def _standardize(paths: Sequence[Path], common: Array, progress: Progress) -> tu
     maps = np.empty((len(paths), int(common.sum())), np.float32)
     norms = np.empty(len(paths))
     for row, path in enumerate(paths):
-        values = np.concatenate(list(read_slabs(open_image(path, "map"), "map"))).T[common].astype(float)
+        values = read_volume(open_image(path, "map"), "map")[common].astype(float)
         values -= values.mean() if len(values) else 0
         norms[row] = np.linalg.norm(values)
         if not norms[row]:
