@@ -179,7 +179,7 @@ def _stream(stored: ArrayProxy) -> Iterator[np.ndarray]:
             pass
 
 
-def read_mask(image: SpatialImage, path: Path) -> np.ndarray:
+def read_brain_mask(image: SpatialImage, path: Path) -> np.ndarray:
     """Read where a mask is not 0.
 
     Returns

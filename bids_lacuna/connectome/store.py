@@ -28,7 +28,7 @@ from bids_lacuna.connectome.arrays import read_array
 from bids_lacuna.connectome.compression import Rank
 from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import has_usable_affine, open_image, read_mask
+from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask
 from bids_lacuna.kernels.cpu import quantize
 
 Array = np.ndarray
@@ -390,7 +390,7 @@ def _read_grid(path: Path, affine: Array) -> Grid:
     """Read the mask. The description's affine is the exact one: NIfTI has it in float32."""
     try:
         image = open_image(path, "mask of the store")
-        mask = read_mask(image, path)
+        mask = read_brain_mask(image, path)
     except PermissionError:
         raise
     except (OSError, ValueError) as error:

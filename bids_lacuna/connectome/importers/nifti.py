@@ -20,7 +20,7 @@ from bids_lacuna.connectome.importers.source import (
     subject_name,
 )
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image, read_mask
+from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image, read_brain_mask
 
 Array = np.ndarray
 
@@ -118,7 +118,7 @@ def read_grid(mask: Path) -> Grid:
         It is missing or damaged.
     """
     image = open_image(mask, "brain mask")
-    voxels = read_mask(image, mask)
+    voxels = read_brain_mask(image, mask)
     if not voxels.any():
         raise ValueError(f"the brain mask {mask} is empty: 1 is needed inside the brain")
     check_affine(image, mask)
