@@ -17,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_slabs
+from bids_lacuna.spaces import describe_mismatch
 
 logger = logging.getLogger(__name__)
 
@@ -227,16 +228,6 @@ def _bounds(affine: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 def _region(corner: Array, shape: Iterable[int]) -> tuple[slice, ...]:
     return tuple(slice(start, start + n) for start, n in zip(corner, shape, strict=True))
-
-
-def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
-    """Say that a lesion is in another template space than the connectome, and what to do."""
-    return (
-        f"the lesion is in space {lesion_space}, the connectome in {connectome_space}: transform the mask to "
-        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
-        f"space-{connectome_space}; or, if it is the connectome's space that has the wrong name, give the right one "
-        "(--connectome-space)"
-    )
 
 
 def check_header(image: SpatialImage) -> None:

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -19,19 +18,10 @@ from typing import Any, NoReturn
 
 from bids_lacuna._version import __version__
 from bids_lacuna.runtime import logs
+from bids_lacuna.spaces import nearest_template
 from bids_lacuna.text import meant
 
 logger = logging.getLogger("bids_lacuna")
-
-
-# fmt: off
-TEMPLATES = (
-    "MNI152Lin", "MNI152NLin6Sym", "MNI152NLin6Asym", "MNI152NLin6AsymConte69", "MNI152NLin2009aSym",
-    "MNI152NLin2009aAsym", "MNI152NLin2009bSym", "MNI152NLin2009bAsym", "MNI152NLin2009cSym", "MNI152NLin2009cAsym",
-    "MNI305", "MNIColin27", "ICBM452AirSpace", "ICBM452Warp5Space", "IXI549Space", "OASIS30ANTs", "OASIS30Atropos",
-)
-# fmt: on
-"""Names of volume templates in BIDS; people may have others of their own."""
 
 
 class Exit(IntEnum):
@@ -207,11 +197,9 @@ def label(text: str) -> str:
 
 
 def warn_of_space(space: str) -> None:
-    """Warn of a space that is no template of BIDS, but whose name is almost one."""
-    if space not in TEMPLATES:
-        for near in get_close_matches(space.lower(), map(str.lower, TEMPLATES), n=1, cutoff=0.8):
-            meant = next(name for name in TEMPLATES if name.lower() == near)
-            logger.warning("%s is no template that BIDS knows: is %s meant?", space, meant)
+    """Warn of a space that BIDS does not know, but whose name is almost one of its templates'."""
+    if near := nearest_template(space):
+        logger.warning("%s is no template that BIDS knows: is %s meant?", space, near)
 
 
 def connectome_name(text: str) -> str:

@@ -21,11 +21,9 @@ from bids_lacuna.connectome.store import Store, is_store, subject_bytes
 from bids_lacuna.files import forget
 from bids_lacuna.grid import Grid
 from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY
+from bids_lacuna.spaces import DEFAULT_SPACE
 
 Array = np.ndarray
-
-DEFAULT_SPACE = "MNI152NLin6Asym"
-"""The space of GSP1000, which is what people have in HDF5; that layout has no place for the space's name."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,10 @@ from bids_lacuna._version import __version__
 from bids_lacuna.bids.index import LesionMask
 from bids_lacuna.files import hash_file, read_json_object, remove_unfinished, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
-from bids_lacuna.lesion import LesionData, Weighting, describe_mismatch
+from bids_lacuna.lesion import LesionData, Weighting
 from bids_lacuna.runtime.locks import Claim, Claims
 from bids_lacuna.runtime.logs import log_failure
+from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.text import one_line
 
 logger = logging.getLogger(__name__)

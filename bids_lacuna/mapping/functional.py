@@ -26,17 +26,12 @@ from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
 from bids_lacuna.runtime.checkpoint import Checkpoints, signals_held
 from bids_lacuna.runtime.memory import ADDRESS_SPACE, memory_limits
 from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY, BatchPlan
+from bids_lacuna.spaces import nifti_code
 from bids_lacuna.statistics import LesionStatistics, Moments, RunningMoments, fdr_threshold, minus_log10_p
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray
-
-MNI_CODE = 4
-"""NIfTI's code of an affine into MNI152 space."""
-
-ALIGNED_CODE = 2
-"""NIfTI's code of an affine into some other space."""
 
 
 FEW_SUBJECTS = 0.5
@@ -164,7 +159,7 @@ class NetworkMaps(Mapping[str, Any]):
 
     def _image(self, values: Array, outside: float = np.nan) -> nib.Nifti1Image:
         image = nib.Nifti1Image(self._grid.volume(values, outside), self._grid.affine)
-        code = MNI_CODE if self._space.startswith("MNI152") else ALIGNED_CODE
+        code = nifti_code(self._space)
         image.header.set_xyzt_units("mm")
         image.set_sform(self._grid.affine, code)
         image.set_qform(self._grid.affine, code, strip_shears=True)

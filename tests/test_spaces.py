@@ -1,0 +1,37 @@
+"""Names of template spaces."""
+
+from __future__ import annotations
+
+import pytest
+
+from bids_lacuna.spaces import DEFAULT_SPACE, TEMPLATES, nearest_template, nifti_code
+
+
+@pytest.mark.parametrize(
+    ("space", "template"),
+    [
+        ("MNI152NLin6ASym", "MNI152NLin6Asym"),
+        ("mni152nlin2009casym", "MNI152NLin2009cAsym"),
+        ("MNI152NLin6Asy", "MNI152NLin6Asym"),
+        ("MNI152NLin6Asym", None),
+        ("MNI152NLin6Sym", None),
+        ("MyTemplate", None),
+        ("T1w", None),
+    ],
+)
+def test_a_name_that_is_almost_a_templates(space: str, template: str | None) -> None:
+    """A misspelt template is recognized; a template, and a name that is near none, is not questioned."""
+    assert nearest_template(space) == template
+
+
+def test_the_default_space_is_a_template() -> None:
+    """The space assumed for HDF5 files is one that BIDS names."""
+    assert DEFAULT_SPACE in TEMPLATES
+
+
+@pytest.mark.parametrize(
+    ("space", "code"), [("MNI152NLin2009cAsym", 4), ("MNI152Lin", 4), ("MNI305", 2), ("IXI549Space", 2)]
+)
+def test_the_nifti_code_of_a_space(space: str, code: int) -> None:
+    """Only templates of MNI152 have NIfTI's code of that space; others count as aligned to something."""
+    assert nifti_code(space) == code
