@@ -6,8 +6,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import Run
-from bids_lacuna.report.methods import combine, describe_group_methods, describe_methods, references, write_citation
+from bids_lacuna.report.methods import combine, describe_group_methods, describe_methods, write_citation
 
 RUN = Run(
     command="bids-lacuna /data /out participant --connectome /GSP",

@@ -10,6 +10,7 @@ from bids_lacuna._version import __version__
 from bids_lacuna.app.command import Parser, connectome_name, fraction, label, positive_integer
 from bids_lacuna.app.config import FLAG
 from bids_lacuna.app.descriptor import PrintDescriptor
+from bids_lacuna.citations import references
 
 
 def build_parser() -> Parser:
@@ -231,8 +232,6 @@ class ShowCitation(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print the program's and the method's reference."""
-        from bids_lacuna.report.methods import references
-
         sys.stdout.write(references("@bids_lacuna @boes2015", __version__))
         parser.exit()
 

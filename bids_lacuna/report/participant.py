@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from threadpoolctl import threadpool_limits
 
+from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import TABLE, Outcome, Run, read_outcomes
 from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole
 from bids_lacuna.lesion import LOW_COVERAGE, name_side
-from bids_lacuna.report.methods import combine, references
+from bids_lacuna.report.methods import combine
 from bids_lacuna.report.pages import anchor, decimal, place, write_page
 from bids_lacuna.runtime.memory import format_bytes, give_back_freed_memory
 

@@ -1,0 +1,70 @@
+"""The works to cite, as BibTeX."""
+
+from __future__ import annotations
+
+import re
+
+REFERENCES = {
+    "boes2015": """\
+@article{boes2015,
+  author = {Boes, Aaron D. and Prasad, Sashank and Liu, Hesheng and Liu, Qi and Pascual-Leone, Alvaro and
+            Caviness, Jr, Verne S. and Fox, Michael D.},
+  title = {Network localization of neurological symptoms from focal brain lesions},
+  journal = {Brain},
+  year = {2015},
+  volume = {138},
+  number = {10},
+  pages = {3061--3075},
+  doi = {10.1093/brain/awv228}
+}
+""",
+    "bids_lacuna": """\
+@software{bids_lacuna,
+  author = {{bids_lacuna contributors}},
+  title = {bids_lacuna: lesion network mapping as a BIDS App},
+  version = {VERSION},
+  url = {https://github.com/bids-lacuna/bids_lacuna}
+}
+""",
+    "gorgolewski2017": """\
+@article{gorgolewski2017,
+  author = {Gorgolewski, Krzysztof J. and others},
+  title = {{BIDS} apps: Improving ease of use, accessibility, and reproducibility of neuroimaging data analysis
+           methods},
+  journal = {PLOS Computational Biology},
+  year = {2017},
+  volume = {13},
+  number = {3},
+  pages = {e1005209},
+  doi = {10.1371/journal.pcbi.1005209}
+}
+""",
+    "harris2020": """\
+@article{harris2020,
+  author = {Harris, Charles R. and others},
+  title = {Array programming with {NumPy}},
+  journal = {Nature},
+  year = {2020},
+  volume = {585},
+  pages = {357--362},
+  doi = {10.1038/s41586-020-2649-2}
+}
+""",
+    "nilearn": """\
+@software{nilearn,
+  author = {{Nilearn contributors}},
+  title = {nilearn},
+  doi = {10.5281/zenodo.8397156}
+}
+""",
+}
+"""BibTeX of each work that a methods text may cite, by its key."""
+
+CITED = re.compile(r"@(\w+)")
+"""A citation in pandoc's Markdown."""
+
+
+def references(text: str, version: str) -> str:
+    """Return the BibTeX of the works that a text cites, in the order of their first citation."""
+    keys = dict.fromkeys(key for key in CITED.findall(text) if key in REFERENCES)
+    return "\n".join(REFERENCES[key].replace("VERSION", version) for key in keys)
