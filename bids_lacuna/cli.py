@@ -28,7 +28,7 @@ from bids_lacuna.app.config import add_config_file, write_config
 from bids_lacuna.app.options import build_parser
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.numba_cache import keep_in
-from bids_lacuna.text import meant, one_line
+from bids_lacuna.text import format_bytes, meant, one_line
 
 if TYPE_CHECKING:
     from bids_lacuna.bids.index import LesionMask
@@ -104,7 +104,7 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
     from bids_lacuna.mapping.functional import FunctionalNetworkMapping, NoWorker
     from bids_lacuna.report.methods import write_citation
     from bids_lacuna.report.participant import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
-    from bids_lacuna.runtime.memory import available_cpus, format_bytes, memory_budget, room_for_files
+    from bids_lacuna.runtime.memory import available_cpus, memory_budget, room_for_files
 
     started = time.monotonic()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -24,6 +24,7 @@ from bids_lacuna.app.command import (
     warn_of_space,
 )
 from bids_lacuna.runtime import logs
+from bids_lacuna.text import format_bytes
 
 if TYPE_CHECKING:
     from bids_lacuna.connectome.importers.layouts import ImportOptions
@@ -167,7 +168,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
         processes_that_fit,
     )
     from bids_lacuna.connectome.compression import TOLERANCE
-    from bids_lacuna.runtime.memory import available_cpus, format_bytes, memory_budget
+    from bids_lacuna.runtime.memory import available_cpus, memory_budget
 
     if arguments.rank == "full" and arguments.rank_tolerance is not None:
         raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
@@ -302,8 +303,6 @@ def open_store(path: Path) -> Store:
 
 def describe_store(store: Store) -> dict[str, str]:
     """Put what a store holds into rows."""
-    from bids_lacuna.runtime.memory import format_bytes
-
     lengths = sorted({subject.n_timepoints for subject in store.subjects})
     source_bytes = sum(int(source["bytes"]) for source in store.sources)
     return {
@@ -324,8 +323,6 @@ def describe_store(store: Store) -> dict[str, str]:
 
 def describe_rank(store: Store) -> str:
     """Tell how many components a store has, what that saves, and what it may cost."""
-    from bids_lacuna.runtime.memory import format_bytes
-
     if store.rank == "full":
         return "full"
     kept = sorted(subject.n_components for subject in store.subjects)

@@ -11,6 +11,7 @@ from bids_lacuna.app.command import Parser, connectome_name, fraction, label, po
 from bids_lacuna.app.config import FLAG
 from bids_lacuna.app.descriptor import PrintDescriptor
 from bids_lacuna.citations import references
+from bids_lacuna.text import parse_bytes
 
 
 def build_parser() -> Parser:
@@ -259,8 +260,6 @@ def batch_size(text: str) -> int | str:
 
 def memory(text: str) -> int:
     """Read a size of memory, in bytes."""
-    from bids_lacuna.runtime.memory import parse_bytes
-
     try:
         return parse_bytes(text)
     except ValueError as error:

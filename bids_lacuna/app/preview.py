@@ -16,10 +16,10 @@ from bids_lacuna.group.cohort import Group
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping, count_together
 from bids_lacuna.report.participant import PAGE_BYTES, PAGE_SECONDS
-from bids_lacuna.runtime.memory import MemoryBudget, format_bytes
+from bids_lacuna.runtime.memory import MemoryBudget
 from bids_lacuna.runtime.plan import BatchPlan
 from bids_lacuna.runtime.progress import Progress
-from bids_lacuna.text import one_line
+from bids_lacuna.text import format_bytes, one_line
 
 SAMPLED_SUBJECTS = 3 * kernels.GROUP
 """Of the connectome: the first group of them also touches the memory of the moments, the others are timed."""

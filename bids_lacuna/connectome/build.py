@@ -40,8 +40,9 @@ from bids_lacuna.connectome.store import (
     write_subject,
 )
 from bids_lacuna.files import read_json_object, remove_unfinished, write_json
-from bids_lacuna.runtime.memory import format_bytes, give_back_freed_memory
+from bids_lacuna.runtime.memory import give_back_freed_memory
 from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.text import format_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole
 from bids_lacuna.lesion import LOW_COVERAGE, name_side
 from bids_lacuna.report.methods import combine
 from bids_lacuna.report.pages import anchor, decimal, place, write_page
-from bids_lacuna.runtime.memory import format_bytes, give_back_freed_memory
+from bids_lacuna.runtime.memory import give_back_freed_memory
+from bids_lacuna.text import format_bytes
 
 if TYPE_CHECKING:
     from bids_lacuna.derivatives.writer import LesionRecord

@@ -18,10 +18,9 @@ from pathlib import Path, PurePosixPath
 import joblib
 import psutil
 
-logger = logging.getLogger(__name__)
+from bids_lacuna.text import format_bytes, parse_bytes
 
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-"""Each 1024 times the one before."""
+logger = logging.getLogger(__name__)
 
 SPARED_SHARE = Fraction(1, 10)
 """Of measured free memory, left to other processes, the page cache and the user's callback."""
@@ -85,38 +84,6 @@ def room_for_files(folder: Path, spare_bytes: int) -> int:
     above = map(str, (folder.resolve(), *folder.resolve().parents))
     kind = next((kinds[path] for path in above if path in kinds), "")
     return min(free_bytes, spare_bytes // 2) if kind in IN_MEMORY else free_bytes
-
-
-def format_bytes(n: int) -> str:
-    """Write a number of bytes for people: 512 B, 17 KiB, 1.3 GiB."""
-    size = float(n)
-    for unit in UNITS:
-        if round(size, 1) < 1024 or unit == UNITS[-1]:
-            break
-        size /= 1024
-    return f"{size:.1f}".removesuffix(".0") + f" {unit}"
-
-
-def parse_bytes(text: str) -> int:
-    """Read an amount of memory: 8G, 8GB and 8GiB are the same, a bare number is in MB; factors are 1024.
-
-    Raises
-    ------
-    ValueError
-        The text is no such amount, or zero.
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(?:I?B)?|(B))?", text.strip().upper())
-    if match is None:
-        raise ValueError(
-            f"{text!r} is no amount of memory: give a number with K, M, G or T, such as 8G or 500M; "
-            "a bare number is in MB"
-        )
-    number, prefix, bare_bytes = match.groups()
-    power = 0 if bare_bytes else "_KMGT".index(prefix or "M")
-    n = int(Fraction(number) * 1024**power)
-    if n < 1:
-        raise ValueError(f"{text!r} is no memory at all: give an amount above 0, such as 8G")
-    return n
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from bids_lacuna.runtime.memory import format_bytes
+from bids_lacuna.text import format_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,74 @@
+"""Amounts of bytes, and text that is shown to people."""
+
+from __future__ import annotations
+
+import pytest
+
+from bids_lacuna.text import format_bytes, parse_bytes
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (17 * 2**10, "17 KiB"),
+        (612 * MIB, "612 MiB"),
+        (MIB - 1, "1 MiB"),
+        (int(1.3 * 2**30), "1.3 GiB"),
+        (int(137.04 * 2**30), "137 GiB"),
+        (3 * 2**40, "3 TiB"),
+        (4099 * 2**40, "4099 TiB"),
+    ],
+)
+def test_bytes_are_written_in_the_largest_unit_below_them(n_bytes: int, text: str) -> None:
+    """Amounts have one decimal at most, and bytes none."""
+    assert format_bytes(n_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("8G", 2**33),
+        ("8GB", 2**33),
+        ("8GiB", 2**33),
+        ("8 gib", 2**33),
+        (" 8g ", 2**33),
+        ("500M", 500 * MIB),
+        ("2.5g", 5 * 2**29),
+        ("0.5T", 2**39),
+        ("17k", 17 * 2**10),
+        ("4000", 4000 * MIB),
+        ("512 B", 512),
+    ],
+)
+def test_amounts_of_memory_are_read(text: str, n_bytes: int) -> None:
+    """Units may be short or long, large or small; a bare number is in MB."""
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize("n_bytes", [1, 512, 17 * 2**10, 612 * MIB, 3 * 2**29, 5 * 2**40])
+def test_what_is_written_can_be_read(n_bytes: int) -> None:
+    """An amount copied from a message is understood as it was meant."""
+    assert parse_bytes(format_bytes(n_bytes)) == n_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "G", "8X", "8iB", "eight", "2,5G", "1e3", "-8G", "8GG", "8 G 5", "0x10", "nan", ".5G"]
+)
+def test_text_that_is_no_amount_is_an_error(text: str) -> None:
+    """The error repeats the text and shows how to write an amount."""
+    with pytest.raises(ValueError, match=r"is no amount of memory: .* such as 8G") as caught:
+        parse_bytes(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["0", "0G", "0.0T", "0.1B"])
+def test_no_memory_is_an_error(text: str) -> None:
+    """Nothing can be computed in nothing."""
+    with pytest.raises(ValueError, match="above 0"):
+        parse_bytes(text)
