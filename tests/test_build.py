@@ -21,12 +21,13 @@ import pytest
 import synthetic
 
 from bids_lacuna import reference
-from bids_lacuna.connectome.build import DamagedSource, NoRoom, build_store, processes_that_fit
+from bids_lacuna.connectome.build import NoRoom, build_store, processes_that_fit
 from bids_lacuna.connectome.compression import Rank, rotation_bytes
 from bids_lacuna.connectome.importers import npy
 from bids_lacuna.connectome.importers.layouts import ImportOptions, detect_layout, open_source
 from bids_lacuna.connectome.store import Store, StoreDtype
 from bids_lacuna.connectome.verify import verify_store
+from bids_lacuna.connectome.workers import DamagedSource
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 

@@ -160,7 +160,6 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     """Make a store, or what is missing of it."""
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
     from bids_lacuna.connectome.build import (
-        DamagedSource,
         NoPlace,
         NoRoom,
         build_store,
@@ -168,6 +167,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
         processes_that_fit,
     )
     from bids_lacuna.connectome.compression import TOLERANCE
+    from bids_lacuna.connectome.workers import DamagedSource
     from bids_lacuna.runtime.memory import available_cpus, memory_budget
 
     if arguments.rank == "full" and arguments.rank_tolerance is not None:

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from multiprocessing import connection
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
 
-import numpy as np
-from threadpoolctl import threadpool_limits
-
-from bids_lacuna.connectome.compression import TOLERANCE, Rank, most_components, rotate, rotation_bytes
+from bids_lacuna.connectome.compression import TOLERANCE, Rank, most_components, rotation_bytes
 from bids_lacuna.connectome.importers.source import Source, SourceSubject
+from bids_lacuna.connectome.records import hash_settings, read_records, remove_unrecorded, stored_runs
 from bids_lacuna.connectome.store import (
     BUILDING,
     DESCRIPTION,
@@ -33,15 +21,12 @@ from bids_lacuna.connectome.store import (
     StoredRun,
     StoredSubject,
     StoreDtype,
-    array_path,
     is_store,
     is_subject_name,
     this_software,
-    write_subject,
 )
-from bids_lacuna.files import read_json_object, remove_unfinished, write_json
-from bids_lacuna.runtime.memory import give_back_freed_memory
-from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.connectome.workers import Job, write_subjects
+from bids_lacuna.files import remove_unfinished
 from bids_lacuna.text import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -52,16 +37,6 @@ PROCESS_BYTES = 200 * 2**20
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
 
-GRACE_S = 1.0
-"""Between a process that was killed and the signal that may end this one, too."""
-
-LOGGED_SHARES = 10
-"""Progress is logged as often in all, for those who read a file instead of watching the bar."""
-
-
-class DamagedSource(ValueError):  # noqa: N818  a fact about the source, not a defect of the program
-    """Some subjects cannot be read; all others are written, and the build can go on once these are mended."""
-
 
 class NoPlace(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
     """The store's folder cannot be made."""
@@ -69,19 +44,6 @@ class NoPlace(OSError):  # noqa: N818  a fact about the disk, not a defect of th
 
 class NoRoom(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
     """The disk lacks room for the store; the message has both numbers."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What every process of a build knows."""
-
-    source: Source
-    folder: Path
-    dtype: StoreDtype
-    rank: Rank
-    rank_tolerance: float
-    settings: str
-    """Hash of what all files of the store depend on: dtype, rank and grid."""
 
 
 def build_store(
@@ -155,16 +117,16 @@ def build_store(
     check_folder(folder)
     if (folder / DESCRIPTION).exists():
         return _take_finished(wanted)
-    job = _Job(source, folder, dtype, rank, rank_tolerance, _hash_settings(wanted))
+    job = Job(source, folder, dtype, rank, rank_tolerance, hash_settings(wanted))
     with _locked(folder):
         if (folder / DESCRIPTION).exists():
             return _take_finished(wanted)
-        recorded = _read_records(job, wanted)
+        recorded = read_records(source, wanted, job.settings)
         remove_unfinished(folder)
         remove_unfinished(folder / BUILDING)
-        _remove_unrecorded(folder, recorded)
+        remove_unrecorded(folder, recorded)
         _check_room(wanted, recorded)
-        recorded |= _write_subjects(job, wanted, recorded, n_processes, show_progress)
+        recorded |= write_subjects(job, wanted, recorded, n_processes, show_progress)
         store = replace(wanted, subjects=tuple(recorded[subject.name] for subject in source.subjects))
         for subject in store.subjects:
             store.check_files(subject)
@@ -247,7 +209,7 @@ def _describe(
             subject.n_timepoints,
             most_components(rank, subject.n_timepoints),
             0.0,
-            _stored_runs(subject),
+            stored_runs(subject),
             {},
         )
         for subject in source.subjects
@@ -261,10 +223,6 @@ def _describe(
     return Store(
         folder, name, space, source.grid, dtype, rank, deciding_tolerance, subjects, sources, this_software()
     )
-
-
-def _stored_runs(subject: SourceSubject) -> tuple[StoredRun, ...]:
-    return tuple(StoredRun(run.origin, run.n_timepoints) for run in subject.runs)
 
 
 def _take_finished(wanted: Store) -> Store:
@@ -319,62 +277,6 @@ def _warn_of_bound(store: Store, tolerance: float) -> None:
         )
 
 
-def _hash_settings(store: Store) -> str:
-    """Hash what all files of the store depend on: dtype, rank and grid."""
-    grid = store.grid
-    parts = (
-        store.series_dtype.encode(),
-        f"{store.rank} {store.rank_tolerance}".encode(),
-        str(grid.shape).encode(),
-        np.packbits(grid.mask),
-        grid.affine.astype("<f8"),
-    )
-    return hashlib.sha256(b"".join(bytes(part) for part in parts)).hexdigest()
-
-
-def _signature(subject: SourceSubject) -> list[Any]:
-    """Say what a subject is read from, so that a file that was mended is read again."""
-    status = [run.path.stat() for run in subject.runs]
-    return [
-        [run.origin, run.n_timepoints, file.st_size, file.st_mtime_ns]
-        for run, file in zip(subject.runs, status, strict=True)
-    ]
-
-
-def _record_path(folder: Path, name: str) -> Path:
-    return folder / BUILDING / f"sub-{name}.json"
-
-
-def _read_records(job: _Job, wanted: Store) -> dict[str, StoredSubject]:
-    """Read which subjects an earlier build has written, and their sources have not changed since.
-
-    Raises
-    ------
-    FileExistsError
-        It was a build of something else.
-    """
-    recorded = {}
-    subjects = {subject.name: subject for subject in job.source.subjects}
-    for path in sorted((job.folder / BUILDING).glob("sub-*.json")):
-        try:
-            record = read_json_object(path)
-            runs = tuple(StoredRun(**run) for run in record["subject"]["runs"])
-            stored = StoredSubject(**{**record["subject"], "runs": runs})
-            settings, signature = record["settings"], record["signature"]
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is no record of a subject (%r): the subject is written again", path, error)
-            continue
-        subject = subjects.get(stored.name)
-        if settings != job.settings or subject is None:
-            raise FileExistsError(
-                f"{job.folder} holds an unfinished store of other subjects, another grid, another dtype or another "
-                "rank: name a new folder, or remove that one"
-            )
-        if signature == _signature(subject) and wanted.has_files_of(stored):
-            recorded[stored.name] = stored
-    return recorded
-
-
 def _check_room(wanted: Store, recorded: Mapping[str, StoredSubject]) -> None:
     """Refuse a build that would fill the disk; with the rank "auto", as if every component were kept."""
     needed = sum(wanted.bytes_of(subject) for subject in wanted.subjects if subject.name not in recorded)
@@ -414,171 +316,3 @@ def _locked(folder: Path) -> Iterator[None]:
         finally:
             if {path.name for path in folder.glob("**/*")} == {BUILDING, "lock"}:
                 shutil.rmtree(folder / BUILDING if was_there else folder, ignore_errors=True)
-
-
-def _remove_unrecorded(folder: Path, recorded: Mapping[str, StoredSubject]) -> None:
-    """Remove files of subjects that were not finished."""
-    keep = {array_path(folder, name, kind) for name in recorded for kind in ("timeseries", "scale")}
-    for path in set(folder.glob("sub-*.npy")) - keep:
-        path.unlink()
-    for path in set((folder / BUILDING).glob("sub-*.json")) - {_record_path(folder, name) for name in recorded}:
-        path.unlink()
-
-
-def _write_subjects(
-    job: _Job, wanted: Store, recorded: Mapping[str, StoredSubject], n_processes: int, show_progress: bool
-) -> dict[str, StoredSubject]:
-    """Write the subjects that are not recorded yet."""
-    places = [place for place, subject in enumerate(job.source.subjects) if subject.name not in recorded]
-    n_bytes = {subject.name: wanted.bytes_of(recorded.get(subject.name, subject)) for subject in wanted.subjects}
-    logger.info(
-        "to write to %s: %d of %d subjects, of %s in all%s; processes: %d",
-        job.folder,
-        len(places),
-        len(n_bytes),
-        format_bytes(sum(n_bytes.values())),
-        " at most" if job.rank == "auto" else "",
-        n_processes,
-    )
-    written, damaged = {}, {}
-    with (
-        Progress(
-            sum(n_bytes.values()),
-            "building",
-            "B",
-            initial=sum(n_bytes[name] for name in recorded),
-            shown=show_progress,
-            in_bytes=True,
-        ) as progress,
-        _processes(job, n_processes) as pool,
-    ):
-        # Processes that are just starting must not answer Ctrl-C: they take this over.
-        with _ignoring_interrupts():
-            futures: list[Future[_Written | _Damage]] = [pool.submit(_write_subject, place) for place in places]
-        try:
-            for n_done, future in enumerate(as_completed(futures), start=1):
-                outcome = future.result()
-                if isinstance(outcome, _Written):
-                    # Fewer than planned, where the rank "auto" left components out.
-                    planned, n_bytes[outcome.name] = n_bytes[outcome.name], wanted.bytes_of(outcome.stored)
-                    progress.change_total(n_bytes[outcome.name] - planned)
-                progress.update(n_bytes[outcome.name])
-                if isinstance(outcome, _Damage):
-                    damaged[outcome.name] = outcome.reason
-                    logger.error("sub-%s: %s", outcome.name, outcome.reason)
-                    continue
-                written[outcome.name] = outcome.stored
-                if not outcome.has_signal:
-                    logger.warning(
-                        "sub-%s has no signal in any voxel, since each series is constant or has a value that is not "
-                        "finite: it will count in no map",
-                        outcome.name,
-                    )
-                if n_done * LOGGED_SHARES // len(futures) > (n_done - 1) * LOGGED_SHARES // len(futures):
-                    logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
-        except BrokenProcessPool as error:
-            # Where a scheduler ends them all, this process may be told last: it ends for that reason then.
-            time.sleep(GRACE_S)
-            raise MemoryError(
-                "a process of the build was killed, most likely since the memory ran out, or could not start: run "
-                "the same command with a smaller --nprocs, it goes on from where it stopped"
-            ) from error
-    if damaged:
-        _refuse(damaged, len(n_bytes))
-    return written
-
-
-def _refuse(damaged: Mapping[str, str], n_subjects: int) -> NoReturn:
-    name, reason = min(damaged.items())
-    raise DamagedSource(
-        f"{len(damaged)} of {n_subjects} subjects cannot be read, the first: sub-{name}: {reason}. All others are "
-        "written: mend what is damaged, and run the same command again"
-    )
-
-
-@contextmanager
-def _processes(job: _Job, n_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Give processes that know the job; what was not begun when the block fails is not begun any more."""
-    pool = ProcessPoolExecutor(
-        n_processes, multiprocessing.get_context("spawn"), initializer=_start_process, initargs=(job,)
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C, where signals may be set: in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-_job: _Job
-"""Of a process of a build."""
-
-
-def _start_process(job: _Job) -> None:
-    global _job
-    _job = job
-    # Ctrl-C goes to the whole group; the process that started this one answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    give_back_freed_memory()
-    # There is a process for each processor; and one thread adds in the same order each time.
-    threadpool_limits(1, user_api="blas")
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is killed, which the pool alone would never notice."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        with suppress(OSError):
-            connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A subject that was written."""
-
-    name: str
-    stored: StoredSubject
-    has_signal: bool
-    """In any voxel."""
-
-
-@dataclass(frozen=True)
-class _Damage:
-    """Why a subject cannot be read."""
-
-    name: str
-    reason: str
-
-
-def _write_subject(place: int) -> _Written | _Damage:
-    """Read one subject of the source, write it, and record it."""
-    subject = _job.source.subjects[place]
-    try:
-        signature = _signature(subject)
-        standardized = _job.source.read(subject)
-    except (OSError, ValueError) as error:
-        return _Damage(subject.name, str(error))
-    standardized, r_error_bound = rotate(standardized, _job.rank, _job.rank_tolerance)
-    sha256 = write_subject(_job.folder, subject.name, standardized, _job.dtype)
-    n_components = standardized[0].shape[1]
-    stored = StoredSubject(
-        subject.name, subject.n_timepoints, n_components, r_error_bound, _stored_runs(subject), sha256
-    )
-    write_json(
-        _record_path(_job.folder, subject.name),
-        {"subject": asdict(stored), "signature": signature, "settings": _job.settings},
-    )
-    return _Written(stored.name, stored, has_signal=bool(standardized[1].any()))

@@ -239,14 +239,6 @@ class Store:
             if size != expected:
                 raise ValueError(f"{path} has {size} bytes instead of {expected}: {REMEDY}")
 
-    def has_files_of(self, subject: StoredSubject) -> bool:
-        """Tell whether a subject's files are there, in the size that they must have."""
-        try:
-            self.check_files(subject)
-        except ValueError:
-            return False
-        return True
-
     def read(self, subject: StoredSubject) -> tuple[Array, Array, Array]:
         """Read one subject.
 
