@@ -12,7 +12,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.bids import LesionMask
 from bids_lacuna.connectome.connectome import ConnectomeSubject
 from bids_lacuna.connectome.store import Store, StoredRun, StoredSubject, array_path, this_software, write_subject
 from bids_lacuna.files import write_json

@@ -17,7 +17,7 @@ from benchmarks.kernel import Arithmetic, subjects_at_once
 from benchmarks.measure import N_THREADS, Figure, medians, seconds
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
 from bids_lacuna.batch import Callback
-from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.writer import DerivativesWriter, LesionRecord, MapSettings
 
 N_LESIONS = 500

@@ -31,7 +31,7 @@ from bids_lacuna.runtime.numba_cache import keep_in
 from bids_lacuna.text import format_bytes, meant, one_line
 
 if TYPE_CHECKING:
-    from bids_lacuna.bids.index import LesionMask
+    from bids_lacuna.bids import LesionMask
     from bids_lacuna.cluster.run import ClusterMapping
     from bids_lacuna.connectome.connectome import Connectome
     from bids_lacuna.derivatives.history import Run
@@ -343,7 +343,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
     check_folders(arguments, datasets)
     from bids_lacuna.app.preview import describe_group
-    from bids_lacuna.bids.index import DamagedDataset, find_stat_maps
+    from bids_lacuna.bids import DamagedDataset, find_stat_maps
     from bids_lacuna.derivatives.writer import prepare_dataset
     from bids_lacuna.group.cohort import NoMaps, UnfitLesions, choose_group, refuse
     from bids_lacuna.group.summary import BLOCK_BYTES, summarize_group
@@ -489,7 +489,7 @@ def describe_run(
 
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
     """Find the masks that the arguments choose."""
-    from bids_lacuna.bids.index import (
+    from bids_lacuna.bids import (
         DamagedDataset,
         NoLesionMasks,
         UnknownParticipant,

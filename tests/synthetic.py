@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,10 @@ SPACE = "MNI152NLin6Asym"
 
 RADIOLOGICAL = np.array([[-4.0, 0, 0, 8], [0, 4, 0, -12], [0, 0, 4, -20], [0, 0, 0, 1]])
 """4 mm, stored from right to left, centred on the origin: the grid's left is not the array's."""
+
+RAW = {"Name": "made up", "BIDSVersion": "1.10.0"}
+DERIVATIVE = {**RAW, "DatasetType": "derivative", "GeneratedBy": [{"Name": "manual"}]}
+"""Descriptions of datasets."""
 
 NOBODY = 65534
 """The user who owns nothing."""
@@ -137,6 +141,15 @@ def write_dataset(root: Path, masks: dict[str, Array], affine: Array = RADIOLOGI
         write_mask(
             root / f"{name}.nii.gz", voxels, affine, {"Type": "Lesion", "Sources": [], "SpatialReference": SPACE}
         )
+    return root
+
+
+def write_images(root: Path, *images: str, description: Mapping[str, object] = RAW) -> Path:
+    """Write a BIDS dataset with NIfTI files of one voxel at these paths."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    for image in images:
+        write_mask(root / image, np.ones((1, 1, 1)), np.eye(4))
     return root
 
 

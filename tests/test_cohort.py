@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from bids_lacuna.bids.index import find_lesion_masks, find_stat_maps
+from bids_lacuna.bids import find_lesion_masks, find_stat_maps
 from bids_lacuna.group.cohort import Group, NoMaps, UnfitLesions, choose_group, refuse
 
 SUBJECTS = ("01", "02", "03", "04", "05")

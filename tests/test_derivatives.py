@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from bidsschematools.schema import load_schema
 
-from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives import writer as derivatives
 from bids_lacuna.derivatives.writer import MapSettings, decide, expected_maps, map_path, prepare_dataset
 from bids_lacuna.grid import Grid

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.bids import LesionMask
 from bids_lacuna.grid import Grid
 from bids_lacuna.group.cohort import Group, GroupLesion, Origin, UnfitLesions
 from bids_lacuna.group.summary import GroupSummary, cluster, correlate_maps, find_outliers, side, summarize_group

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from synthetic import write_mask
 
 from bids_lacuna import demo
-from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.writer import LesionRecord
 from bids_lacuna.report.participant import (
     WORKER_BYTES,

@@ -261,7 +261,7 @@ def import_options(arguments: argparse.Namespace) -> ImportOptions:
 
     filters = None
     if arguments.bids_filter_file:
-        from bids_lacuna.bids.index import read_filter_file
+        from bids_lacuna.bids import read_filter_file
 
         with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
             filters = read_filter_file(arguments.bids_filter_file, "bold")

@@ -1,1 +1,20 @@
-"""What BIDS datasets hold."""
+"""BIDS datasets: lesion masks, BOLD runs and lesions' maps on disk."""
+
+from bids_lacuna.bids.bold import BoldRun, NoBoldRuns, find_bold_runs
+from bids_lacuna.bids.index import DamagedDataset, UnknownParticipant, read_filter_file
+from bids_lacuna.bids.lesions import LesionMask, NoLesionMasks, find_lesion_masks
+from bids_lacuna.bids.statmaps import StatMap, find_stat_maps
+
+__all__ = [
+    "BoldRun",
+    "DamagedDataset",
+    "LesionMask",
+    "NoBoldRuns",
+    "NoLesionMasks",
+    "StatMap",
+    "UnknownParticipant",
+    "find_bold_runs",
+    "find_lesion_masks",
+    "find_stat_maps",
+    "read_filter_file",
+]

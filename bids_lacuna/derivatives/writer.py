@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.bids.index import LesionMask
+from bids_lacuna.bids import LesionMask
 from bids_lacuna.files import hash_file, read_json_object, remove_unfinished, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, Weighting

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from bids_lacuna.bids.index import LesionMask, StatMap
+from bids_lacuna.bids import LesionMask, StatMap
 from bids_lacuna.derivatives.writer import MapSettings, file_hash, map_path, number_label, sidecar_path
 from bids_lacuna.files import read_json_object
 from bids_lacuna.grid import Grid

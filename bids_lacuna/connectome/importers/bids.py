@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_lacuna.bids.index import BoldRun, NoBoldRuns, find_bold_runs
+from bids_lacuna.bids import BoldRun, NoBoldRuns, find_bold_runs
 from bids_lacuna.connectome.importers.nifti import NiftiRun, check_affine, lie_alike, read_grid
 from bids_lacuna.connectome.importers.source import NothingMatches, Source, group_by_subject, natural_order
 from bids_lacuna.grid import Grid

@@ -1,0 +1,279 @@
+"""Datasets, participants, filters and the index on disk: what of a dataset is looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+from synthetic import DERIVATIVE, RAW
+
+from bids_lacuna.bids import LesionMask, NoLesionMasks, UnknownParticipant, find_lesion_masks, read_filter_file
+
+LESION = "sub-01/anat/sub-01_label-lesion_mask.nii.gz"
+
+
+def names(found: Sequence[LesionMask]) -> list[str]:
+    """List the file names of masks."""
+    return [file.path.name for file in found]
+
+
+@pytest.mark.parametrize(
+    "description",
+    [RAW, DERIVATIVE, {**RAW, "DatasetType": "derivative"}, {**RAW, "PipelineDescription": {"Name": "old"}}],
+)
+@pytest.mark.parametrize("dataset_type", ["raw", "derivative"])
+def test_kinds_of_dataset(tmp_path: Path, description: dict[str, Any], dataset_type: str) -> None:
+    """Raw datasets and derivatives are read alike, whatever they say of what made them."""
+    synthetic.write_images(tmp_path, LESION, description={**description, "DatasetType": dataset_type})
+    assert names(find_lesion_masks(tmp_path)) == [Path(LESION).name]
+
+
+def test_damaged_sidecar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged sidecar is left out with a warning that names it; its mask stays."""
+    synthetic.write_images(tmp_path, LESION)
+    sidecar = tmp_path / LESION.replace(".nii.gz", ".json")
+    sidecar.write_text("{")
+    assert [mask.space for mask in find_lesion_masks(tmp_path)] == [None]
+    assert str(sidecar) in caplog.text
+
+
+@pytest.mark.parametrize("with_database", [False, True])
+def test_links_to_nowhere(tmp_path: Path, with_database: bool) -> None:
+    """In a DataLad clone without content, masks are listed with their BIDS names, and sidecars are no obstacle."""
+    root = synthetic.write_images(tmp_path / "clone", description=DERIVATIVE)
+    (root / "sub-01" / "anat").mkdir(parents=True)
+    for name in (
+        LESION,
+        LESION.replace(".nii.gz", ".json"),
+        "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+        "task.json",
+    ):
+        (root / name).symlink_to("../../.git/annex/objects/MD5E-s7--1" + name[-7:])
+    (mask,) = find_lesion_masks(root, database_dir=tmp_path / "database" if with_database else None)
+    assert mask.path == root / LESION
+    assert not mask.path.exists()
+
+
+def test_links_stay(tmp_path: Path) -> None:
+    """The path of a linked mask is the link's, since the content's name is not BIDS."""
+    content = synthetic.write_images(tmp_path / "annex", "MD5E-s7--1.nii.gz") / "MD5E-s7--1.nii.gz"
+    root = synthetic.write_images(tmp_path / "clone", "sub-02/anat/sub-02_T1w.nii.gz")
+    link = root / "sub-02/anat/sub-02_label-lesion_mask.nii.gz"
+    link.symlink_to(content)
+    (mask,) = find_lesion_masks(root)
+    assert mask.path == link
+
+
+def test_junk(tmp_path: Path) -> None:
+    """Hidden files and folders, other datasets within, empty and oddly named files are passed over."""
+    synthetic.write_images(
+        tmp_path,
+        LESION,
+        *(
+            f"{folder}/{LESION}"
+            for folder in (
+                ".git/annex",
+                ".datalad",
+                "sourcedata",
+                "code",
+                "stimuli",
+                "derivatives/masks",
+                "sub-01/.x",
+            )
+        ),
+    )
+    for name in ("._sub-01_label-lesion_mask.nii.gz", "sub-01_label-lesion_mask.nii.gz.tmp", "lésion (1).nii.gz"):
+        (tmp_path / "sub-01" / "anat" / name).touch()
+    (tmp_path / "participants.tsv").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "sub-02.html").touch()
+    assert [mask.path for mask in find_lesion_masks(tmp_path)] == [tmp_path / LESION]
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> Path:
+    """Make three participants with two sessions each, and a brain mask for each lesion."""
+    return synthetic.write_images(
+        tmp_path / "patients",
+        *(
+            f"sub-{sub}/ses-{ses}/anat/sub-{sub}_ses-{ses}_run-{run}_{kind}_mask.nii.gz"
+            for sub in ("1", "01", "011")
+            for ses, run in (("pre", "01"), ("post", "2"))
+            for kind in ("label-lesion", "desc-brain", "label-tumour")
+        ),
+    )
+
+
+@pytest.mark.parametrize("with_database", [False, True])
+@pytest.mark.parametrize("labels", [["01"], ["sub-01"], ["sub-1", "011"], []])
+def test_participants(patients: Path, tmp_path: Path, labels: list[str], with_database: bool) -> None:
+    """Participants are those asked for, with or without sub-, and never those whose labels are alike."""
+    database = tmp_path / "database" if with_database else None
+    found = find_lesion_masks(patients, participant_labels=labels, database_dir=database)
+    expected = {label.removeprefix("sub-") for label in labels} or {"1", "01", "011"}
+    assert {mask.entities["sub"] for mask in found} == expected
+    assert len(found) == 2 * len(expected)
+
+
+@pytest.mark.parametrize("label", ["post", "ses-post"])
+def test_sessions(patients: Path, label: str) -> None:
+    """Sessions are those asked for, with or without ses-."""
+    found = find_lesion_masks(patients, participant_labels=["01"], session_labels=[label])
+    assert names(found) == ["sub-01_ses-post_run-2_label-lesion_mask.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, 6),
+        ({"subject": "01"}, 2),
+        ({"sub": ["sub-01", "1"]}, 4),
+        ({"session": "ses-pre"}, 3),
+        ({"ses": ["pre", "post"], "datatype": "anat"}, 6),
+        ({"label": "tumour"}, 6),
+        ({"label": "*"}, 12),
+        ({"label": None}, 6),
+        ({"label": [None, "tumour"]}, 12),
+        ({"desc": "brain"}, 6),
+        ({"suffix": "mask"}, 18),
+        ({"acquisition": None}, 6),
+        ({"run": 1}, 3),
+        ({"run": "02"}, 3),
+        ({"extension": "nii.gz"}, 6),
+        ({"extension": ".nii.gz", "space": None, "stat": None}, 6),
+    ],
+)
+def test_filters(patients: Path, filters: dict[str, Any], expected: int) -> None:
+    """A filter holds a label, labels, null for none or "*" for any; on label, desc or suffix it replaces the rule."""
+    assert len(find_lesion_masks(patients, filters=filters)) == expected
+
+
+@pytest.mark.parametrize(
+    ("entity", "nearest"), [("labl", "label"), ("subjects", "subject"), ("scope", "space"), ("%", ".*")]
+)
+def test_unknown_entity(patients: Path, entity: str, nearest: str) -> None:
+    """A filter on what is no entity is an error that names the nearest one."""
+    with pytest.raises(ValueError, match=rf"'{entity}', which is no entity of BIDS: is '{nearest}' meant"):
+        find_lesion_masks(patients, filters={entity: "x"})
+
+
+def test_unknown_participant(patients: Path) -> None:
+    """Participants that no dataset has are named with those there are."""
+    with pytest.raises(UnknownParticipant, match=r"no participant 02, 03: there are 01, 011, 1$"):
+        find_lesion_masks(patients, participant_labels=["01", "sub-02", "03"])
+
+
+def test_participant_of_a_derivative(patients: Path, tmp_path: Path) -> None:
+    """A participant may be in a further dataset only."""
+    other = synthetic.write_images(tmp_path / "other", LESION.replace("01", "02"))
+    (mask,) = find_lesion_masks(patients, {"other": other}, participant_labels=["02"])
+    assert mask.dataset == "other"
+
+
+def test_many_participants(tmp_path: Path) -> None:
+    """Of many labels, twenty are listed and the rest counted."""
+    synthetic.write_images(tmp_path)
+    for number in range(100, 123):
+        (tmp_path / f"sub-{number}").mkdir()
+    with pytest.raises(UnknownParticipant, match=r"there are 100, 101, .*, 119 and 3 more$"):
+        find_lesion_masks(tmp_path, participant_labels=["x"])
+
+
+def test_unknown_session(patients: Path, tmp_path: Path) -> None:
+    """Sessions that no dataset has are named with those there are, if any."""
+    with pytest.raises(UnknownParticipant, match=r"no session mid: there are post, pre$"):
+        find_lesion_masks(patients, session_labels=["mid", "pre"])
+    with pytest.raises(UnknownParticipant, match=r"no session pre: there are no sub-\*/ses-\* folders$"):
+        find_lesion_masks(synthetic.write_images(tmp_path / "other", LESION), session_labels=["pre"])
+
+
+def test_lesions_that_filters_leave_out(patients: Path) -> None:
+    """Among near misses, lesion masks come first."""
+    with pytest.raises(NoLesionMasks, match=r"\n  run: 01 \(9\), 2 \(9\)\nnear miss: .*_label-lesion_mask.nii.gz\n"):
+        find_lesion_masks(patients, filters={"run": 7})
+
+
+def test_database_is_kept(patients: Path, tmp_path: Path) -> None:
+    """An index made for one participant serves all, does not see later files, and says so."""
+    database = tmp_path / "deep" / "database"
+    first = find_lesion_masks(patients, participant_labels=["01"], database_dir=database)
+    indices = sorted(database.iterdir())
+    synthetic.write_images(patients, "sub-01/anat/sub-01_label-wound_mask.nii.gz")
+    assert find_lesion_masks(patients, participant_labels=["01"], database_dir=database) == first
+    assert find_lesion_masks(patients, database_dir=database) == find_lesion_masks(patients)
+    assert sorted(database.iterdir()) == indices
+    with pytest.raises(NoLesionMasks, match=f"the index in {database} may be older"):
+        find_lesion_masks(patients, filters={"label": "wound"}, database_dir=database)
+
+
+def test_databases_of_two_datasets(tmp_path: Path) -> None:
+    """Datasets that share a database folder, and the name `source`, keep their own indices."""
+    for number in ("01", "02"):
+        root = synthetic.write_images(tmp_path / number, LESION.replace("01", number))
+        (mask,) = find_lesion_masks(root, database_dir=tmp_path / "database")
+        assert mask.path == root / LESION.replace("01", number)
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    """A folder that is no BIDS root is an error that shows how to make it one."""
+    (tmp_path / "sub-01").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r'no dataset_description.json: .* \{"Name": "my data", "BIDSVersion"'
+    ):
+        find_lesion_masks(tmp_path)
+    with pytest.raises(NotADirectoryError, match="there is no folder"):
+        find_lesion_masks(synthetic.write_images(tmp_path, LESION), {"x": tmp_path / "nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "holds a JSON list"),
+        (json.dumps({**DERIVATIVE, "GeneratedBy": {"Name": "manual"}}), "GeneratedBy in .* is no list of objects"),
+    ],
+)
+def test_damaged_description(tmp_path: Path, content: str, message: str) -> None:
+    """A damaged dataset_description.json is an error that names it."""
+    synthetic.write_images(tmp_path, LESION)
+    (tmp_path / "dataset_description.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        find_lesion_masks(tmp_path)
+    assert str(tmp_path / "dataset_description.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "filters"),
+    [
+        ({"lesion": {"space": "T1w", "run": None}, "bold": {"task": "rest"}}, {"space": "T1w", "run": None}),
+        ({"t1w": {"datatype": "anat"}}, {}),
+        ({"lesion": None}, {}),
+    ],
+)
+def test_filter_file(tmp_path: Path, content: Any, filters: dict[str, Any]) -> None:
+    """Of a filter file only what it says about lesions counts."""
+    path = tmp_path / "filters.json"
+    path.write_text(json.dumps(content))
+    assert read_filter_file(path) == filters
+
+
+def test_filter_file_without_the_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Filters on the runs of a connectome have a key of their own; that there are none is said."""
+    path = tmp_path / "filters.json"
+    path.write_text('{"bold": {"task": "movie"}}')
+    assert read_filter_file(path, "bold") == {"task": "movie"}
+    assert not caplog.records
+    assert read_filter_file(path) == {}
+    assert 'no filters under "lesion" (it has bold)' in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"lesion": "01"}'])
+def test_damaged_filter_file(tmp_path: Path, content: str) -> None:
+    """A filter file that is no JSON, or no object of objects, is an error that names it."""
+    path = tmp_path / "filters.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"filters\.json"):
+        read_filter_file(path)
