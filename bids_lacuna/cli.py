@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shlex
-import signal
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from bids_lacuna.app.config import add_config_file, write_config
 from bids_lacuna.app.options import build_parser
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.numba_cache import keep_in
+from bids_lacuna.runtime.signals import sigusr1_ignored
 from bids_lacuna.text import format_bytes, meant, one_line
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run_level(arguments: argparse.Namespace) -> Exit:
 
 def run_participants(arguments: argparse.Namespace) -> Exit:
     """Map the lesions of a dataset: the participant level."""
-    with ExitStack() as cluster:
+    with ExitStack() as cluster, sigusr1_ignored():
         return map_lesions(arguments, cluster)
 
 
@@ -107,7 +107,6 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
     from bids_lacuna.runtime.memory import available_cpus, memory_budget, room_for_files
 
     started = time.monotonic()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments)
     masks = find_masks(arguments, datasets)

@@ -219,35 +219,6 @@ def test_sigterm_leaves_nothing_behind(bids: Path, connectome: Path, tmp_path: P
     assert all({"not run"} <= set(outcomes) <= {"done", "not run"} for outcomes in statuses(out))
 
 
-DROPPED = """
-import os, signal, sys, time
-from bids_lacuna.app.command import Exit, Parser, run_command
-
-class Callback:
-    def __del__(self):
-        os.kill(os.getpid(), int(sys.argv[1]))
-        time.sleep(0.1)
-
-# A shell's background job, and what it starts, ignores SIGINT.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
-def run(arguments):
-    Callback()
-    time.sleep(20)
-    return Exit.OK
-
-sys.exit(run_command(Parser(prog="program"), [], run, "interrupted"))
-"""
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_in_a_callback_is_not_lost(number: int, status: int) -> None:
-    """A signal that comes in a callback, whose exceptions Python drops, ends the program a moment later."""
-    result = subprocess.run([sys.executable, "-c", DROPPED, str(int(number))], capture_output=True, text=True)
-    assert result.returncode == status
-    assert result.stderr.startswith("program: interrupted")
-
-
 def test_what_one_lesion_has_is_of_one_kind(
     bids: Path, connectome: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:

@@ -6,18 +6,16 @@ import argparse
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from bids_lacuna._version import __version__
 from bids_lacuna.runtime import logs
+from bids_lacuna.runtime.signals import Terminated, sigterm_raised
 from bids_lacuna.spaces import nearest_template
 from bids_lacuna.text import meant
 
@@ -42,10 +40,6 @@ class Exit(IntEnum):
     """A Dask cluster is out of reach; the same command goes on."""
     INTERRUPTED = 130
     TERMINATED = 143
-
-
-class Terminated(KeyboardInterrupt):
-    """The program was told to end by SIGTERM, as schedulers do: it cleans up as after Ctrl-C."""
 
 
 class Stop(Exception):  # noqa: N818  an end with a status, not always an error
@@ -119,7 +113,7 @@ def run_command(
         flags = [flag for action in arguments.parser._actions for flag in action.option_strings]
         near = meant(first, flags) if first.startswith("-") else ""
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
-    with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), _ending_on_sigterm():
+    with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), sigterm_raised():
         try:
             return run(arguments)
         except Stop as stop:
@@ -138,37 +132,6 @@ def run_command(
         except KeyboardInterrupt:
             sys.stderr.write(f"{parser.prog}: {interrupted}\n")
             return Exit.INTERRUPTED
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` where SIGTERM would end the process at once; a second one changes nothing."""
-
-    def terminate(number: int, _frame: FrameType | None) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)
-        raise Terminated
-
-    # Only the main thread may set signals.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def try_again(lost: Any) -> None:
-        # Python drops what a handler raises in a callback, as of a module that is being imported.
-        if isinstance(lost.exc_value, KeyboardInterrupt):
-            number = signal.SIGTERM if isinstance(lost.exc_value, Terminated) else signal.SIGINT
-            signal.signal(signal.SIGTERM, terminate)
-            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
-        else:
-            hook(lost)
-
-    before, hook = signal.signal(signal.SIGTERM, terminate), sys.unraisablehook
-    sys.unraisablehook = try_again
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -43,9 +43,10 @@ from bids_lacuna.mapping.functional import (
     count_together,
     weight_hashes,
 )
-from bids_lacuna.runtime.checkpoint import Checkpoints, read_slice, save_slice, signals_held
+from bids_lacuna.runtime.checkpoint import Checkpoints, read_slice, save_slice
 from bids_lacuna.runtime.memory import give_back_freed_memory, memory_budget, resident_bytes
 from bids_lacuna.runtime.plan import MOMENT_BYTES, SUBJECTS_IN_MEMORY, BatchPlan, plan_batches
+from bids_lacuna.runtime.signals import signals_held
 from bids_lacuna.statistics import LesionStatistics, RunningMoments, count_subjects
 
 logger = logging.getLogger(__name__)

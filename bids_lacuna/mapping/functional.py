@@ -23,9 +23,10 @@ from bids_lacuna._version import __version__
 from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
-from bids_lacuna.runtime.checkpoint import Checkpoints, signals_held
+from bids_lacuna.runtime.checkpoint import Checkpoints
 from bids_lacuna.runtime.memory import ADDRESS_SPACE, memory_limits
 from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY, BatchPlan
+from bids_lacuna.runtime.signals import signals_held
 from bids_lacuna.spaces import nifti_code
 from bids_lacuna.statistics import LesionStatistics, Moments, RunningMoments, fdr_threshold, minus_log10_p
 

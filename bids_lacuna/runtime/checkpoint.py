@@ -13,14 +13,11 @@ import json
 import logging
 import platform
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import numpy as np
@@ -42,9 +39,6 @@ SLICE_SUFFIX = ".slice"
 
 GENERATIONS = 2
 """Files of moments that are kept: should the newest turn out to be damaged, the one before it is there."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, the end that schedulers give notice of, and SLURM's `--signal`, after which the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -230,42 +224,6 @@ class Checkpoints:
 def subdivide(batches: Sequence[Sequence[str]], size: int) -> list[list[str]]:
     """Divide batches further, into some of up to that size."""
     return [list(batch[start : start + size]) for batch in batches for start in range(0, len(batch), size or 1)]
-
-
-@contextmanager
-def signals_held(hold: bool) -> Iterator[set[int]]:
-    """Let signals wait until the block ends, so that nothing is ended in the middle; a second one ends it at once.
-
-    Parameters
-    ----------
-    hold
-        Whether to: for a thread that isn't the main one there is nothing to hold.
-
-    Yields
-    ------
-    set of int
-        Those that have come. SIGUSR1 wants the moments to be saved, and nothing else.
-    """
-    received: set[int] = set()
-    if not hold or threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if number in received and number != signal.SIGUSR1:
-            raise KeyboardInterrupt
-        received.add(number)
-
-    # What is ignored, as Ctrl-C is under nohup, stays so; but for SIGUSR1, which would end the process otherwise.
-    heeded = [n for n in SIGNALS if n == signal.SIGUSR1 or signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heeded}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for ending in received - {signal.SIGUSR1}:
-        signal.raise_signal(ending)
 
 
 @contextmanager

@@ -1,0 +1,116 @@
+"""The signals that the program handles: on the main thread only, and given back when a block ends.
+
+Handlers can be set on the main thread alone, so that on another one each block leaves signals as they are. SIGINT and
+SIGTERM stay ignored where they were ignored before, as SIGINT is in a shell's background job.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what schedulers send before they kill a job."""
+
+SAVING = signal.SIGUSR1
+"""Sent by SLURM's `--signal`: save the running sums, and continue."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received; the program cleans up as after Ctrl-C."""
+
+
+@contextmanager
+def sigterm_raised() -> Iterator[None]:
+    """Raise `Terminated` once on SIGTERM until the block ends; further ones are ignored."""
+
+    def terminate(number: int, _frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    def raise_again(lost: Any) -> None:
+        # Python drops what a handler raises in a callback, as of a module that is being imported.
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            hook(lost)
+            return
+        number = signal.SIGINT
+        if isinstance(lost.exc_value, Terminated):
+            number = signal.SIGTERM
+            signal.signal(number, terminate)
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+
+    hook = sys.unraisablehook
+    with _handled([signal.SIGTERM], terminate) as is_main_thread:
+        if is_main_thread:
+            sys.unraisablehook = raise_again
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
+
+
+@contextmanager
+def sigusr1_ignored() -> Iterator[None]:
+    """Ignore SIGUSR1, which would end the process, until the block ends."""
+    with _handled([SAVING], signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def signals_held(hold: bool) -> Iterator[set[int]]:
+    """Hold signals back until the block ends, so that they interrupt nothing; a second SIGINT or SIGTERM does.
+
+    Parameters
+    ----------
+    hold
+        False: leave signals as they are.
+
+    Yields
+    ------
+    set of int
+        The signals received so far. SIGUSR1 asks for the moments to be saved, and is not sent again.
+    """
+    received: set[int] = set()
+    if not hold:
+        yield received
+        return
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if number in received and number != SAVING:
+            raise KeyboardInterrupt
+        received.add(number)
+
+    with _handled([*ENDING, SAVING], note):
+        yield received
+    for number in received - {SAVING}:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def _handled(numbers: Iterable[int], handler: Handler) -> Iterator[bool]:
+    """Handle signals until the block ends, and yield whether this is the main thread, which alone can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield False
+        return
+    before = {number: signal.getsignal(number) for number in numbers if not _stays(number)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield True
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _stays(number: int) -> bool:
+    """Whether a signal's handler stays: one that was set outside Python cannot be given back."""
+    handler = signal.getsignal(number)
+    return handler is None or (handler is signal.SIG_IGN and number != SAVING)
