@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `make docs`."""
+"""Sphinx configuration for `make docs`."""
 
 from sphinx.application import Sphinx
 
@@ -6,7 +6,7 @@ from bids_lacuna import __version__
 
 project = "bids_lacuna"
 author = "bids_lacuna contributors"
-copyright = author  # noqa: A001  Sphinx's name of it
+copyright = author  # noqa: A001  Sphinx's name for it
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxarg.ext"]
@@ -18,10 +18,10 @@ html_show_copyright = False
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
-# Options keep their two dashes.
+# Smart quotes would turn the two dashes of options into one.
 smartquotes = False
 
-# What docstrings have in backticks is a name: a link where it is described here, else code.
+# Text in backticks is a name: a link if it is documented here, otherwise code.
 default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -30,10 +30,10 @@ napoleon_use_rtype = False
 
 
 def escape_bars(_app: Sphinx, _what: str, _name: str, _of: object, _options: object, lines: list[str]) -> None:
-    """Keep the bars of |t| and |z| in docstrings, which reStructuredText would take for substitutions."""
+    """Escape the bars of |t| and |z| in docstrings, which reStructuredText would read as substitutions."""
     lines[:] = [line.replace("|", r"\|") for line in lines]
 
 
 def setup(app: Sphinx) -> None:
-    """Change docstrings before they are read as reStructuredText."""
+    """Register `escape_bars` for all docstrings."""
     app.connect("autodoc-process-docstring", escape_bars)

@@ -1,4 +1,4 @@
-"""The programs' parsers for the reference: their help is plain text, which Sphinx would take for reStructuredText."""
+"""Argument parsers for the reference, with help text escaped for reStructuredText."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bids_lacuna.app import options
 
 
 def app() -> argparse.ArgumentParser:
-    """Give the parser of bids-lacuna."""
+    """Return the parser of bids-lacuna."""
     return escape_help(options.build_parser())
 
 
 def connectome() -> argparse.ArgumentParser:
-    """Give the parser of bids-lacuna-connectome."""
+    """Return the parser of bids-lacuna-connectome."""
     return escape_help(connectome_app.build_parser())
 
 
 def escape_help(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Escape what reStructuredText has a meaning for, in all that a parser and its commands say."""
+    """Escape reStructuredText markup in the help of a parser and its subcommands."""
     for action in parser._actions:
         if action.help:
             action.help = re.sub(r"([|*`_\\])", r"\\\1", action.help)
