@@ -3,12 +3,12 @@
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=8G
 #SBATCH --time=02:00:00
-# One job for each of 20 groups of participants, all into one output folder:
+# Map 20 groups of participants, one job each, into one output folder:
 #
 #     sbatch --array=0-19 examples/slurm_array.sh IMAGE.sif BIDS_DIR OUTPUT_DIR CONNECTOME
 #
-# A job passes over the whole connectome however few its lesions are: few large groups beat one participant a job.
-# A job that was killed goes on where it stopped when the array is submitted again.
+# Each job reads the whole connectome, however few lesions it maps: few large groups are faster than one participant per job.
+# Submit the array again to resume jobs that were killed.
 set -euo pipefail
 
 image=$1 bids_dir=$(realpath "$2") output_dir=$(realpath --canonicalize-missing "$3") connectome=$(realpath "$4")
