@@ -18,7 +18,9 @@ from benchmarks.measure import N_THREADS, Figure, medians, seconds
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
 from bids_lacuna.batch import Callback
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives.writer import DerivativesWriter, LesionRecord, MapSettings
+from bids_lacuna.derivatives.names import MapSettings
+from bids_lacuna.derivatives.records import LesionRecord
+from bids_lacuna.derivatives.writer import DerivativesWriter
 
 N_LESIONS = 500
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from bids_lacuna.cluster.run import ClusterMapping
     from bids_lacuna.connectome.connectome import Connectome
     from bids_lacuna.derivatives.history import Run
-    from bids_lacuna.derivatives.writer import DerivativesWriter, LesionRecord
+    from bids_lacuna.derivatives.records import LesionRecord
+    from bids_lacuna.derivatives.writer import DerivativesWriter
     from bids_lacuna.lesion import LesionData
     from bids_lacuna.mapping.functional import FunctionalNetworkMapping
     from bids_lacuna.runtime.checkpoint import Checkpoints
@@ -100,7 +101,9 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
         keep_in(make_folder(arguments.work_dir.absolute() / "numba"))
     # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
     from bids_lacuna.batch import plan_run, process_batches
-    from bids_lacuna.derivatives.writer import DerivativesWriter, MapSettings, claim_pending, decide
+    from bids_lacuna.derivatives.names import MapSettings
+    from bids_lacuna.derivatives.records import claim_pending, decide
+    from bids_lacuna.derivatives.writer import DerivativesWriter
     from bids_lacuna.mapping.functional import FunctionalNetworkMapping, NoWorker
     from bids_lacuna.report.methods import write_citation
     from bids_lacuna.report.participant import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
@@ -268,7 +271,7 @@ def sharing_output(
     output_dir: Path, datasets: Mapping[str, Path], run: str
 ) -> Iterator[tuple[Claims, dict[str, str]]]:
     """Write into the output folder as one of several runs: make it a dataset, and give claims and links."""
-    from bids_lacuna.derivatives.writer import DATASET_FILES, clean_after, prepare_dataset, read_description
+    from bids_lacuna.derivatives.dataset import DATASET_FILES, clean_after, prepare_dataset, read_description
     from bids_lacuna.files import remove_unfinished
     from bids_lacuna.runtime.locks import claiming
 
@@ -343,7 +346,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     check_folders(arguments, datasets)
     from bids_lacuna.app.preview import describe_group
     from bids_lacuna.bids import DamagedDataset, find_stat_maps
-    from bids_lacuna.derivatives.writer import prepare_dataset
+    from bids_lacuna.derivatives.dataset import prepare_dataset
     from bids_lacuna.group.cohort import NoMaps, UnfitLesions, choose_group, refuse
     from bids_lacuna.group.summary import BLOCK_BYTES, summarize_group
     from bids_lacuna.runtime.memory import available_cpus, memory_budget

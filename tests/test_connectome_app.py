@@ -25,7 +25,7 @@ import synthetic
 from bids_lacuna import FunctionalNetworkMapping, LesionData, __version__, batch_process
 from bids_lacuna.app import connectome as connectome_app
 from bids_lacuna.connectome.store import Store
-from bids_lacuna.mapping.functional import NetworkMaps
+from bids_lacuna.mapping.maps import NetworkMaps
 
 Array = np.ndarray
 

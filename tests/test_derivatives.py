@@ -13,8 +13,9 @@ import synthetic
 from bidsschematools.schema import load_schema
 
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives import writer as derivatives
-from bids_lacuna.derivatives.writer import MapSettings, decide, expected_maps, map_path, prepare_dataset
+from bids_lacuna.derivatives.dataset import prepare_dataset
+from bids_lacuna.derivatives.names import ENTITY_ORDER, MapSettings, expected_maps, map_path
+from bids_lacuna.derivatives.records import decide
 from bids_lacuna.grid import Grid
 
 
@@ -53,7 +54,7 @@ def test_entities_have_the_order_of_the_schema() -> None:
     """The order of entities is that of the BIDS schema, to which `stat` is added."""
     schema = load_schema()
     names = [schema.objects.entities[entity].name for entity in schema.rules.entities]
-    ours = [name for name in derivatives.ENTITY_ORDER if name in names]
+    ours = [name for name in ENTITY_ORDER if name in names]
     assert [name for name in names if name in ours] == ours
     assert set(names) - set(ours) == set()
 

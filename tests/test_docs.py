@@ -29,7 +29,7 @@ import test_build
 from bids_lacuna import cli, demo
 from bids_lacuna.app import connectome as connectome_app
 from bids_lacuna.app import options
-from bids_lacuna.derivatives import writer as derivatives
+from bids_lacuna.derivatives import dataset
 from bids_lacuna.group import summary as group
 
 ROOT = Path(__file__).parents[1]
@@ -264,12 +264,12 @@ def check_datalad(words: list[str]) -> None:
 
 def check_clone(words: list[str]) -> None:
     """Check what needs a network: it is the project's address."""
-    assert words[1:] == ["clone", derivatives.CODE_URL]
+    assert words[1:] == ["clone", dataset.CODE_URL]
 
 
 def step(words: list[str]) -> None:
     """Go into the checkout, or its environment, where the reader is already."""
-    assert words in (["cd", derivatives.CODE_URL.rpartition("/")[2]], ["source", ".venv/bin/activate"])
+    assert words in (["cd", dataset.CODE_URL.rpartition("/")[2]], ["source", ".venv/bin/activate"])
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {

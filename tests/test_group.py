@@ -16,7 +16,7 @@ from bids_lacuna.bids import LesionMask
 from bids_lacuna.grid import Grid
 from bids_lacuna.group.cohort import Group, GroupLesion, Origin, UnfitLesions
 from bids_lacuna.group.summary import GroupSummary, cluster, correlate_maps, find_outliers, side, summarize_group
-from bids_lacuna.lesion import LesionWeights
+from bids_lacuna.weights import LesionWeights
 
 Array = np.ndarray
 

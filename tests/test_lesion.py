@@ -17,7 +17,8 @@ from bids_lacuna import LesionData, images
 from bids_lacuna import lesion as lesion_module
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
-from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, read_mask, weigh
+from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, read_mask
+from bids_lacuna.weights import weigh
 
 Array = np.ndarray
 

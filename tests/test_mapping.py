@@ -14,7 +14,8 @@ from synthetic import RADIOLOGICAL, box, make_mask, make_series, write_connectom
 from bids_lacuna import reference
 from bids_lacuna.connectome.connectome import Connectome
 from bids_lacuna.lesion import LesionData
-from bids_lacuna.mapping.functional import FunctionalNetworkMapping, NetworkMaps
+from bids_lacuna.mapping.functional import FunctionalNetworkMapping
+from bids_lacuna.mapping.maps import NetworkMaps
 from bids_lacuna.statistics import RunningMoments
 
 Array = np.ndarray

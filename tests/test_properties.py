@@ -18,7 +18,7 @@ from nibabel.affines import apply_affine, from_matvec
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
 from bids_lacuna.grid import Grid
-from bids_lacuna.lesion import weigh
+from bids_lacuna.weights import weigh
 
 Array = np.ndarray
 

@@ -25,7 +25,7 @@ from synthetic import write_mask
 
 from bids_lacuna import demo
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives.writer import LesionRecord
+from bids_lacuna.derivatives.records import LesionRecord
 from bids_lacuna.report.participant import (
     WORKER_BYTES,
     ReportPool,

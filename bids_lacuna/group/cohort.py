@@ -11,11 +11,12 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from bids_lacuna.bids import LesionMask, StatMap
-from bids_lacuna.derivatives.writer import MapSettings, file_hash, map_path, number_label, sidecar_path
+from bids_lacuna.derivatives.names import MapSettings, map_path, number_label, sidecar_path
+from bids_lacuna.derivatives.records import file_hash
 from bids_lacuna.files import read_json_object
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
-from bids_lacuna.lesion import Weighting
+from bids_lacuna.weights import Weighting
 
 Kind = Literal["missing", "mixed"]
 """Why a lesion is not in the group: its maps are missing or damaged, or were made with something else than most."""

@@ -20,13 +20,14 @@ from scipy.spatial.distance import squareform
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna._version import __version__
-from bids_lacuna.derivatives.writer import number_label
+from bids_lacuna.derivatives.names import number_label
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
 from bids_lacuna.grid import Grid
 from bids_lacuna.group.cohort import STATISTICS, Group, GroupLesion, LeftOut, Origin, UnfitLesions, refuse
 from bids_lacuna.images import open_image, read_volume
-from bids_lacuna.lesion import LOW_COVERAGE, ONE_SIDED, LesionData, LesionWeights, load_lesion, name_side
+from bids_lacuna.lesion import LOW_COVERAGE, ONE_SIDED, LesionData, load_lesion, name_side
 from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.weights import LesionWeights
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,22 +13,20 @@ from itertools import islice
 from os import PathLike
 from pathlib import Path
 from signal import SIGUSR1
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from bids_lacuna import kernels
 from bids_lacuna._version import __version__
 from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
-from bids_lacuna.grid import Grid
-from bids_lacuna.lesion import LesionData, LesionWeights, Weighting, load_lesion
+from bids_lacuna.lesion import LesionData, load_lesion
+from bids_lacuna.mapping.maps import NetworkMaps
 from bids_lacuna.runtime.checkpoint import Checkpoints
 from bids_lacuna.runtime.memory import ADDRESS_SPACE, memory_limits
 from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY, BatchPlan
 from bids_lacuna.runtime.signals import signals_held
-from bids_lacuna.spaces import nifti_code
-from bids_lacuna.statistics import LesionStatistics, Moments, RunningMoments, fdr_threshold, minus_log10_p
+from bids_lacuna.statistics import Moments, RunningMoments
+from bids_lacuna.weights import LesionWeights, Weighting
 
 logger = logging.getLogger(__name__)
 
@@ -45,146 +43,6 @@ class MappingStopped(Exception):  # noqa: N818  an end that is no mistake of the
 
 class NoWorker(ValueError):  # noqa: N818
     """None of a cluster's workers can map."""
-
-
-class NetworkMaps(Mapping[str, Any]):
-    """The maps of one lesion, each made when it is asked for.
-
-    Keys: `correlation_map` (tanh of the mean Fisher z), `z_map` (mean Fisher z), `t_map` where asked for,
-    `binary_map` (|t| above the first threshold; 0 where t is undefined) and `binary_maps` (one for each
-    threshold) where a threshold was given, `n_map` (connectome subjects at each voxel) where n varies,
-    `minus_log10_p_map` (two-sided, of t; 0 outside the connectome's mask), and `summary_statistics`, a plain dict.
-    Maps are `nibabel.Nifti1Image` on the connectome's grid; an undefined value is NaN.
-    """
-
-    def __init__(
-        self,
-        read_statistics: Callable[[], LesionStatistics],
-        grid: Grid,
-        space: str,
-        compute_t_map: bool,
-        t_thresholds: tuple[float, ...],
-        n_varies: bool,
-    ) -> None:
-        """Make the maps of one lesion.
-
-        Parameters
-        ----------
-        read_statistics
-            Gives the lesion's voxel vectors, anew at each call, until `keep` or `release`.
-        grid, space
-            The connectome's.
-        compute_t_map, t_thresholds, n_varies
-            Which maps there are.
-        """
-        self._read_statistics: Callable[[], LesionStatistics] | None = read_statistics
-        self._kept: LesionStatistics | None = None
-        self._grid = grid
-        self._space = space
-        self._t_thresholds = t_thresholds
-        self._keys = (
-            "correlation_map",
-            "z_map",
-            *(["t_map"] if compute_t_map else []),
-            *(["binary_map", "binary_maps"] if t_thresholds else []),
-            *(["n_map"] if n_varies else []),
-            "minus_log10_p_map",
-            "summary_statistics",
-        )
-
-    def __getitem__(self, key: str) -> Any:
-        """Make one map.
-
-        Raises
-        ------
-        KeyError
-            There is no such map; the message lists those there are.
-        RuntimeError
-            The batch's callback has returned, and the maps are gone.
-        """
-        if key not in self._keys:
-            raise KeyError(f"no {key!r} here: there are {', '.join(self._keys)}")
-        statistics = self.statistics
-        match key:
-            case "correlation_map":
-                return self._image(statistics.r)
-            case "z_map":
-                return self._image(statistics.z)
-            case "t_map":
-                return self._image(statistics.t)
-            case "binary_map":
-                return self._binary(statistics, self._t_thresholds[0])
-            case "binary_maps":
-                return {threshold: self._binary(statistics, threshold) for threshold in self._t_thresholds}
-            case "n_map":
-                return self._image(statistics.n, outside=0)
-            case "minus_log10_p_map":
-                return self._image(minus_log10_p(statistics.t, statistics.n), outside=0)
-        return self._summarize(statistics)
-
-    def __contains__(self, key: object) -> bool:
-        """Tell whether there is a map, without making it."""
-        return key in self._keys
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of the maps."""
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        """Count the maps."""
-        return len(self._keys)
-
-    @property
-    def statistics(self) -> LesionStatistics:
-        """The voxel vectors that the maps are made from."""
-        if self._kept is not None:
-            return self._kept
-        if self._read_statistics is None:
-            raise RuntimeError(
-                "these maps were released when their batch's callback returned: save what you need in the callback, "
-                "or run batch_process without one"
-            )
-        return self._read_statistics()
-
-    def keep(self) -> None:
-        """Hold the lesion's own voxel vectors from now on, not the batch's moments."""
-        self._kept = self.statistics
-        self._read_statistics = None
-
-    def release(self) -> None:
-        """Let go of all numbers; no map can be made any more."""
-        self._kept = self._read_statistics = None
-
-    def _binary(self, statistics: LesionStatistics, threshold: float) -> nib.Nifti1Image:
-        return self._image((np.abs(statistics.t) > threshold).astype(np.uint8), outside=0)
-
-    def _image(self, values: Array, outside: float = np.nan) -> nib.Nifti1Image:
-        image = nib.Nifti1Image(self._grid.volume(values, outside), self._grid.affine)
-        code = nifti_code(self._space)
-        image.header.set_xyzt_units("mm")
-        image.set_sform(self._grid.affine, code)
-        image.set_qform(self._grid.affine, code, strip_shears=True)
-        return image
-
-    def _summarize(self, statistics: LesionStatistics) -> dict[str, Any]:
-        t_size = np.abs(statistics.t)
-        return {
-            "n_subjects": statistics.n_subjects,
-            "degrees_of_freedom": statistics.n_subjects - 1,
-            "n_voxels": int(np.isfinite(statistics.z).sum()),
-            "r_min": _number(np.min, statistics.r),
-            "r_max": _number(np.max, statistics.r),
-            "r_mean": _number(np.mean, statistics.r),
-            "t_min": _number(np.min, statistics.t),
-            "t_max": _number(np.max, statistics.t),
-            "t_fdr05": fdr_threshold(statistics.t, statistics.n),
-            "n_voxels_above_threshold": {t: int((t_size > t).sum()) for t in self._t_thresholds},
-        }
-
-
-def _number(reduce: Callable[[Array], Any], values: Array) -> float:
-    defined = values[np.isfinite(values)]
-    return float(reduce(defined)) if len(defined) else float("nan")
 
 
 class FunctionalNetworkMapping:

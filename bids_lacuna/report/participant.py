@@ -30,7 +30,7 @@ from bids_lacuna.runtime.memory import give_back_freed_memory
 from bids_lacuna.text import format_bytes
 
 if TYPE_CHECKING:
-    from bids_lacuna.derivatives.writer import LesionRecord
+    from bids_lacuna.derivatives.records import LesionRecord
     from bids_lacuna.report.figures import Cluster, LesionShape, MapFacts, Volume
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,114 @@
+"""The names of maps: made and taken apart here only."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from bids_lacuna.bids import LesionMask
+from bids_lacuna.grid import Grid
+from bids_lacuna.weights import Weighting
+
+# fmt: off
+ENTITY_ORDER = (
+    "sub", "tpl", "ses", "cohort", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec",
+    "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
+    "atlas", "seg", "scale", "res", "den", "label", "stat", "desc",
+)
+# fmt: on
+"""BIDS's order of entities, with `stat` where fitlins has it."""
+
+LAST_BEFORE_SPACE = ENTITY_ORDER.index("space") - 0.5
+"""Where an entity goes that BIDS does not know."""
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """What all maps of a run have in common; it decides their names and is written into their sidecars."""
+
+    connectome_name: str
+    """Letters and digits."""
+    connectome_hash: str
+    """SHA-256 that tells one connectome from another of the same name."""
+    space: str
+    """The connectome's template: the maps' too."""
+    grid: Grid
+    """The connectome's: the maps' too."""
+    weighting: Weighting
+    """How lesions were brought to the grid."""
+    compute_t_map: bool
+    """Whether t-maps are written."""
+    t_thresholds: tuple[float, ...]
+    """A mask of |t| above each one is written."""
+    lesion_threshold: float | None = None
+    """From where on probabilities count; None where masks are binary."""
+
+
+def map_path(mask: LesionMask, settings: MapSettings, *, stat: str, threshold: float | None = None) -> PurePosixPath:
+    """Name one map, relative to the output's root.
+
+    The mask's own `desc` goes before the connectome's name, so that two masks that differ in nothing else have
+    maps of their own. A mask whose name has a `res` gets maps with the connectome's.
+
+    Parameters
+    ----------
+    stat
+        r, z, t or n.
+    threshold
+        Names the mask of |stat| above it.
+    """
+    desc = mask.entities.get("desc", "") + settings.connectome_name
+    if threshold is not None:
+        desc += "T" + number_label(threshold)
+    entities = mask.entities | {
+        "space": settings.space,
+        "res": resolution_label(settings.grid) if "res" in mask.entities else "",
+        "label": mask.entities.get("label", "lesion"),
+        "stat": stat,
+        "desc": desc,
+    }
+    ordered = sorted(
+        entities, key=lambda name: ENTITY_ORDER.index(name) if name in ENTITY_ORDER else LAST_BEFORE_SPACE
+    )
+    name = "_".join(f"{entity}-{entities[entity]}" for entity in ordered if entities[entity])
+    folder = PurePosixPath(*(f"{level}-{entities[level]}" for level in ("sub", "ses") if level in entities), "func")
+    return folder / f"{name}_{'statmap' if threshold is None else 'mask'}.nii.gz"
+
+
+def number_label(number: float) -> str:
+    """Write a number with letters and digits only, as BIDS labels want it: 7.5 is 7p5."""
+    return np.format_float_positional(number, trim="-").replace(".", "p")
+
+
+def resolution_label(grid: Grid) -> str:
+    """Write a grid's voxel size in mm as a BIDS label: 2, or 2x2x3 where the edges differ."""
+    sizes = [number_label(size) for size in grid.voxel_sizes_mm.round(3)]
+    return sizes[0] if len(set(sizes)) == 1 else "x".join(sizes)
+
+
+def expected_maps(mask: LesionMask, settings: MapSettings) -> list[PurePosixPath]:
+    """Name all maps that one mask always gets, relative to the output's root."""
+    stats = ["r", "z", "t"] if settings.compute_t_map else ["r", "z"]
+    return [
+        *(map_path(mask, settings, stat=stat) for stat in stats),
+        *(map_path(mask, settings, stat="t", threshold=threshold) for threshold in settings.t_thresholds),
+    ]
+
+
+def sidecar_path(path: Path) -> Path:
+    """Name the JSON file beside an image."""
+    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+
+
+def before_statistic(name: str) -> str:
+    """Take the part of a map's name that its lesion decides."""
+    return name.partition("_stat-")[0]
+
+
+def is_of_lesion(name: str, r_map: str) -> bool:
+    """Tell by their names whether a map or its sidecar is of the same lesion and connectome as an r-map."""
+    before, after = map(re.escape, r_map.removesuffix("_statmap.nii.gz").rsplit("_stat-r_", 1))
+    return bool(re.fullmatch(rf"{before}_stat-[a-z]+_{after}(_statmap|T[0-9p]+_mask)\.(nii\.gz|json)", name))

@@ -1,0 +1,254 @@
+"""What becomes of each mask: which are mapped, skipped or failed, and why."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from bids_lacuna.bids import LesionMask
+from bids_lacuna.derivatives.names import MapSettings, before_statistic, expected_maps, is_of_lesion, map_path
+from bids_lacuna.files import hash_file, read_json_object
+from bids_lacuna.lesion import LesionData
+from bids_lacuna.runtime.locks import Claims
+from bids_lacuna.spaces import describe_mismatch
+from bids_lacuna.text import one_line
+
+RECORD = {
+    "ConnectomeHash": "another connectome",
+    "LesionHash": "another mask",
+    "LesionWeighting": "{there} weighting",
+    "LesionThreshold": "the lesion threshold {there}",
+}
+"""What a sidecar tells of that which decides a map's numbers, and how a difference is put into words."""
+
+
+@dataclass
+class LesionRecord:
+    """What became of one mask: a row of lesions.tsv."""
+
+    mask: LesionMask
+    """As found in the dataset."""
+    status: Literal["pending", "done", "failed", "skipped", "not run"] = "pending"
+    """`pending` only while the run goes on; `not run` where it ended before."""
+    reason: str = ""
+    """Why it failed or was skipped."""
+    volume_mm3: float | None = None
+    """On the mask's own grid."""
+    coverage: float | None = None
+    """Share of the lesion inside the connectome's mask."""
+    batch: int | None = None
+    """Counted from 1."""
+
+    def set_aside(self, status: Literal["failed", "skipped", "not run"], reason: str) -> None:
+        """Leave the mask out of the run."""
+        self.status, self.reason = status, reason
+
+    def as_lesion(self) -> LesionData:
+        """Make the lesion that is mapped; its metadata lead back here."""
+        metadata = {"subject_id": f"sub-{self.mask.entities['sub']}", "space": self.mask.space, "record": self}
+        return LesionData.from_nifti(self.mask.path, metadata)
+
+    def close(self, lesion: LesionData) -> None:
+        """Take over what became of the lesion."""
+        self.status = "failed" if lesion.error else "done"
+        self.reason = lesion.error or ""
+        self.volume_mm3, self.coverage, self.batch = lesion.volume_mm3, lesion.coverage, lesion.batch
+
+
+def decide(
+    masks: Sequence[LesionMask], output_dir: Path, settings: MapSettings, overwrite: bool = False
+) -> list[LesionRecord]:
+    """Decide for each mask whether it is mapped (pending), skipped or failed before it is read.
+
+    A mask in another space than the connectome is skipped where the same lesion is there in the right one, else it
+    fails. Masks whose maps would have the same names fail. A mask whose maps are all there is skipped. One that has
+    maps made from another mask, connectome or weighting fails, and nothing is mixed.
+
+    Parameters
+    ----------
+    overwrite
+        Map again what was mapped before.
+    """
+    records = [LesionRecord(mask) for mask in masks]
+    sidecars = Sidecars(output_dir, settings)
+    by_name: dict[PurePosixPath, list[LesionRecord]] = defaultdict(list)
+    for record in records:
+        if not _has_bids_name(record.mask):
+            record.set_aside(
+                "failed", "its name has other characters than letters, digits and + in a label: rename the file"
+            )
+            continue
+        by_name[map_path(record.mask, settings, stat="r")].append(record)
+    for same_name in by_name.values():
+        right = [record for record in same_name if record.mask.space == settings.space]
+        for record in same_name:
+            if record not in right:
+                _set_aside_for_space(record, settings.space, right)
+            elif len(right) > 1:
+                others = ", ".join(str(other.mask.path) for other in right if other is not record)
+                record.set_aside(
+                    "failed", f"its maps would have the same names as those of {others}: choose by --bids-filter-file"
+                )
+            elif not overwrite:
+                _set_aside_if_done(record, settings, sidecars)
+    return records
+
+
+def _has_bids_name(mask: LesionMask) -> bool:
+    """Tell whether the maps' names can be made of this mask's: entities and labels go there as they are."""
+    return all(re.fullmatch(r"[A-Za-z0-9+]+", part) for entity in mask.entities.items() for part in entity)
+
+
+def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[LesionRecord]) -> None:
+    if right:
+        own_space = record.mask.space or "(none named)"
+        record.set_aside("skipped", f"in space {own_space}; {right[0].mask.path.name} is in {space}")
+    elif record.mask.space is None:
+        record.set_aside(
+            "failed",
+            f"names no space, so it is in the participant's own; the connectome is in {space}: transform the mask "
+            f"to {space} and name it space-{space}, or say SpatialReference in its sidecar",
+        )
+    else:
+        record.set_aside("failed", describe_mismatch(record.mask.space, space))
+
+
+def claim_pending(
+    records: Sequence[LesionRecord], claims: Claims, output_dir: Path, settings: MapSettings, overwrite: bool = False
+) -> int:
+    """Claim the lesions that are to be mapped; one that another run holds fails, unless its maps are there by now.
+
+    Parameters
+    ----------
+    records
+        As from `decide`.
+    overwrite
+        As for `decide`.
+
+    Returns
+    -------
+    int
+        How many other runs hold.
+    """
+    pending = {str(map_path(record.mask, settings, stat="r")): record for record in records if _is_pending(record)}
+    held = claims.take(pending)
+    # After the claims were read: what nobody held then, and is not there now, nobody has finished.
+    sidecars = Sidecars(output_dir, settings)
+    for name, record in pending.items():
+        if not overwrite:
+            _set_aside_if_done(record, settings, sidecars)
+        if name in held and _is_pending(record):
+            record.set_aside(
+                "failed",
+                f"{held[name]} holds this lesion: once it has ended, the same command maps what is left",
+            )
+    return len(held)
+
+
+def _is_pending(record: LesionRecord) -> bool:
+    return record.status == "pending"
+
+
+def _set_aside_if_done(record: LesionRecord, settings: MapSettings, sidecars: Sidecars) -> None:
+    try:
+        # The sidecar is written last: a map without one is nobody's finished work.
+        there = {path.name: sidecar for path, sidecar in sidecars.of(record.mask).items() if path.exists()}
+        now = lesion_provenance(record.mask, settings) if there else {}
+        different = {name: words for name, sidecar in there.items() if (words := describe_differences(sidecar, now))}
+    except OSError as error:
+        record.set_aside(
+            "failed", f"its maps of an earlier run cannot be read ({error}): check the output folder's permissions"
+        )
+        return
+    if different:
+        name, words = next(iter(different.items()))
+        record.set_aside(
+            "failed",
+            f"{name} is there already, made with {words}: --overwrite makes it anew, "
+            "another --connectome-name keeps both",
+        )
+    elif {path.name for path in expected_maps(record.mask, settings)} <= set(there):
+        record.set_aside("skipped", "its maps are all there")
+
+
+class Sidecars:
+    """What sidecars the output has; each folder is listed once, since it may hold thousands of lesions."""
+
+    def __init__(self, output_dir: Path, settings: MapSettings) -> None:
+        self._output_dir = output_dir
+        self._settings = settings
+        self._by_folder: dict[Path, dict[str, list[str]]] = {}
+
+    def of(self, mask: LesionMask) -> dict[Path, Path]:
+        """Give each map of a lesion, there or not, that has a sidecar."""
+        r_map = self._output_dir / map_path(mask, self._settings, stat="r")
+        if r_map.parent not in self._by_folder:
+            self._by_folder[r_map.parent] = _sidecars_by_lesion(r_map.parent)
+        names = self._by_folder[r_map.parent].get(before_statistic(r_map.name), [])
+        maps = {r_map.with_name(name.removesuffix(".json") + ".nii.gz"): r_map.with_name(name) for name in names}
+        return {path: sidecar for path, sidecar in maps.items() if is_of_lesion(path.name, r_map.name)}
+
+
+def _sidecars_by_lesion(folder: Path) -> dict[str, list[str]]:
+    """List a folder's sidecars, by what their names have before the statistic."""
+    by_lesion = defaultdict(list)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for name in sorted(path.name for path in folder.iterdir() if path.name.endswith(".json")):
+            by_lesion[before_statistic(name)].append(name)
+    return by_lesion
+
+
+def describe_differences(sidecar: Path, now: Mapping[str, Any]) -> str:
+    """Tell in what a map on disk differs from what would be made now; "" if in nothing."""
+    try:
+        there = read_json_object(sidecar)
+    except ValueError:
+        return "a sidecar that is damaged"
+    return " and ".join(
+        words.format(there=there.get(key)) for key, words in RECORD.items() if there.get(key) != now.get(key)
+    )
+
+
+def lesion_provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
+    """Record what decides the numbers of a lesion's maps, as their sidecars have it."""
+    return {
+        "ConnectomeName": settings.connectome_name,
+        "ConnectomeHash": settings.connectome_hash,
+        "LesionHash": file_hash(mask.path),
+        "LesionWeighting": settings.weighting,
+        "LesionThreshold": settings.lesion_threshold,
+    }
+
+
+def file_hash(path: Path) -> str | None:
+    """Compute the SHA-256 of a file; None where it cannot be read."""
+    try:
+        return hash_file(path)
+    except OSError:
+        return None
+
+
+def describe_outcomes(records: Sequence[LesionRecord]) -> str:
+    """Lay the records out as BIDS wants a table: tabs, and n/a for what is not known."""
+    entities = list(dict.fromkeys(name for record in records for name in record.mask.entities))
+    rows = [["dataset", "mask", *entities, "status", "reason", "volume_mm3", "coverage", "batch"]]
+    for record in records:
+        mask = record.mask
+        rows.append(
+            [
+                mask.dataset,
+                mask.path.relative_to(mask.dataset_path).as_posix(),
+                *(mask.entities.get(name, "n/a") for name in entities),
+                record.status,
+                " ".join(record.reason.split()) or "n/a",
+                "n/a" if record.volume_mm3 is None else f"{record.volume_mm3:g}",
+                "n/a" if record.coverage is None else f"{record.coverage:.4f}",
+                "n/a" if record.batch is None else str(record.batch),
+            ]
+        )
+    return "".join("\t".join(map(one_line, row)) + "\n" for row in rows)
