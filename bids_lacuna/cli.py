@@ -108,6 +108,7 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
     from bids_lacuna.report.methods import write_citation
     from bids_lacuna.report.participant import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
     from bids_lacuna.runtime.memory import available_cpus, memory_budget, room_for_files
+    from bids_lacuna.runtime.progress import above_the_bar
 
     started = time.monotonic()
     logger.info("bids-lacuna %s", __version__)
@@ -164,7 +165,7 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
     if arguments.dry_run:
         from bids_lacuna.app import preview
 
-        with logs.above_the_bar():
+        with above_the_bar():
             lesions = preview.load_records(records, analysis, plan.batch_size, n_threads, not arguments.quiet)
         sys.stdout.write(preview.describe_lesions(records) + "\n")
         if clustered:
@@ -213,7 +214,7 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
             if n_workers:
                 reports.submit(participants_with_news(arguments.output_dir, records))
 
-        with logs.above_the_bar(), listing_interrupted(records, writer):
+        with above_the_bar(), listing_interrupted(records, writer):
             process_batches(
                 [record.as_lesion() for record in pending] if goes_on(records, arguments) else [],
                 analysis,
@@ -350,6 +351,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.group.cohort import NoMaps, UnfitLesions, choose_group, refuse
     from bids_lacuna.group.summary import BLOCK_BYTES, summarize_group
     from bids_lacuna.runtime.memory import available_cpus, memory_budget
+    from bids_lacuna.runtime.progress import above_the_bar
 
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments) if arguments.connectome else None
@@ -380,7 +382,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
         ending(Exit.BAD_DATA, UnfitLesions),
         ending(Exit.INPUT_OUTPUT, OSError, saying=f"the group's files cannot be written to {out}"),
         keeping_log(arguments, name_log_dir(out)),
-        logs.above_the_bar(),
+        above_the_bar(),
     ):
         summary = summarize_group(
             group,

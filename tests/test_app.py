@@ -646,16 +646,6 @@ def test_reports_are_in_the_plan(bids: Path, connectome: Path, tmp_path: Path) -
     assert ", 0 B of it for reports" in result.stdout
 
 
-def test_help_waits_for_nothing_heavy() -> None:
-    """--help imports neither numba, pybids, scipy nor nibabel."""
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", RUN, "--help"], capture_output=True, text=True, check=True
-    )
-    imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
-    assert "argparse" in imported
-    assert not imported & {"numba", "bids", "scipy", "nibabel", "numpy", "nilearn", "matplotlib", "jinja2"}
-
-
 def test_no_file_is_left_half_written(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
     """No temporary file remains."""
     _, out, _ = finished

@@ -13,6 +13,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
+import argcomplete
+
 from bids_lacuna._version import __version__
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.signals import Terminated, sigterm_raised
@@ -82,8 +84,6 @@ class Parser(argparse.ArgumentParser):
 def complete_words(parser: Parser) -> None:
     """Answer a shell that asks how a word may go on, and exit."""
     if "_ARGCOMPLETE" in os.environ:
-        import argcomplete
-
         argcomplete.autocomplete(parser)
 
 

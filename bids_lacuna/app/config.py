@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from bids_lacuna.app.command import Exit
+from bids_lacuna.files import renamed_when_whole
 from bids_lacuna.text import meant
 
 FLAG = "--config-file"
@@ -75,11 +78,6 @@ def write_config(path: Path, parser: argparse.ArgumentParser, arguments: argpars
     arguments
         As the parser made them.
     """
-    # Not at the top: --help need not wait for NumPy.
-    import tomli_w
-
-    from bids_lacuna.files import renamed_when_whole
-
     content = {}
     for name, action in _options(parser).items():
         value = getattr(arguments, action.dest, None)

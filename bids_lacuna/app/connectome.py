@@ -23,7 +23,6 @@ from bids_lacuna.app.command import (
     run_command,
     warn_of_space,
 )
-from bids_lacuna.runtime import logs
 from bids_lacuna.text import format_bytes
 
 if TYPE_CHECKING:
@@ -169,6 +168,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.connectome.compression import TOLERANCE
     from bids_lacuna.connectome.workers import DamagedSource
     from bids_lacuna.runtime.memory import available_cpus, memory_budget
+    from bids_lacuna.runtime.progress import above_the_bar
 
     if arguments.rank == "full" and arguments.rank_tolerance is not None:
         raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
@@ -187,7 +187,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     n_processes = min(arguments.nprocs or available_cpus(), available_cpus(), len(source.subjects))
     n_processes = processes_that_fit(source, n_processes, memory_budget().available_bytes, arguments.rank)
     with (
-        logs.above_the_bar(),
+        above_the_bar(),
         ending(Exit.INPUT_OUTPUT, OSError, saying=f"the store {arguments.store} could not be written"),
         ending(Exit.FAILED, MemoryError),
         ending(Exit.BAD_DATA, DamagedSource, ValueError),

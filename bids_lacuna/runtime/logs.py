@@ -112,22 +112,6 @@ def on_terminal(verbosity: int) -> Iterator[None]:
 
 
 @contextmanager
-def above_the_bar() -> Iterator[None]:
-    """Log on the terminal without breaking a progress bar."""
-    # Here, not at the top: --help need not wait for it.
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    before = list(logging.root.handlers)
-    with logging_redirect_tqdm():
-        (bar,) = (handler for handler in logging.root.handlers if handler not in before)
-        for console in (handler for handler in before if handler not in logging.root.handlers):
-            # tqdm's own handler takes over the format, but not the level, nor before 4.67 the filters.
-            bar.setLevel(console.level)
-            bar.filters = console.filters
-        yield
-
-
-@contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
     """Keep all that is logged in a file, from the program's first word on, and a crash file of each kind of failure.
 

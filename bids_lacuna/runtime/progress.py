@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -102,3 +105,16 @@ class Progress:
             return share
         left = tqdm.format_interval((self.total - self.n) / rate)
         return f"{share}, {sized(rate)} {self._unit}/s, {left} left"
+
+
+@contextmanager
+def above_the_bar() -> Iterator[None]:
+    """Log on the terminal without breaking a progress bar."""
+    before = list(logging.root.handlers)
+    with logging_redirect_tqdm():
+        (bar,) = (handler for handler in logging.root.handlers if handler not in before)
+        for console in (handler for handler in before if handler not in logging.root.handlers):
+            # tqdm's own handler takes over the format, but not the level, nor before 4.67 the filters.
+            bar.setLevel(console.level)
+            bar.filters = console.filters
+        yield
