@@ -348,8 +348,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     from bids_lacuna.app.preview import describe_group
     from bids_lacuna.bids import DamagedDataset, find_stat_maps
     from bids_lacuna.derivatives.dataset import prepare_dataset
-    from bids_lacuna.group.cohort import NoMaps, UnfitLesions, choose_group, refuse
-    from bids_lacuna.group.summary import BLOCK_BYTES, summarize_group
+    from bids_lacuna.group import BLOCK_BYTES, NoMaps, UnfitLesions, choose_group, refuse, summarize_group
     from bids_lacuna.runtime.memory import available_cpus, memory_budget
     from bids_lacuna.runtime.progress import above_the_bar
 
@@ -407,7 +406,7 @@ def run_group(arguments: argparse.Namespace) -> Exit:
 
 def write_group_page(output_dir: Path, available_bytes: int) -> bool:
     """Write the group's page, in a process of its own, and tell whether it is there."""
-    from bids_lacuna.group.summary import PAGE
+    from bids_lacuna.group import PAGE
     from bids_lacuna.report.group import write_group_report
     from bids_lacuna.report.participant import ReportPool, choose_n_workers
 
@@ -421,7 +420,7 @@ def write_group_page(output_dir: Path, available_bytes: int) -> bool:
 
 def remake_group_report(arguments: argparse.Namespace) -> Exit:
     """Write the group's page anew, from what is on disk."""
-    from bids_lacuna.group.summary import DICTIONARY
+    from bids_lacuna.group import DICTIONARY
     from bids_lacuna.runtime.memory import memory_budget
 
     if not (arguments.output_dir / DICTIONARY).is_file():

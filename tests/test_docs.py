@@ -26,11 +26,10 @@ import pytest
 import synthetic
 import test_build
 
-from bids_lacuna import cli, demo
+from bids_lacuna import cli, demo, group
 from bids_lacuna.app import connectome as connectome_app
 from bids_lacuna.app import options
 from bids_lacuna.derivatives import dataset
-from bids_lacuna.group import summary as group
 
 ROOT = Path(__file__).parents[1]
 

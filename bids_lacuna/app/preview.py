@@ -14,7 +14,7 @@ from bids_lacuna.batch import load_lesions
 from bids_lacuna.derivatives.names import MapSettings
 from bids_lacuna.derivatives.records import LesionRecord
 from bids_lacuna.derivatives.writer import DerivativesWriter
-from bids_lacuna.group.cohort import Group
+from bids_lacuna.group import Group
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping, count_together
 from bids_lacuna.report.participant import PAGE_BYTES, PAGE_SECONDS

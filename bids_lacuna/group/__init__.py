@@ -1,1 +1,20 @@
 """The group level: which lesions, and what their maps have in common."""
+
+from bids_lacuna.group.cohort import Group, NoMaps, UnfitLesions, choose_group, refuse
+from bids_lacuna.group.summary import summarize_group
+from bids_lacuna.group.sums import BLOCK_BYTES
+from bids_lacuna.group.writer import DICTIONARY, PAGE, PICTURES, TABLE
+
+__all__ = [
+    "BLOCK_BYTES",
+    "DICTIONARY",
+    "PAGE",
+    "PICTURES",
+    "TABLE",
+    "Group",
+    "NoMaps",
+    "UnfitLesions",
+    "choose_group",
+    "refuse",
+    "summarize_group",
+]

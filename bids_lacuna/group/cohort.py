@@ -21,7 +21,7 @@ from bids_lacuna.weights import Weighting
 Kind = Literal["missing", "mixed"]
 """Why a lesion is not in the group: its maps are missing or damaged, or were made with something else than most."""
 
-STATISTICS = ("r", "z", "t")
+MAPS_NEEDED = ("r", "z", "t")
 """The maps that a lesion needs to be in a group."""
 
 
@@ -325,7 +325,7 @@ def _gather(
     same = [mask for mask in masks if hashes[mask.path] == sidecar.get("LesionHash")]
     if not same:
         raise _Unfit("mixed", f"made from another mask than {masks[0].path.name} is now: map it again (--overwrite)")
-    maps = {stat: map_path(same[0], group.settings, stat=stat) for stat in STATISTICS}
+    maps = {stat: map_path(same[0], group.settings, stat=stat) for stat in MAPS_NEEDED}
     for stat, path in maps.items():
         if path not in on_disk or not sidecar_path(maps_dir / path).exists():
             why = "without --no-t-map" if stat == "t" else "it may have been interrupted"

@@ -16,7 +16,7 @@ from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import TABLE as OUTCOMES
 from bids_lacuna.derivatives.history import Outcome, Run, read_outcomes
 from bids_lacuna.files import hash_file, read_json_object
-from bids_lacuna.group.summary import DICTIONARY, PAGE, PICTURES, TABLE
+from bids_lacuna.group import DICTIONARY, PAGE, PICTURES, TABLE
 from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import decimal, place, write_page
 from bids_lacuna.report.participant import (

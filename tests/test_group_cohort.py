@@ -12,7 +12,7 @@ import pytest
 import synthetic
 
 from bids_lacuna.bids import find_lesion_masks, find_stat_maps
-from bids_lacuna.group.cohort import Group, NoMaps, UnfitLesions, choose_group, refuse
+from bids_lacuna.group import Group, NoMaps, UnfitLesions, choose_group, refuse
 
 SUBJECTS = ("01", "02", "03", "04", "05")
 

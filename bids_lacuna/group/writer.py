@@ -1,0 +1,237 @@
+"""The group level's files at the root of the participants' maps: maps, a matrix and a table, each with a sidecar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from bids_lacuna._version import __version__
+from bids_lacuna.derivatives.names import number_label
+from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
+from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut, Origin
+from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
+from bids_lacuna.images import open_image
+from bids_lacuna.lesion import ONE_SIDED
+
+Array = np.ndarray
+
+INTERPRETATION = (
+    "Descriptive: averages and overlaps of lesion network maps resemble a property of the connectome, whatever the "
+    "symptom; only a contrast with other lesions allows an inference"
+)
+"""What every sidecar says of a group's maps; every picture says so in short."""
+
+TABLE = "group_lesions.tsv"
+
+DICTIONARY = "group_lesions.json"
+"""Of the table; it also names what else there is."""
+
+PAGE = "group.html"
+
+PICTURES = "figures"
+"""The folder of the page's pictures; their names begin with group_."""
+
+# fmt: off
+COLUMNS: dict[str, dict[str, Any]] = {
+    "lesion": {"Description": "Entities of the lesion's mask, without space and resolution"},
+    "participant_id": {"Description": "Participant"},
+    "session_id": {"Description": "Session; n/a where the dataset has none"},
+    "label": {"Description": "Label of the lesion's mask"},
+    "volume": {"Description": "Lesion volume on the mask's own grid", "Units": "mm^3"},
+    "coverage": {"Description": "Share of the lesion's volume that the connectome covers"},
+    "side": {
+        "Description": f"Hemisphere with at least {ONE_SIDED:.0%} of the lesion's volume, without voxels at x = 0",
+        "Levels": {"left": "x < 0", "right": "x > 0", "both": "Neither has that much"},
+    },
+    "n_connectome_subjects": {"Description": "People of the connectome that the maps were made with"},
+    "peak_r": {"Description": "Value of the r-map that is farthest from 0; as a rule within the lesion"},
+    **{f"peak_r_{axis}": {"Description": f"{axis} of that voxel's centre", "Units": "mm"} for axis in "xyz"},
+    "peak_t": {"Description": "Value of the t-map that is farthest from 0; it grows with the connectome's size"},
+    **{f"peak_t_{axis}": {"Description": f"{axis} of that voxel's centre", "Units": "mm"} for axis in "xyz"},
+    "r_with_group_mean": {
+        "Description": "Spatial correlation of the r-map with the mean of all r-maps, this one included, over the "
+        "voxels that all of them have"
+    },
+    "cluster_position": {"Description": f"Place in the clustering's order, from 1. {CLUSTERING}"},
+    "outlier": {"Description": OUTLIER_RULE, "Levels": {"yes": "Outlier", "no": "No outlier"}},
+}
+# fmt: on
+"""The table's columns, and its data dictionary."""
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """What the group level wrote. All of it is on disk: group_lesions.json names the files and has the rest."""
+
+    maps: dict[str, Path]
+    """`lesions_n`, `lesions_share`; `mean_r`, `mean_z`, `mean_n`; `network_n`, and for each threshold
+    `networkT7above_share` and `networkT7below_share`."""
+    table: Path
+    """group_lesions.tsv, with its data dictionary beside it: a row for each lesion."""
+    similarity: Path
+    """Spatial correlations of the r-maps, lesion by lesion, in the table's order."""
+    order: tuple[str, ...]
+    """The lesions' names in the order of the clustering."""
+    outliers: tuple[str, ...]
+    """The names of those that `OUTLIER_RULE` finds."""
+    left_out: tuple[LeftOut, ...]
+    """Lesions of the dataset that are not in the group."""
+    warnings: tuple[str, ...]
+    """Sentences for the user."""
+
+
+class GroupWriter:
+    """Writes a group's files at the root of the participants' maps, each with a sidecar."""
+
+    def __init__(
+        self, origin: Origin, lesions: Sequence[GroupLesion], maps_dir: Path, links: Mapping[str, str]
+    ) -> None:
+        self.origin = origin
+        self.lesions = lesions
+        self.maps_dir = maps_dir
+        self.links = links
+
+    def remove_earlier(self) -> None:
+        """Remove what an earlier run said of another group in the same connectome, so that nothing is mixed."""
+        for path in self.maps_dir.glob("space-*_stat-*.json"):
+            try:
+                sidecar = read_json_object(path)
+            except ValueError:
+                continue
+            if sidecar.get("Descriptive") is True and sidecar.get("ConnectomeName") == self.origin.connectome_name:
+                for ending in (".nii.gz", ".tsv", ".json"):
+                    path.with_name(path.stem + ending).unlink(missing_ok=True)
+        pictures = (self.maps_dir / PICTURES).glob("group_*")
+        for path in (*(self.maps_dir / name for name in (TABLE, DICTIONARY, PAGE)), *pictures):
+            path.unlink(missing_ok=True)
+
+    def write_maps(self, sums: GroupSums) -> dict[str, Path]:
+        """Write all maps, and tell their paths as `GroupSummary.maps` has them."""
+        n = len(self.lesions)
+        masks = [
+            f"bids:{self.links[lesion.mask.dataset]}:"
+            f"{lesion.mask.path.relative_to(lesion.mask.dataset_path).as_posix()}"
+            for lesion in self.lesions
+        ]
+        counted = (
+            "each by the share of the voxel that it covers"
+            if self.origin.weighting == "volume"
+            else "each where it covers at least half of the voxel"
+        )
+        paths = {
+            "lesions_n": self._write_map("n", "lesions", sums.lesions, f"Number of lesions, {counted}", masks),
+            "lesions_share": self._write_map(
+                "share", "lesions", sums.lesions / n, f"Share of the group's lesions, {counted}", masks
+            ),
+            "mean_n": self._write_map(
+                "n",
+                "mean",
+                sums.mean["r"].n,
+                "Number of lesions whose r- and z-maps are defined",
+                self._uris("r", "z"),
+            ),
+        }
+        for stat, name in {"r": "r", "z": "Fisher z"}.items():
+            paths[f"mean_{stat}"] = self._write_map(
+                stat,
+                "mean",
+                sums.mean[stat].values,
+                f"Mean of the lesion network maps' {name} over the lesions where it is defined",
+                self._uris(stat),
+            )
+        if self.origin.thresholds:
+            paths["network_n"] = self._write_map(
+                "n", "network", sums.n_t, "Number of lesions whose t-maps are defined", self._uris("t")
+            )
+        for threshold in self.origin.thresholds:
+            for word, counts, sign in (("above", sums.above, ""), ("below", sums.below, "-")):
+                with np.errstate(invalid="ignore"):
+                    share = counts[threshold] / sums.n_t
+                what = f"networkT{number_label(threshold)}{word}"
+                paths[f"{what}_share"] = self._write_map(
+                    "share",
+                    what,
+                    share,
+                    f"Share of the lesions whose t is {word} {sign}{threshold:g}, of those where it is defined",
+                    self._uris("t"),
+                    Threshold=float(f"{sign}{threshold}"),
+                )
+        return paths
+
+    def write_similarity(self, similarity: Array, n_voxels: int) -> Path:
+        """Write the matrix with the lesions' names at both edges."""
+        path = self.maps_dir / f"{self._stem('r', 'similarity')}_relmat.tsv"
+        names = [lesion.name for lesion in self.lesions]
+        rows = ([name, *(f"{r:.6f}" for r in row)] for name, row in zip(names, similarity, strict=True))
+        write_table(path, ["lesion", *names], rows)
+        description = "Spatial Pearson correlations of the lesions' r-maps, over the voxels that all of them have"
+        self._write_sidecar(path, description, self._uris("r"), NumberOfVoxels=n_voxels)
+        return path
+
+    def write_table(self, rows: Sequence[Mapping[str, Any]], summary: GroupSummary) -> None:
+        """Write group_lesions.tsv, and then its data dictionary, which also says what else there is."""
+        write_table(summary.table, list(COLUMNS), ([_cell(row[name]) for name in COLUMNS] for row in rows))
+        self._write_sidecar(
+            summary.table,
+            "The lesions of the group, with what was found for each",
+            self._uris(*MAPS_NEEDED),
+            **COLUMNS,
+            Maps={key: path.name for key, path in summary.maps.items()},
+            SimilarityMatrix=summary.similarity.name,
+            Clustering=CLUSTERING,
+            ClusteringOrder=list(summary.order),
+            OutlierRule=OUTLIER_RULE,
+            Outliers=list(summary.outliers),
+            LeftOut=[
+                {"Lesion": lesion.name, "Kind": lesion.kind, "Reason": lesion.reason} for lesion in summary.left_out
+            ],
+            Warnings=list(summary.warnings),
+        )
+
+    def _stem(self, stat: str, what: str) -> str:
+        return f"space-{self.origin.space}_stat-{stat}_desc-{self.origin.connectome_name}{what}"
+
+    def _uris(self, *stats: str) -> list[str]:
+        return [f"bids::{lesion.maps[stat]}" for lesion in self.lesions for stat in stats]
+
+    def _write_map(
+        self, stat: str, what: str, values: Array, description: str, sources: Sequence[str], **more: Any
+    ) -> Path:
+        path = self.maps_dir / f"{self._stem(stat, what)}_statmap.nii.gz"
+        like = open_image(self.maps_dir / self.lesions[0].maps["r"], "map")
+        # The header has the codes of the space; not the type, which nibabel keeps unless it is told.
+        dtype = np.int32 if values.dtype.kind == "i" else np.float32
+        image = nib.Nifti1Image(values.astype(dtype), like.affine, like.header, dtype=dtype)
+        with renamed_when_whole(path) as temporary:
+            nib.save(image, temporary)
+        self._write_sidecar(path, description, sources, **more)
+        return path
+
+    def _write_sidecar(self, path: Path, description: str, sources: Sequence[str], **more: Any) -> None:
+        content = {
+            "Description": description,
+            "Descriptive": True,
+            "Interpretation": INTERPRETATION,
+            "NumberOfLesions": len(self.lesions),
+            "SpatialReference": self.origin.space,
+            "ConnectomeName": self.origin.connectome_name,
+            "ConnectomeHash": self.origin.connectome_hash,
+            "LesionWeighting": self.origin.weighting,
+            "LesionThreshold": self.origin.lesion_threshold,
+            "SoftwareVersion": __version__,
+            **more,
+            "Sources": list(sources),
+        }
+        write_json(path.with_name(path.name.partition(".")[0] + ".json"), content)
+
+
+def _cell(value: object) -> str:
+    """Write a value as BIDS wants it in a table."""
+    if isinstance(value, float):
+        return f"{value:.6g}" if np.isfinite(value) else "n/a"
+    return str(value)

@@ -1,0 +1,181 @@
+"""What a group's maps have in common, against NumPy and SciPy on maps whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+from grouped import BOXES, NAMES, SIDES, common_vectors, make_maps, read, rows, write_group
+from scipy.cluster.hierarchy import leaves_list, linkage
+
+from bids_lacuna.group.cohort import UnfitLesions
+from bids_lacuna.group.summary import summarize_group
+from bids_lacuna.group.writer import GroupSummary
+
+Array = np.ndarray
+
+
+@pytest.fixture(scope="module")
+def maps() -> list[dict[str, Array]]:
+    """Give the numbers that the maps have."""
+    return make_maps()
+
+
+@pytest.fixture(scope="module")
+def summarized(tmp_path_factory: pytest.TempPathFactory, maps: list[dict[str, Array]]) -> tuple[Path, GroupSummary]:
+    """Describe the group once: the output's root, and what was returned."""
+    root = tmp_path_factory.mktemp("group")
+    return root / "out", summarize_group(write_group(root, maps), root / "out", {"source": "masks"})
+
+
+def test_lesion_overlap_counts_lesions(summarized: tuple[Path, GroupSummary]) -> None:
+    """On the connectome's own grid, a voxel's n is the number of masks that are 1 there."""
+    expected = np.sum(BOXES, axis=0, dtype=int)
+    assert set(np.unique(expected)) == {0, 1, 2}
+    np.testing.assert_allclose(read(summarized[1], "lesions_n"), expected, atol=1e-6)
+    np.testing.assert_allclose(read(summarized[1], "lesions_share"), expected / 5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stat", ["r", "z"])
+def test_means_are_over_the_lesions_where_defined(
+    summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]], stat: str
+) -> None:
+    """Means leave undefined voxels out, NaN where none is defined, and n tells how many there are."""
+    stack = np.stack([lesion[stat] for lesion in maps]).astype(float)
+    n = np.isfinite(stack).sum(axis=0)
+    expected = np.where(n > 0, np.nansum(stack, axis=0) / np.maximum(n, 1), np.nan)
+    assert set(np.unique(n)) == {0, 4, 5}
+    np.testing.assert_allclose(read(summarized[1], f"mean_{stat}"), expected, atol=1e-7)
+    np.testing.assert_array_equal(read(summarized[1], "mean_n"), n)
+
+
+@pytest.mark.parametrize(("threshold", "label"), [(1, "1"), (2.5, "2p5")])
+def test_network_overlap_is_a_share_of_defined_t(
+    summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]], threshold: float, label: str
+) -> None:
+    """Shares of lesions above and below a threshold are of those lesions whose t is defined at the voxel."""
+    stack = np.stack([lesion["t"] for lesion in maps])
+    n = np.isfinite(stack).sum(axis=0)
+    np.testing.assert_array_equal(read(summarized[1], "network_n"), n)
+    for word, beyond in {"above": stack > threshold, "below": stack < -threshold}.items():
+        count = beyond.sum(axis=0)
+        assert len(np.unique(count[n == 4])) > 1
+        expected = np.where(n > 0, count / np.maximum(n, 1), np.nan)
+        np.testing.assert_allclose(read(summarized[1], f"networkT{label}{word}_share"), expected, atol=1e-7)
+
+
+def test_similarity_is_the_spatial_correlation(
+    summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]]
+) -> None:
+    """The matrix is NumPy's of the voxels that all maps have, with the lesions' names at its edges."""
+    vectors = common_vectors(maps)
+    assert vectors.shape[1] == 385 - 3 - 5
+    header, *lines = [line.split("\t") for line in summarized[1].similarity.read_text().splitlines()]
+    assert header == ["lesion", *NAMES]
+    assert [line[0] for line in lines] == list(NAMES)
+    found = np.array([line[1:] for line in lines], float)
+    np.testing.assert_allclose(found, np.corrcoef(vectors), atol=2e-6)
+    sidecar = json.loads(summarized[1].similarity.with_suffix(".json").read_text())
+    assert sidecar["NumberOfVoxels"] == vectors.shape[1]
+
+
+def test_the_table_describes_each_lesion(summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]]) -> None:
+    """A row has a lesion's entities, volume, coverage, side, and the farthest values from 0 where they are in mm."""
+    table = rows(summarized[1])
+    assert [row["lesion"] for row in table] == list(NAMES)
+    assert [row["participant_id"] for row in table] == ["sub-01", "sub-02", "sub-02", "sub-04", "sub-07"]
+    assert [row["session_id"] for row in table] == ["n/a", "ses-a", "ses-b", "n/a", "n/a"]
+    assert [row["label"] for row in table] == ["lesion", "lesion", "L", "n/a", "L"]
+    assert [float(row["volume"]) for row in table] == [box.sum() for box in BOXES]
+    assert {(row["coverage"], row["n_connectome_subjects"]) for row in table} == {("0.75", "5")}
+    assert [row["side"] for row in table] == list(SIDES)
+    vectors = common_vectors(maps)
+    signs = set()
+    for number, (row, lesion) in enumerate(zip(table, maps, strict=True)):
+        for stat in "rt":
+            values = lesion[stat]
+            (voxel,) = np.argwhere(np.abs(values) == np.nanmax(np.abs(values)))
+            assert float(row[f"peak_{stat}"]) == pytest.approx(values[tuple(voxel)], rel=1e-5)
+            expected = synthetic.RADIOLOGICAL[:3, :3] @ voxel + synthetic.RADIOLOGICAL[:3, 3]
+            assert [float(row[f"peak_{stat}_{axis}"]) for axis in "xyz"] == expected.tolist()
+            signs.add(values[tuple(voxel)] > 0)
+        expected_r = np.corrcoef(vectors[number], vectors.mean(axis=0))[0, 1]
+        assert float(row["r_with_group_mean"]) == pytest.approx(expected_r, abs=1e-5)
+    assert signs == {True, False}
+
+
+def test_similar_lesions_are_neighbours(summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]]) -> None:
+    """The clustering puts the maps of each pattern side by side, in SciPy's order of the vectors themselves."""
+    order = [NAMES.index(name) for name in summarized[1].order]
+    assert {frozenset(order[:2]), frozenset(order[:3])} & {frozenset({1, 3}), frozenset({0, 2, 4})}
+    assert order == leaves_list(linkage(common_vectors(maps), "average", metric="correlation")).tolist()
+    positions = [int(row["cluster_position"]) for row in rows(summarized[1])]
+    assert [positions.index(place) for place in range(1, 6)] == order
+
+
+def test_finer_masks_keep_their_volume(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """A mask of half the voxel size counts by the share that it covers, or from a half on where the maps did so."""
+    fine = synthetic.RADIOLOGICAL @ nib.affines.from_matvec(np.eye(3) / 2, [-0.25] * 3)
+    group = write_group(tmp_path, maps)
+    voxels = np.zeros((10, 14, 22), np.uint8)
+    # One voxel of the grid as a whole, and one of the 8 pieces of the next.
+    voxels[2:4, 4:6, 6:8] = 1
+    voxels[4, 4, 6] = 1
+    synthetic.write_mask(group.lesions[4].mask.path, voxels, fine)
+    summary = summarize_group(group, tmp_path / "out", {"source": "masks"})
+    expected = np.sum(BOXES[:4], axis=0, dtype=float)
+    expected[1, 2, 3] += 1
+    expected[2, 2, 3] += 1 / 8
+    np.testing.assert_allclose(read(summary, "lesions_n"), expected, atol=1e-6)
+    binary = write_group(tmp_path, maps, weighting="binary")
+    synthetic.write_mask(group.lesions[4].mask.path, voxels, fine)
+    expected[2, 2, 3] -= 1 / 8
+    found = read(summarize_group(binary, tmp_path / "out", {"source": "masks"}), "lesions_n")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("stat", ["r", "t", "mask"])
+def test_a_damaged_file_concerns_its_lesion_alone(tmp_path: Path, maps: list[dict[str, Array]], stat: str) -> None:
+    """A cut-off map or mask is named and refused, and nothing written; or left out, as if it had never been there."""
+    group = write_group(tmp_path, maps)
+    bad = group.lesions[2]
+    path = bad.mask.path if stat == "mask" else tmp_path / "out" / bad.maps[stat]
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UnfitLesions, match=rf"(?s)1 of 5 lesions.*{bad.name}: missing.*--ignore missing"):
+        summarize_group(group, tmp_path / "out", {"source": "masks"})
+    assert not list((tmp_path / "out").glob("*group*"))
+    summary = summarize_group(group, tmp_path / "out", {"source": "masks"}, ignored=("missing",))
+    others = [lesion["r"] for number, lesion in enumerate(maps) if number != 2]
+    n = np.isfinite(others).sum(axis=0)
+    np.testing.assert_array_equal(read(summary, "mean_n"), n)
+    np.testing.assert_allclose(
+        read(summary, "mean_r")[n > 0], np.nanmean(np.stack(others)[:, n > 0], axis=0), atol=1e-6
+    )
+    np.testing.assert_allclose(read(summary, "lesions_n").sum(), sum(box.sum() for box in BOXES) - BOXES[2].sum())
+    assert [lesion.name for lesion in summary.left_out] == [bad.name]
+    assert json.loads((tmp_path / "out" / "group_lesions.json").read_text())["LeftOut"][0]["Lesion"] == bad.name
+
+
+def test_maps_on_another_grid_are_refused(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """A t-map of another shape, or somewhere else, is refused even if its r-map is right."""
+    group = write_group(tmp_path, maps)
+    path = tmp_path / "out" / group.lesions[1].maps["t"]
+    for values, affine in ((maps[1]["t"][1:], synthetic.RADIOLOGICAL), (maps[1]["t"], synthetic.OBLIQUE)):
+        nib.save(nib.Nifti1Image(values, affine), path)
+        with pytest.raises(UnfitLesions, match="another grid"):
+            summarize_group(group, tmp_path / "out", {"source": "masks"})
+
+
+def test_maps_without_voxels_in_common_are_refused(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """Where no voxel, or only one, is defined in all maps, there is no correlation, and that is said."""
+    group = write_group(tmp_path, maps)
+    half = np.arange(385).reshape(synthetic.SHAPE) < 200
+    for number, defined in ((0, half), (1, ~half)):
+        values = np.where(defined, maps[number]["r"], np.nan)
+        nib.save(nib.Nifti1Image(values, synthetic.RADIOLOGICAL), tmp_path / "out" / group.lesions[number].maps["r"])
+    with pytest.raises(UnfitLesions, match="0 voxels in common"):
+        summarize_group(group, tmp_path / "out", {"source": "masks"})

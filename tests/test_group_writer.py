@@ -1,0 +1,78 @@
+"""The files of a group: what each says of itself, and what replaces what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from grouped import make_maps, rows, write_group
+
+from bids_lacuna.group.summary import summarize_group
+from bids_lacuna.group.writer import GroupSummary
+
+Array = np.ndarray
+
+
+@pytest.fixture(scope="module")
+def maps() -> list[dict[str, Array]]:
+    """Give the numbers that the maps have."""
+    return make_maps()
+
+
+@pytest.fixture(scope="module")
+def summarized(tmp_path_factory: pytest.TempPathFactory, maps: list[dict[str, Array]]) -> tuple[Path, GroupSummary]:
+    """Describe the group once: the output's root, and what was returned."""
+    root = tmp_path_factory.mktemp("group")
+    return root / "out", summarize_group(write_group(root, maps), root / "out", {"source": "masks"})
+
+
+def test_every_file_is_stamped_and_leads_to_its_sources(summarized: tuple[Path, GroupSummary]) -> None:
+    """Each file at the root has a sidecar that says descriptive, and whose sources are the lesions' files."""
+    out, summary = summarized
+    written = {path for path in out.iterdir() if path.is_file() and path.name != "dataset_description.json"}
+    sidecars = {path for path in written if path.suffix == ".json"}
+    files = {*summary.maps.values(), summary.table, summary.similarity}
+    assert written - sidecars == files
+    assert {path.name.partition(".")[0] for path in files} == {path.stem for path in sidecars}
+    for path in sidecars:
+        sidecar = json.loads(path.read_text())
+        assert sidecar["Descriptive"] is True
+        assert "inference" in sidecar["Interpretation"]
+        assert sidecar["NumberOfLesions"] == 5
+        assert sidecar["ConnectomeHash"] == "GSPhash"
+        roots = {"bids::": out, "bids:masks:": out.parent / "bids"}
+        for uri in sidecar["Sources"]:
+            prefix = uri[: uri.rindex(":") + 1]
+            assert (roots[prefix] / uri.removeprefix(prefix)).is_file()
+            assert ("lesions_statmap" in path.name) == (prefix == "bids:masks:")
+    below = json.loads(summary.maps["networkT2p5below_share"].with_suffix("").with_suffix(".json").read_text())
+    assert below["Threshold"] == -2.5
+
+
+def test_the_dictionary_has_all_that_a_page_needs(summarized: tuple[Path, GroupSummary]) -> None:
+    """group_lesions.json describes each column, and names the group's files, order and outliers."""
+    out, summary = summarized
+    dictionary = json.loads((out / "group_lesions.json").read_text())
+    assert all(dictionary[column]["Description"] for column in rows(summary)[0])
+    assert {key: out / name for key, name in dictionary["Maps"].items()} == summary.maps
+    assert out / dictionary["SimilarityMatrix"] == summary.similarity
+    assert tuple(dictionary["ClusteringOrder"]) == summary.order
+    assert tuple(dictionary["Outliers"]) == summary.outliers
+    assert "Tukey" in dictionary["OutlierRule"]
+    assert tuple(dictionary["Warnings"]) == summary.warnings
+    assert any("sub-02" in warning for warning in summary.warnings)
+
+
+def test_a_new_group_replaces_the_earlier_one(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """Of another threshold's group in the same connectome nothing stays; one in another connectome does."""
+    other = write_group(tmp_path, maps, connectome_name="HCP")
+    kept = summarize_group(other, tmp_path / "out", {"source": "masks"})
+    earlier = summarize_group(write_group(tmp_path, maps), tmp_path / "out", {"source": "masks"})
+    lesions = sorted((tmp_path / "out").glob("sub-*/**/*.nii.gz"))
+    later = summarize_group(write_group(tmp_path, maps, thresholds=(3.0,)), tmp_path / "out", {"source": "masks"})
+    gone = {path for key, path in earlier.maps.items() if "T1" in key or "T2p5" in key}
+    assert len(gone) == 4
+    assert not any(path.exists() or Path(str(path).replace(".nii.gz", ".json")).exists() for path in gone)
+    assert all(path.exists() for path in (*later.maps.values(), *kept.maps.values(), *lesions))
