@@ -36,7 +36,7 @@ compile_for("int16", ["float32", "float64"]); compile_for("float32", [])' \
 
 # Bytecode of what runs import: that of all that is installed is 110 MB.
 RUN MPLCONFIGDIR=/tmp NUMBA_CACHE_DIR=/tmp bin/python -c 'import bids_lacuna.cli, bids_lacuna.app.connectome, \
-bids_lacuna.batch, bids_lacuna.connectome.build, bids_lacuna.derivatives.writer, bids_lacuna.cluster.run, bids_lacuna.report.figures, \
+bids_lacuna.batch, bids_lacuna.connectome.build, bids_lacuna.derivatives.writer, bids_lacuna.cluster, bids_lacuna.report.figures, \
 bids_lacuna.report.group, bids_lacuna.connectome.importers.layouts, bids_lacuna.app.preview, distributed.deploy.local'
 
 FROM ${BASE_IMAGE}

@@ -1,4 +1,4 @@
-"""The same pass on a Dask cluster of this machine: what dividing it into tasks and merging them takes."""
+"""A pass on a Dask cluster of this machine: the cost of dividing it into tasks and of merging them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.data import Data
 from benchmarks.job import job_seconds
 from benchmarks.measure import N_THREADS, Figure, medians
 from bids_lacuna import FunctionalNetworkMapping, LesionData
-from bids_lacuna.cluster import run as cluster
+from bids_lacuna.cluster import ClusterMapping, connect, tree, worker
 from bids_lacuna.mapping.functional import compressed_rows, weight_hashes
 from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY
 
@@ -27,20 +27,20 @@ SLICE_SUBJECTS = 32
 
 
 def make_statistics(results: list[LesionData]) -> None:
-    """Take what maps are made from, which a cluster's workers have made and one process makes when it is asked."""
+    """Make the statistics behind the maps; a Dask cluster has made them already, one process makes them on demand."""
     for lesion in results:
         _ = lesion.results[FunctionalNetworkMapping.name].statistics
 
 
 def measure(data: Data) -> Iterator[Figure]:
-    """Compare two workers of one thread, and one of two, with one process of two threads."""
+    """Compare two workers of one thread, and one worker of two threads, with one process of two threads."""
     masks = data.masks(N_LESIONS)
     store = data.store(N_SUBJECTS)
-    before, cluster.LEAST_SUBJECTS = cluster.LEAST_SUBJECTS, SLICE_SUBJECTS
+    before, tree.LEAST_SUBJECTS = tree.LEAST_SUBJECTS, SLICE_SUBJECTS
     try:
         with (
-            cluster.connecting(None, N_THREADS, N_THREADS) as many,
-            cluster.connecting(None, 1, N_THREADS) as one,
+            connect(None, N_THREADS, N_THREADS) as many,
+            connect(None, 1, N_THREADS) as one,
         ):
             found = medians(
                 {
@@ -51,7 +51,7 @@ def measure(data: Data) -> Iterator[Figure]:
                 rounds=2,
             )
     finally:
-        cluster.LEAST_SUBJECTS = before
+        tree.LEAST_SUBJECTS = before
     note = (
         f"{N_LESIONS} lesions, {N_SUBJECTS} subjects in slices of {SLICE_SUBJECTS}; with the maps' way to the client"
     )
@@ -61,32 +61,32 @@ def measure(data: Data) -> Iterator[Figure]:
 
 
 def tasks(data: Data) -> Iterator[Figure]:
-    """Measure what a task takes beside its mapping: the way to the worker and back, and one merge there."""
+    """Measure a task's overhead beside its mapping: the way to the worker and back, and one merge."""
     analysis = FunctionalNetworkMapping(data.store(SLICE_SUBJECTS))
     loaded = [analysis.load(LesionData.from_nifti(mask.path)) for mask in data.masks(N_LESIONS)]
     starts, voxels, shares = compressed_rows([lesion.weights for lesion in loaded if lesion.weights])
-    with cluster.connecting(None, 1, N_THREADS) as client:
-        crew = cluster.ClusterMapping(analysis, client).crew
-        crew.gather()
-        ((address, opened),) = crew.stations.items()
-        submit = partial(crew.submit, address)
-        station = submit(
-            cluster.brief, opened, starts, [[voxels, shares]], weight_hashes(loaded), SUBJECTS_IN_MEMORY, True
+    with connect(None, 1, N_THREADS) as client:
+        pool = ClusterMapping(analysis, client).pool
+        pool.wait_for_workers()
+        ((address, opened),) = pool.states.items()
+        submit = partial(pool.submit, address)
+        state = submit(
+            worker.set_batch, opened, starts, [[voxels, shares]], weight_hashes(loaded), SUBJECTS_IN_MEMORY, True
         )
-        map_one = partial(submit, cluster.map_slice, station, 0, SLICE_SUBJECTS)
+        map_one = partial(submit, worker.map_slice, state, 0, SLICE_SUBJECTS)
         held = [map_one(), map_one()]
 
         def timed(begin: Callable[[], Future[Any]]) -> float:
             start = time.perf_counter()
             done = begin()
             while not done.done():
-                crew.pause()
+                pool.pause()
             return time.perf_counter() - start
 
         found = medians(
             {
                 "map": partial(timed, map_one),
-                "merge": partial(timed, partial(submit, cluster.merge, station, *held)),
+                "merge": partial(timed, partial(submit, worker.merge, state, *held)),
                 "nothing": partial(timed, partial(submit, len, ())),
             }
         )

@@ -157,7 +157,7 @@ def batch_process(
     make_plan: Callable[..., BatchPlan] = partial(plan_run, analysis)
     if client is not None:
         # Here, not at the top: without a client nothing of Dask is needed.
-        from bids_lacuna.cluster.run import ClusterMapping
+        from bids_lacuna.cluster import ClusterMapping
 
         analysis = ClusterMapping(analysis, client, n_threads)
         make_plan = analysis.plan_run

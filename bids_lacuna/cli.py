@@ -32,7 +32,7 @@ from bids_lacuna.text import format_bytes, meant, one_line
 
 if TYPE_CHECKING:
     from bids_lacuna.bids import LesionMask
-    from bids_lacuna.cluster.run import ClusterMapping
+    from bids_lacuna.cluster import ClusterMapping
     from bids_lacuna.connectome.connectome import Connectome
     from bids_lacuna.derivatives.history import Run
     from bids_lacuna.derivatives.records import LesionRecord
@@ -258,11 +258,11 @@ def on_cluster(
     from bids_lacuna.mapping.functional import MappingStopped
 
     with ending(Exit.USAGE, ModuleNotFoundError, saying="Dask is needed: pip install 'bids-lacuna[distributed]'"):
-        from bids_lacuna.cluster.run import ClusterMapping, connecting
+        from bids_lacuna.cluster import ClusterMapping, connect
 
     with (
         ending(Exit.TEMPORARY, MappingStopped, saying="the Dask cluster is out of reach; the same command goes on"),
-        connecting(arguments.dask_scheduler, arguments.dask_workers, n_threads) as client,
+        connect(arguments.dask_scheduler, arguments.dask_workers, n_threads) as client,
     ):
         yield ClusterMapping(analysis, client, arguments.nprocs if arguments.dask_scheduler else None)
 

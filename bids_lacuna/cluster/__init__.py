@@ -1,1 +1,6 @@
 """The pass over the connectome on a Dask cluster."""
+
+from bids_lacuna.cluster.pool import connect
+from bids_lacuna.cluster.run import ClusterMapping
+
+__all__ = ["ClusterMapping", "connect"]

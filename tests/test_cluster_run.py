@@ -31,8 +31,8 @@ from synthetic import (
 )
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
-from bids_lacuna.cluster import run as cluster_run
-from bids_lacuna.cluster.run import ClusterMapping, divide, halves
+from bids_lacuna.cluster import ClusterMapping, connect, reduction
+from bids_lacuna.cluster.tree import divide, halves
 from bids_lacuna.mapping.functional import MappingStopped, NoWorker
 
 Array = np.ndarray
@@ -270,7 +270,7 @@ def test_moments_travel_in_blocks(
         dask_worker.transfer_incoming_log.clear()
 
     client.run(forget)
-    monkeypatch.setattr(cluster_run, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(reduction, "BLOCK_BYTES", 4096)
     assert same(map_on(client, connectome, lesions), undisturbed)
     moved = max(client.run(largest).values())
     assert 4096 <= moved <= 4096 + 4 * N_VOXELS + 1024
@@ -435,6 +435,6 @@ def test_no_scheduler_answers() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
         pytest.raises(MappingStopped, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
-        cluster_run.connecting("tcp://127.0.0.1:9", None, 1),
+        connect("tcp://127.0.0.1:9", None, 1),
     ):
         pass

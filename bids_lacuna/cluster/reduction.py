@@ -1,0 +1,399 @@
+"""One batch in one pass: its slices are mapped on the workers of a pool, and merged in the tree."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from signal import SIGUSR1
+from typing import Any
+
+import numpy as np
+from distributed import Future
+
+from bids_lacuna.cluster import worker
+from bids_lacuna.cluster.pool import PATIENCE_S, POLL_S, WorkerPool
+from bids_lacuna.cluster.tree import Node, choose, halves, lineage, subjects_of
+from bids_lacuna.cluster.worker import DamagedCheckpoint, FinishedMoments
+from bids_lacuna.runtime.checkpoint import Checkpoints
+from bids_lacuna.runtime.plan import MOMENT_BYTES
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray
+
+BLOCK_BYTES = 64 * 2**20
+"""Bytes per message, at most: weights, moments that go to another worker, or finished maps."""
+
+FINISHED_BYTES = 8
+"""Bytes per voxel and lesion of the finished maps: z and t, float32."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The lesions of a pass, as workers need them."""
+
+    rows: tuple[Array, Array, Array]
+    """As from `mapping.compressed_rows`."""
+    lesions: Mapping[str, str]
+    """The key of each row's lesion, with the SHA-256 of its weights."""
+    n_voxels: int
+    """Voxels of the connectome's grid."""
+    subjects_in_memory: int
+    keep_cached: bool
+
+
+class BatchTasks:
+    """Submits the tasks of one batch to workers that have its weights; these leave the client once."""
+
+    def __init__(self, pool: WorkerPool, batch: Batch) -> None:
+        self._pool = pool
+        self._batch = batch
+        self._states: dict[str, Future[Any]] = {}
+        """Each worker's `WorkerState` with this batch, by its address."""
+        self._pieces: list[list[Future[Any]]] = []
+
+    def submit(self, address: str, task: Callable[..., Any], *args: Any, priority: int = 0) -> Future[Any]:
+        """Submit a task whose first argument is the worker's state."""
+        if address not in self._states:
+            self._states[address] = self._send_batch(address)
+        return self._pool.submit(address, task, self._states[address], *args, priority=priority)
+
+    def forget(self, address: str) -> None:
+        """Forget a worker that is lost."""
+        self._states.pop(address, None)
+
+    def _send_batch(self, address: str) -> Future[Any]:
+        if not self._states:
+            self._pieces = self._scatter()
+        batch = self._batch
+        return self._pool.submit(
+            address,
+            worker.set_batch,
+            self._pool.states[address],
+            batch.rows[0],
+            self._pieces,
+            batch.lesions,
+            batch.subjects_in_memory,
+            batch.keep_cached,
+        )
+
+    def _scatter(self) -> list[list[Future[Any]]]:
+        _, voxels, fractions = self._batch.rows
+        size = BLOCK_BYTES // (voxels.itemsize + fractions.itemsize)
+        return [
+            self._pool.client.scatter(
+                [voxels[start : start + size], fractions[start : start + size]],
+                broadcast=True,
+                hash=False,
+                workers=list(self._pool.states),
+            )
+            for start in range(0, len(voxels), size)
+        ]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Moments in a worker's memory."""
+
+    future: Future[Any]
+    address: str
+    """The worker."""
+
+
+@dataclass(frozen=True)
+class Merging:
+    """A merge in work."""
+
+    future: Future[Any]
+    address: str
+    """The worker that will hold the sum."""
+    partner: str
+    """The worker that holds the other half."""
+
+
+class NodeCheckpoints:
+    """The nodes of the tree that are saved or being saved."""
+
+    def __init__(
+        self, checkpoints: Checkpoints | None, lesions: Mapping[str, str], slices: Sequence[tuple[int, int]]
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._lesions = lesions
+        self._slices = slices
+        self._saving: dict[Node, Future[Any]] = {}
+        self.saved: dict[Node, Path] = self._find_saved()
+
+    def _find_saved(self) -> dict[Node, Path]:
+        """Find the nodes that an earlier run has saved."""
+        if self._checkpoints is None:
+            return {}
+        starts = {first: number for number, (first, _) in enumerate(self._slices)}
+        stops = {stop: number + 1 for number, (_, stop) in enumerate(self._slices)}
+        saved = {
+            (starts[first], stops[stop]): path
+            for (first, stop), path in self._checkpoints.slices(self._lesions).items()
+            if first in starts and stop in stops
+        }
+        if saved:
+            logger.info("going on from %d saved slices in %s", len(saved), self._checkpoints.folder)
+        return saved
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether there is a folder for checkpoints that works."""
+        return self._checkpoints is not None
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether any node is being saved."""
+        return bool(self._saving)
+
+    def holds_back(self, node: Node) -> bool:
+        """Return whether a node must not be merged yet, since it is being saved."""
+        return node in self._saving
+
+    def save(self, held: Mapping[Node, Held], tasks: BatchTasks, signals: set[int]) -> None:
+        """Have workers save what they hold, if a signal asks for it or a checkpoint is due."""
+        if self._checkpoints is None or not (signals or self._checkpoints.is_due):
+            return
+        self._checkpoints.wait_again()
+        if not signals - {SIGUSR1}:
+            signals.discard(SIGUSR1)
+        for node in held.keys() - self.saved.keys() - self._saving.keys():
+            self._saving[node] = tasks.submit(
+                held[node].address,
+                worker.save_moments,
+                held[node].future,
+                self._checkpoints.folder,
+                self._checkpoints.dependencies,
+                *subjects_of(node, self._slices),
+                priority=1,
+            )
+
+    def collect(self) -> None:
+        """Record the nodes that have been saved by now."""
+        for node, future in list(self._saving.items()):
+            if future.done():
+                del self._saving[node]
+                self._record(node, future)
+
+    def _record(self, node: Node, future: Future[Any]) -> None:
+        if future.status == "error":
+            logger.warning("no checkpoint is kept (%s): choose another folder with -w", future.exception())
+            self._checkpoints = None
+        elif future.status == "finished":
+            first, stop = subjects_of(node, self._slices)
+            logger.info(
+                "saved the moments of %d lesions in connectome subjects %d to %d", len(self._lesions), first + 1, stop
+            )
+            self.saved[node] = future.result(timeout=PATIENCE_S)
+            # The sum replaces its parts.
+            for part in [part for part in self.saved if part != node and node[0] <= part[0] and part[1] <= node[1]]:
+                self.saved.pop(part).unlink(missing_ok=True)
+
+    def discard(self, node: Node, error: Exception) -> None:
+        """Forget a saved node that cannot be read."""
+        logger.warning("%s cannot be used (%s)", self.saved.pop(node), error)
+
+    def keep_only(self, held: Mapping[Node, Held]) -> None:
+        """Forget the nodes whose worker was lost while it saved them."""
+        self._saving = {node: future for node, future in self._saving.items() if node in held}
+
+
+class Reduction:
+    """The state of a pass: which worker maps, holds or merges which node of the tree."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        batch: Batch,
+        slices: Sequence[tuple[int, int]],
+        can_hold: Callable[[str], bool],
+        checkpoints: Checkpoints | None,
+        on_subject: Callable[[], None],
+    ) -> None:
+        """Prepare a pass.
+
+        Parameters
+        ----------
+        slices
+            As from `tree.divide`.
+        can_hold
+            Returns whether the memory of the worker at an address holds the batch.
+        on_subject
+            Called once for each connectome subject.
+        """
+        self._pool = pool
+        self._batch = batch
+        self._slices = slices
+        self._can_hold = can_hold
+        self._on_subject = on_subject
+        self._root: Node = (0, len(slices))
+        self._tasks = BatchTasks(pool, batch)
+        self._checkpoints = NodeCheckpoints(checkpoints, batch.lesions, slices)
+        self._held: dict[Node, Held] = {}
+        self._mapping: dict[str, tuple[Node, Future[Any]]] = {}
+        """The node that each worker maps, or reads from a checkpoint."""
+        self._merging: dict[Node, Merging] = {}
+        self._last: dict[str, Node] = {}
+        """The node that each worker made last."""
+        self._n_reported = 0
+
+    def run(self, signals: set[int]) -> FinishedMoments | None:
+        """Run the pass; return None if a signal ended it.
+
+        Parameters
+        ----------
+        signals
+            Signals received, as from `signals_held`: each has all moments saved, and each but SIGUSR1 ends the pass.
+        """
+        idle_since = time.monotonic()
+        while True:
+            for address in self._pool.poll():
+                self._forget(address)
+            self._collect()
+            self._checkpoints.save(self._held, self._tasks, signals)
+            if signals - {SIGUSR1}:
+                if not (self._mapping or self._merging or self._checkpoints.is_saving):
+                    return None
+            else:
+                self._merge_pairs()
+                if self._root in self._held and not self._checkpoints.is_saving:
+                    finished = self._fetch()
+                    # A signal that came meanwhile has the sum saved first.
+                    if finished is not None and not (self._checkpoints.are_kept and signals - {SIGUSR1}):
+                        return finished
+                    continue
+                self._assign()
+            if not self._pool.is_empty:
+                idle_since = time.monotonic()
+            self._pool.check_patience(idle_since)
+            self._pool.pause()
+
+    def _assign(self) -> None:
+        """Give each idle worker a slice to map, or a saved node to read."""
+        for address in list(self._pool.states.keys() - self._mapping.keys()):
+            if not self._can_hold(address):
+                n_lesions = len(self._batch.lesions)
+                self._pool.leave_out(address, f"its memory does not hold the {n_lesions} lesions of this batch")
+                continue
+            taken = {*self._held, *self._merging, *(node for node, _ in self._mapping.values())}
+            node = choose(self._last.get(address), self._root, taken, self._checkpoints.saved)
+            if node is None:
+                continue
+            if node in self._checkpoints.saved:
+                future = self._tasks.submit(address, worker.load_moments, self._checkpoints.saved[node])
+            else:
+                future = self._tasks.submit(address, worker.map_slice, *subjects_of(node, self._slices))
+            self._mapping[address] = node, future
+
+    def _collect(self) -> None:
+        """Take over the results of finished tasks."""
+        for address, (node, future) in list(self._mapping.items()):
+            if future.done():
+                del self._mapping[address]
+                self._last[address] = node
+                self._hold(node, future, address)
+        for node, merging in list(self._merging.items()):
+            if merging.future.done():
+                del self._merging[node]
+                self._hold(node, merging.future, merging.address)
+        self._checkpoints.collect()
+        done = {*self._held, *self._merging}
+        n_done = sum(stop - first for first, stop in (subjects_of(node, self._slices) for node in done))
+        while self._n_reported < n_done:
+            self._n_reported += 1
+            self._on_subject()
+
+    def _hold(self, node: Node, future: Future[Any], address: str) -> None:
+        if future.status == "finished":
+            self._held[node] = Held(future, address)
+        elif future.status == "error":
+            error = future.exception()
+            if isinstance(error, DamagedCheckpoint):
+                self._checkpoints.discard(node, error)
+            elif isinstance(error, MemoryError):
+                raise error
+            else:
+                self._forget(address)
+                self._pool.leave_out(address, f"{type(error).__name__}: {error}")
+                if self._pool.is_empty:
+                    raise error
+        else:
+            self._forget(address)
+
+    def _forget(self, address: str) -> None:
+        """Forget what a lost worker held and did."""
+        self._tasks.forget(address)
+        self._mapping.pop(address, None)
+        self._held = {node: held for node, held in self._held.items() if held.address != address}
+        self._merging = {
+            node: merging
+            for node, merging in self._merging.items()
+            if address not in (merging.address, merging.partner)
+        }
+        self._checkpoints.keep_only(self._held)
+
+    def _merge_pairs(self) -> None:
+        """Begin to merge each pair of halves that are both there."""
+        for node in list(self._held):
+            if node == self._root or node not in self._held:
+                continue
+            above = lineage(node, self._root)[0]
+            pair = halves(above)
+            if all(half in self._held and not self._checkpoints.holds_back(half) for half in pair):
+                self._merge(above, *(self._held.pop(half) for half in pair))
+
+    def _merge(self, node: Node, *pair: Held) -> None:
+        # On the worker that holds less. A sum of two numbers does not depend on their order.
+        n_held = Counter(held.address for held in self._held.values())
+        ours, theirs = sorted(pair, key=lambda half: n_held[half.address])
+        other: Any = theirs.future
+        if theirs.address != ours.address:
+            n_sums = len(self._batch.lesions) * self._batch.n_voxels
+            size = BLOCK_BYTES // MOMENT_BYTES
+            other = [
+                self._pool.submit(
+                    theirs.address, worker.cut, theirs.future, start, min(start + size, n_sums), priority=1
+                )
+                for start in range(0, n_sums, size)
+            ]
+        future = self._tasks.submit(ours.address, worker.merge, ours.future, other, priority=1)
+        self._merging[node] = Merging(future, ours.address, theirs.address)
+
+    def _fetch(self) -> FinishedMoments | None:
+        """Fetch the finished maps; return None if their worker is lost before."""
+        root, n_lesions, n_voxels = self._held[self._root], len(self._batch.lesions), self._batch.n_voxels
+        z, t = (np.empty((n_lesions, n_voxels), np.float32) for _ in range(2))
+        size = max(1, BLOCK_BYTES // (FINISHED_BYTES * n_voxels))
+        ends = [(first, min(first + size, n_lesions)) for first in range(0, n_lesions, size)]
+        blocks = (self._tasks.submit(root.address, worker.finish, root.future, *each) for each in ends)
+        # One is made while another is on its way.
+        under_way = deque(islice(blocks, 2))
+        for first, stop in ends:
+            block = self._result(under_way.popleft(), root.address)
+            if block is None:
+                return None
+            z[first:stop], t[first:stop] = block
+            under_way.extend(islice(blocks, 1))
+        counted = self._result(self._tasks.submit(root.address, worker.counts, root.future), root.address)
+        return None if counted is None else FinishedMoments(z, t, *counted)
+
+    def _result(self, future: Future[Any], address: str) -> Any:
+        """Wait for the result of a worker; None if the worker is lost."""
+        while address in self._pool.states:
+            self._pool.pause()
+            for lost in self._pool.poll():
+                self._forget(lost)
+            if future.status == "error":
+                raise future.exception()
+            with suppress(TimeoutError, CancelledError):
+                return future.result(timeout=POLL_S)
+        return None
