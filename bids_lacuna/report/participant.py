@@ -5,20 +5,16 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from glob import escape
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-
-from threadpoolctl import threadpool_limits
 
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import TABLE, Outcome, Run, read_outcomes
@@ -26,7 +22,7 @@ from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole
 from bids_lacuna.lesion import LOW_COVERAGE, name_side
 from bids_lacuna.report.methods import combine
 from bids_lacuna.report.pages import anchor, decimal, place, write_page
-from bids_lacuna.runtime.memory import give_back_freed_memory
+from bids_lacuna.runtime.processes import prepare_worker
 from bids_lacuna.text import format_bytes
 
 if TYPE_CHECKING:
@@ -693,20 +689,8 @@ class ReportPool:
 
 
 def _prepare_worker() -> None:
-    """Make a process that writes pages a good neighbour, and end it with the one that it works for."""
-    # Ctrl-C reaches all processes of a terminal; the one that maps decides what becomes of pages.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.nice(10)
+    """Make a process that writes pages a good neighbour."""
+    prepare_worker(niceness=10)
     # It keeps a cache of fonts, and warns where the user's home cannot be written to.
     os.environ["MPLCONFIGDIR"] = os.environ["NUMBA_CACHE_DIR"]
-    threadpool_limits(1)
-    give_back_freed_memory()
     warnings.simplefilter("ignore")
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

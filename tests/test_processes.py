@@ -1,0 +1,111 @@
+"""Spawned worker processes, each a real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+import psutil
+import pytest
+
+from bids_lacuna.runtime.processes import prepare_worker
+
+NICENESS = 3
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[ProcessPoolExecutor]:
+    """Start a pool with one prepared worker."""
+    with ProcessPoolExecutor(1, get_context("spawn"), partial(prepare_worker, NICENESS)) as pool:
+        yield pool
+
+
+def test_ctrl_c_is_left_to_the_parent(worker: ProcessPoolExecutor) -> None:
+    """A worker that receives SIGINT continues to work."""
+    pid = worker.submit(os.getpid).result()
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.1)
+    assert worker.submit(os.getpid).result() == pid
+
+
+def test_the_worker_is_nice(worker: ProcessPoolExecutor) -> None:
+    """The worker's niceness is its parent's and what was asked for."""
+    assert worker.submit(os.nice, 0).result() == min(os.nice(0) + NICENESS, 19)
+
+
+LOAD_BLAS = """
+import sys
+from threadpoolctl import threadpool_info
+assert "numpy" in sys.modules
+assert "scipy" not in sys.modules
+import scipy.linalg
+assert all(pool["num_threads"] == 1 for pool in threadpool_info())
+"""
+"""A function of this module would have the worker import SciPy to find it, before the worker is prepared."""
+
+
+def test_blas_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLAS computes in one thread, whether it is loaded before (NumPy's) or after (SciPy's) the preparation."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare_worker) as pool:
+        pool.submit(exec, LOAD_BLAS).result()
+
+
+def grow_by_freed_arrays() -> int:
+    """Allocate and free many arrays of 8 MiB; return by how many bytes the process has grown."""
+    process = psutil.Process()
+    # glibc adapts its limit for memory that it keeps to the first large block that is freed.
+    np.ones(2**20)
+    before = process.memory_info().rss
+    arrays = [np.ones(2**20) for _ in range(20)]
+    last = np.ones(2**16)
+    arrays.clear()
+    after = process.memory_info().rss
+    del last
+    return after - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has the setting")
+def test_freed_memory_returns_to_the_system(worker: ProcessPoolExecutor) -> None:
+    """Arrays of 160 MiB in all leave the process as large as before when they are freed."""
+    assert worker.submit(grow_by_freed_arrays).result() < 8 * 2**20
+
+
+KEEP_A_WORKER_BUSY = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from bids_lacuna.runtime.processes import prepare_worker
+
+with ProcessPoolExecutor(1, get_context("spawn"), prepare_worker) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_the_worker_ends_with_its_parent() -> None:
+    """When the parent is killed, its worker ends in the midst of its work."""
+    with subprocess.Popen([sys.executable, "-c", KEEP_A_WORKER_BUSY], stdout=subprocess.PIPE, text=True) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    deadline = time.monotonic() + 30
+    try:
+        # Where nobody collects orphans, as in some containers, a process that has ended stays a zombie.
+        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    except psutil.NoSuchProcess:
+        pass
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
