@@ -106,7 +106,7 @@ def map_lesions(arguments: argparse.Namespace, cluster: ExitStack) -> Exit:
     from bids_lacuna.derivatives.writer import DerivativesWriter
     from bids_lacuna.mapping.functional import FunctionalNetworkMapping, NoWorker
     from bids_lacuna.report.methods import write_citation
-    from bids_lacuna.report.participant import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+    from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
     from bids_lacuna.runtime.memory import available_cpus, memory_budget, room_for_files
     from bids_lacuna.runtime.progress import above_the_bar
 
@@ -408,7 +408,7 @@ def write_group_page(output_dir: Path, available_bytes: int) -> bool:
     """Write the group's page, in a process of its own, and tell whether it is there."""
     from bids_lacuna.group import PAGE
     from bids_lacuna.report.group import write_group_report
-    from bids_lacuna.report.participant import ReportPool, choose_n_workers
+    from bids_lacuna.report.pool import ReportPool, choose_n_workers
 
     if not choose_n_workers(available_bytes, n_threads=1):
         logger.warning("the memory is too small for the page: write it afterwards, with more, by --reports-only")
@@ -431,7 +431,8 @@ def remake_group_report(arguments: argparse.Namespace) -> Exit:
 
 def remake_reports(arguments: argparse.Namespace) -> Exit:
     """Write the participants' pages anew, from what is on disk."""
-    from bids_lacuna.report.participant import ReportPool, choose_n_workers, find_participants
+    from bids_lacuna.report.maps_on_disk import find_participants
+    from bids_lacuna.report.pool import ReportPool, choose_n_workers
     from bids_lacuna.runtime.memory import available_cpus, memory_budget
 
     if not (arguments.output_dir / "dataset_description.json").is_file():

@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from synthetic import write_mask
 
 from bids_lacuna.report import figures
+from bids_lacuna.report.figures import charts, mosaic, volumes
 
 TWO_MM = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 """Stored from right to left: who takes the array's order for the brain's draws it mirrored."""
@@ -77,22 +78,22 @@ def test_left_is_drawn_on_the_left(tmp_path: Path, lesion: figures.LesionShape) 
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     red = (np.abs(pixels - np.array([215, 25, 28])).max(axis=-1) < 12).nonzero()
     heights = [160, 160, 192]
-    bottoms = np.cumsum([height + figures.LABEL_PIXELS for height in heights])
+    bottoms = np.cumsum([height + mosaic.LABEL_PIXELS for height in heights])
     plane = np.searchsorted(bottoms, red[0], side="right")
     assert set(plane) == {0, 1, 2}
-    across = red[1] % figures.PANEL_PIXELS - figures.PANEL_PIXELS / 2
+    across = red[1] % mosaic.PANEL_PIXELS - mosaic.PANEL_PIXELS / 2
     assert (across[plane > 0] < 0).all()
     # Of a sagittal slice, the front is on the right; its middle is at y = -16.
     assert (across[plane == 0] > 0).all()
     for row, (height, bottom) in enumerate(zip(heights, bottoms, strict=True)):
-        from_top = red[0][plane == row] - (bottom - height - figures.LABEL_PIXELS)
+        from_top = red[0][plane == row] - (bottom - height - mosaic.LABEL_PIXELS)
         assert (from_top < height / 2).all()
 
 
 def test_the_middle_slices_go_through_the_lesion(lesion: figures.LesionShape) -> None:
     """Of seven slices the fourth is the centre's, and the outer ones reach beyond the lesion's ends."""
     for cuts, centre, low, high in zip(
-        figures.lesion_cuts(lesion), lesion.centre_mm, lesion.low_mm, lesion.high_mm, strict=True
+        mosaic.lesion_cuts(lesion), lesion.centre_mm, lesion.low_mm, lesion.high_mm, strict=True
     ):
         assert cuts[3] == centre
         assert cuts[0] <= low + 1
@@ -120,7 +121,7 @@ def test_clusters_are_nilearn_s_outside_the_lesion(lesion: figures.LesionShape) 
     for sign, clusters in ((1, positive), (-1, negative)):
         signed = np.where(outside, sign * values, 0)
         table = get_clusters_table(nib.Nifti1Image(signed, FOUR_MM), np.quantile(signed[outside], 0.98))
-        table = table[table["Cluster Size (mm3)"] != ""][: figures.N_CLUSTERS]
+        table = table[table["Cluster Size (mm3)"] != ""][: volumes.N_CLUSTERS]
         np.testing.assert_array_equal([cluster.place_mm for cluster in clusters], table[["X", "Y", "Z"]])
         np.testing.assert_allclose([sign * cluster.value for cluster in clusters], table["Peak Stat"], rtol=1e-6)
         sizes = table["Cluster Size (mm3)"].astype(float)
@@ -154,11 +155,11 @@ def test_a_map_s_colours_tell_its_sign(tmp_path: Path) -> None:
     values[blob((0, -18, 48), 12)] = 4.9
     path = tmp_path / "t.png"
     figures.draw_map(path, figures.Volume(values, TWO_MM), 5, "t", None)
-    width = figures.PANEL_PIXELS * figures.N_CUTS
+    width = mosaic.PANEL_PIXELS * mosaic.N_CUTS
     # The axial row alone.
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)[-(192 + figures.LABEL_PIXELS) :, :width]
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)[-(192 + mosaic.LABEL_PIXELS) :, :width]
     red, green, blue = np.moveaxis(pixels, -1, 0)
-    across = np.broadcast_to(np.arange(width) % figures.PANEL_PIXELS - figures.PANEL_PIXELS / 2, red.shape)
+    across = np.broadcast_to(np.arange(width) % mosaic.PANEL_PIXELS - mosaic.PANEL_PIXELS / 2, red.shape)
     reddish, bluish = red - blue > 60, blue - red > 60
     assert reddish.any()
     assert bluish.any()
@@ -186,9 +187,9 @@ def test_a_share_is_coloured_where_it_is_above_0(tmp_path: Path) -> None:
     path = tmp_path / "share.png"
     figures.draw_share(path, figures.Volume(values, TWO_MM), 1, "share", str, ("a title", "a sentence"))
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    axial = pixels[-(192 + figures.LABEL_PIXELS) :, : figures.PANEL_PIXELS * figures.N_CUTS]
+    axial = pixels[-(192 + mosaic.LABEL_PIXELS) :, : mosaic.PANEL_PIXELS * mosaic.N_CUTS]
     red, green, blue = np.moveaxis(axial, -1, 0)
-    across = np.broadcast_to(np.arange(axial.shape[1]) % figures.PANEL_PIXELS - figures.PANEL_PIXELS / 2, red.shape)
+    across = np.broadcast_to(np.arange(axial.shape[1]) % mosaic.PANEL_PIXELS - mosaic.PANEL_PIXELS / 2, red.shape)
     dark, pale = (red > 90) & (green < 30), (red > 240) & (green > 190) & (blue < 170)
     assert dark.any()
     assert pale.any()
@@ -212,8 +213,8 @@ def test_a_matrix_is_drawn_in_the_order_given(tmp_path: Path) -> None:
 
 def test_a_large_matrix_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where five rows are too many for three cells, two and two of them are averaged, and the last stays alone."""
-    monkeypatch.setattr(figures, "N_CELLS", 3)
+    monkeypatch.setattr(charts, "N_CELLS", 3)
     matrix = np.arange(25.0).reshape(5, 5)
     expected = [[3, 5, 6.5], [13, 15, 16.5], [20.5, 22.5, 24]]
-    np.testing.assert_array_equal(figures._coarsen(matrix), expected)
-    np.testing.assert_array_equal(figures._coarsen(matrix[:3, :3]), matrix[:3, :3])
+    np.testing.assert_array_equal(charts._coarsen(matrix), expected)
+    np.testing.assert_array_equal(charts._coarsen(matrix[:3, :3]), matrix[:3, :3])

@@ -16,7 +16,7 @@ from synthetic import box, make_mask, make_series, write_connectome, write_mask
 
 from bids_lacuna.connectome.build import build_store
 from bids_lacuna.connectome.importers import hdf5
-from bids_lacuna.report.participant import WORKER_BYTES
+from bids_lacuna.report.pool import WORKER_BYTES
 
 Array = np.ndarray
 
@@ -176,7 +176,7 @@ WRITE_PAGES = """
 import resource, sys
 from pathlib import Path
 
-from bids_lacuna.report.participant import ReportPool
+from bids_lacuna.report.pool import ReportPool
 
 labels = sys.argv[2:]
 with ReportPool(Path(sys.argv[1]), 1) as reports:

@@ -26,16 +26,9 @@ from synthetic import write_mask
 from bids_lacuna import demo
 from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.records import LesionRecord
-from bids_lacuna.report.participant import (
-    WORKER_BYTES,
-    ReportPool,
-    choose_n_workers,
-    find_mapped_lesions,
-    find_participants,
-    page_anchor,
-    participants_with_news,
-    write_report,
-)
+from bids_lacuna.report.maps_on_disk import find_mapped_lesions, find_participants, page_anchor
+from bids_lacuna.report.participant import write_report
+from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
 
 RUN = Path(__file__).parents[1] / "run.py"
 

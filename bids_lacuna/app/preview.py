@@ -17,7 +17,7 @@ from bids_lacuna.derivatives.writer import DerivativesWriter
 from bids_lacuna.group import Group
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping, count_together
-from bids_lacuna.report.participant import PAGE_BYTES, PAGE_SECONDS
+from bids_lacuna.report.pool import PAGE_BYTES, PAGE_SECONDS
 from bids_lacuna.runtime.memory import MemoryBudget
 from bids_lacuna.runtime.plan import BatchPlan
 from bids_lacuna.runtime.progress import Progress

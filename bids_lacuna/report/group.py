@@ -17,17 +17,10 @@ from bids_lacuna.derivatives.history import TABLE as OUTCOMES
 from bids_lacuna.derivatives.history import Outcome, Run, read_outcomes
 from bids_lacuna.files import hash_file, read_json_object
 from bids_lacuna.group import DICTIONARY, PAGE, PICTURES, TABLE
+from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion
 from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import decimal, place, write_page
-from bids_lacuna.report.participant import (
-    MappedLesion,
-    Part,
-    Picture,
-    Pictures,
-    page_anchor,
-    read_links,
-    read_mapped_lesion,
-)
+from bids_lacuna.report.pictures import Part, Picture, Pictures
 
 if TYPE_CHECKING:
     from bids_lacuna.report.figures import LesionShape

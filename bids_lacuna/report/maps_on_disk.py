@@ -1,0 +1,126 @@
+"""The maps of lesions, as they are on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from bids_lacuna.derivatives.history import read_outcomes
+from bids_lacuna.files import read_json_object
+from bids_lacuna.report.pages import anchor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MappedLesion:
+    """The maps of one lesion in one connectome, on disk."""
+
+    name: str
+    """What the names of its maps have in common, without the statistic."""
+    entities: Mapping[str, str]
+    """Of the maps' names."""
+    sidecar: Mapping[str, Any]
+    """Of the r-map."""
+    r_map: Path
+    t_map: Path | None
+    n_map: Path | None
+    binary_maps: Mapping[float, Path]
+    """By their thresholds, the lowest first."""
+    source: tuple[str, str]
+    """Of the mask: its dataset's name in BIDS URIs, and the path in it."""
+    mask: Path
+    """Where it should be."""
+
+
+def find_participants(output_dir: Path) -> list[str]:
+    """List the labels of all participants that have maps, or a row in a table of outcomes."""
+    with_maps = {path.name.removeprefix("sub-") for path in output_dir.glob("sub-*") if path.is_dir()}
+    in_tables = {
+        outcome.row["sub"] for outcome in read_outcomes(output_dir) if outcome.row.get("sub", "n/a") != "n/a"
+    }
+    return sorted(with_maps | in_tables)
+
+
+def find_mapped_lesions(output_dir: Path, label: str) -> list[MappedLesion]:
+    """Find the lesions of a participant that have an r-map with a sidecar, in the order of their names.
+
+    Raises
+    ------
+    ValueError
+        dataset_description.json is damaged.
+    OSError
+        It cannot be read.
+    """
+    links = read_links(output_dir)
+    folder = output_dir / f"sub-{label}"
+    found = []
+    for path in sorted(folder.rglob("*_stat-r_*_statmap.json")):
+        try:
+            found.append(read_mapped_lesion(output_dir, path, links))
+        except ValueError as error:
+            logger.warning("a map is left out of the page: %s", error)
+    return found
+
+
+def read_links(output_dir: Path) -> Mapping[str, Any]:
+    """Read where the datasets with the masks are, by their names in BIDS URIs; raises as `find_mapped_lesions`."""
+    links = read_json_object(output_dir / "dataset_description.json").get("DatasetLinks", {})
+    return links if isinstance(links, dict) else {}
+
+
+def read_mapped_lesion(output_dir: Path, r_sidecar: Path, links: Mapping[str, Any]) -> MappedLesion:
+    """Find the maps of one lesion.
+
+    Parameters
+    ----------
+    r_sidecar
+        Of its r-map.
+    links
+        As from `read_links`.
+
+    Raises
+    ------
+    ValueError
+        The sidecar is damaged.
+    OSError
+        It cannot be read.
+    """
+    sidecar = read_json_object(r_sidecar)
+    before, after = r_sidecar.name.removesuffix("_statmap.json").rsplit("_stat-r_", 1)
+    t_map, n_map = (r_sidecar.with_name(f"{before}_stat-{stat}_{after}_statmap.nii.gz") for stat in "tn")
+    dataset, _, source = str((sidecar.get("Sources") or [""])[0]).removeprefix("bids:").partition(":")
+    return MappedLesion(
+        f"{before}_{after}",
+        dict(part.split("-", 1) for part in f"{before}_{after}".split("_") if "-" in part),
+        sidecar,
+        _image_of(r_sidecar),
+        t_map if t_map.exists() else None,
+        n_map if n_map.exists() else None,
+        _find_binary_maps(r_sidecar, before, after, sidecar.get("ConnectomeName")),
+        (dataset, source),
+        (output_dir / str(links.get(dataset, dataset)) / source).resolve(),
+    )
+
+
+def page_anchor(lesion: MappedLesion) -> str:
+    """Name the place of a lesion's section in its participant's page."""
+    return anchor(f"lesion-{lesion.name}")
+
+
+def _find_binary_maps(r_sidecar: Path, before: str, after: str, connectome: object) -> dict[float, Path]:
+    maps = {}
+    for path in r_sidecar.parent.glob(f"{escape(before)}_stat-t_{escape(after)}T*_mask.json"):
+        sidecar = read_json_object(path)
+        # The name alone may be that of a connectome whose own name goes on with a T.
+        if sidecar.get("ConnectomeName") == connectome and isinstance(sidecar.get("Threshold"), int | float):
+            maps[float(sidecar["Threshold"])] = _image_of(path)
+    return dict(sorted(maps.items()))
+
+
+def _image_of(sidecar: Path) -> Path:
+    return sidecar.with_name(sidecar.name.removesuffix(".json") + ".nii.gz")
