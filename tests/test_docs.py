@@ -1,8 +1,8 @@
-"""README and documentation: each block of code is run as a reader would, or checked as far as it can be here.
+"""README and documentation: each block of code runs as a reader would run it, or is checked without running.
 
-Each language has a treatment (`LANGUAGES`), and within shell blocks each program (`PROGRAMS`); without one it fails.
-All blocks of a page are worked through in order in one folder, where the names that stand for a reader's own folders
-(`BIDS_DIR`, `STORE`, …) are made-up data.
+`LANGUAGES` has a handler for each language, and `PROGRAMS` one for each program in shell blocks; a block without a
+handler fails. The blocks of a page run in order in one folder, where the names of a reader's own folders (`BIDS_DIR`,
+`STORE`, …) are synthetic data.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ BLOCK = re.compile(
 )
 
 IMAGES = ("ghcr.io/bids-lacuna/bids_lacuna", "bids-lacuna", "bids-lacuna.sif")
-"""What runs the program without being named after it."""
+"""Names of the container image, which run the program."""
 
 WITH_A_VALUE = ("-v", "-B", "-m", "--bind", "--user", "--entrypoint", "--tmpfs", "--network")
-"""Options of Docker and Apptainer that the next word belongs to."""
+"""Options of Docker and Apptainer that take a value."""
 
 OF_OTHER_PROGRAMS = (
     *WITH_A_VALUE,
     *("--rm", "--read-only", "--containall", "--mem-per-cpu", "--signal"),
 )
-"""Options that the pages name and that are not ours."""
+"""Options of other programs in the documentation."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Block:
     """One fenced block of a page."""
 
     language: str
-    """With what follows it on its line."""
+    """Including the rest of its line."""
     text: str
 
 
 def read_blocks(page: Path) -> list[Block]:
-    """Find a page's fenced blocks."""
+    """Return the fenced blocks of a page."""
     text = page.read_text(encoding="utf-8")
     blocks = [
         Block(found["language"].strip(), re.sub(f"^{found['indent']}", "", found["text"], flags=re.MULTILINE))
@@ -85,26 +85,26 @@ def commands(text: str) -> Iterator[list[str]]:
 
 @dataclass
 class Reader:
-    """Somebody who works through a page, in the current folder: what is done with each block, by its language."""
+    """A reader who works through a page in the current folder, with one method for each language."""
 
     page: Path
     names: dict[str, Any] = field(default_factory=dict)
-    """What their Python session knows."""
+    """Names defined in the reader's Python session."""
 
     def run_python(self, block: Block) -> None:
-        """Run it, after those before it on its page."""
+        """Run the block in the session of the earlier ones."""
         exec(compile(block.text, str(self.page), "exec"), self.names)
 
     def run_shell(self, block: Block) -> None:
-        """Have bash check its syntax, then treat each command by its program."""
+        """Check the syntax with bash, then pass each command to the handler of its program."""
         check_bash(block.text)
         for words in commands(block.text):
             treat = PROGRAMS.get(words[0])
-            assert treat, f"{self.page.name}: nothing is known of {words[0]}: give it a treatment in PROGRAMS"
+            assert treat, f"{self.page.name}: no handler for {words[0]}: add one to PROGRAMS"
             treat(words)
 
     def use_json(self, block: Block) -> None:
-        """Keep a filter for the next command; map a dataset with a description."""
+        """Write a filter for the next command, or map a dataset with this description."""
         content = json.loads(block.text)
         if "lesion" in content:
             Path("filter.json").write_text(block.text)
@@ -115,12 +115,12 @@ class Reader:
             run_app(["bids-lacuna", "described", "unused", "participant", "--connectome", "STORE"])
 
     def use_toml(self, block: Block) -> None:
-        """Keep it for the next command."""
+        """Write options for the next command."""
         assert tomllib.loads(block.text)
         Path("options.toml").write_text(block.text)
 
     def compare_listing(self, block: Block) -> None:
-        """Find each file among those that the demo makes, those that it leaves, or those that the commands wrote."""
+        """Check that the demo, its outputs or the earlier commands have each file."""
         # The group's page is not drawn here: `run_app`.
         recorded = {group.PAGE, *(ROOT / "tests" / "expected_outputs.txt").read_text().splitlines()}
         made = {lesion.mask_path.as_posix() for lesion in demo.LESIONS} | set(demo.CONNECTOME_FILES)
@@ -132,19 +132,19 @@ class Reader:
             assert there, f"{self.page.name}: {file} is not written"
 
     def look_at_example(self, block: Block) -> None:
-        """See that it is one of the files that other tests run or check."""
+        """Check that the file is an example that another test runs or checks."""
         path = (self.page.parent / block.language.split()[1]).resolve()
         assert path.parent == ROOT / "examples"
         assert any(path.name in test.read_text() for test in Path(__file__).parent.glob("test_*.py")), path
 
     def look_at_contents(self, block: Block) -> None:
-        """See that each page of a table of contents is there; the build fails where one is not in any."""
+        """Check that each page of a table of contents exists; the build fails if a page is in none."""
         for name in filter(None, (line for line in block.text.splitlines() if not line.startswith(":"))):
             assert [*self.page.parent.glob(f"{name}.md"), *self.page.parent.glob(f"{name}.rst")], name
 
 
 def list_files(tree: str) -> list[Path]:
-    """Read a tree of files, two blanks for each level: its root, then its files. What stands for more is left out."""
+    """Return the root and the files of a tree with two spaces per level, without ellipses."""
     folders: list[str] = []
     files = []
     for line in tree.splitlines():
@@ -168,23 +168,23 @@ LANGUAGES: dict[str, Callable[[Reader, Block], None]] = {
 }
 
 
-# What is done with a command, by its first word.
+# Handlers of commands, by their first word.
 
 
 def run_app(words: list[str]) -> None:
-    """Run it really, but for drawing the pages, which takes seconds each and has tests of its own."""
+    """Run the program without reports, which take seconds each and have their own tests."""
     arguments = words[1:]
     if not parse("bids-lacuna", arguments).reports_only:
         assert cli.main([*arguments, "--no-reports"]) == 0, words
 
 
 def run_connectome(words: list[str]) -> None:
-    """Run it really, in this process."""
+    """Run the program in this process."""
     assert connectome_app.main([*words[1:], *(["--nprocs", "1"] if words[1] == "build" else [])]) == 0, words
 
 
 def run_checkout(words: list[str]) -> None:
-    """Run `run.py`. The demo has tests of its own; here, small data stand for what it writes."""
+    """Run `run.py`; replace the demo, which has its own tests, by small data."""
     match words[1:]:
         case ["run.py", *arguments]:
             run_app(["run.py", *arguments])
@@ -196,12 +196,12 @@ def run_checkout(words: list[str]) -> None:
 
 
 def check_target(words: list[str]) -> None:
-    """Look the target up: what it runs, other tests run."""
+    """Check that the Makefile has the target; other tests run its commands."""
     assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 def check_container(words: list[str]) -> None:
-    """Check what cannot run here: the program takes the arguments, and each path in them is mounted."""
+    """Check that the program accepts the arguments, and that each path in them is mounted."""
     match words[1:]:
         case ["run", *rest]:
             check_run(rest)
@@ -220,7 +220,7 @@ def check_container(words: list[str]) -> None:
 
 
 def check_run(words: list[str], entrypoint: str = "bids-lacuna") -> None:
-    """Check what follows `docker run`, or `apptainer run` or `exec`."""
+    """Check the arguments of `docker run`, `apptainer run` or `apptainer exec`."""
     mounted = ["/tmp"]
     while words[0].startswith("-"):
         option = words.pop(0)
@@ -242,32 +242,32 @@ def check_run(words: list[str], entrypoint: str = "bids-lacuna") -> None:
 
 
 def check_sbatch(words: list[str]) -> None:
-    """Check what cannot run here: the script is an example, which a test runs, and gets the words that it takes."""
+    """Check that the example, which another test runs, gets as many arguments as it takes."""
     script, *rest = [word for word in words[1:] if not word.startswith("--")]
     taken = {int(number) for number in re.findall(r"\$\{?(\d)", (ROOT / script).read_text())}
     assert len(rest) == max(taken)
 
 
 def check_babs(words: list[str]) -> None:
-    """Check what cannot run here: its configuration is the example, whose options a test checks."""
+    """Check that the configuration is the example, whose options another test checks."""
     given = dict(zip(words[2::2], words[3::2], strict=False))
     assert words[1] == "init"
     assert ROOT / given["--container_config"] == ROOT / "examples" / "babs.yaml"
 
 
 def check_datalad(words: list[str]) -> None:
-    """Check what cannot run here: what it is to call is Apptainer, with the image and the arguments."""
+    """Check that the command calls Apptainer with the image and the arguments."""
     call = shlex.split(words[words.index("--call-fmt") + 1])
     assert (call[:2], call[-2:]) == (["apptainer", "run"], ["{img}", "{cmd}"])
 
 
 def check_clone(words: list[str]) -> None:
-    """Check what needs a network: it is the project's address."""
+    """Check that the address is that of the project."""
     assert words[1:] == ["clone", dataset.CODE_URL]
 
 
 def step(words: list[str]) -> None:
-    """Go into the checkout, or its environment, where the reader is already."""
+    """Accept entering the checkout or its environment, where the reader already is."""
     assert words in (["cd", dataset.CODE_URL.rpartition("/")[2]], ["source", ".venv/bin/activate"])
 
 
@@ -289,19 +289,19 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
 
 
 def parse(program: str, arguments: list[str]) -> argparse.Namespace:
-    """Parse a command line as one of our programs does, which ends where it is mistaken."""
+    """Parse a command line as the program does, which exits on a usage error."""
     parsers = {"bids-lacuna": options.build_parser, "bids-lacuna-connectome": connectome_app.build_parser}
     return parsers[program]().parse_args(arguments)
 
 
 def check_bash(script: str) -> None:
-    """Have bash read a script without running it."""
+    """Check the syntax of a script with bash, without running it."""
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make what a reader has: a dataset, masks, a connectome as it was downloaded, and a store of it."""
+    """Make a reader's data: a dataset, masks, a downloaded connectome, and a store of it."""
     place = tmp_path_factory.mktemp("made_up")
     names = {
         "sub-01/anat/sub-01": ("lesion", (1, 1, 2)),
@@ -316,7 +316,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic.write_dataset(place / "BIDS_DIR", masks)
     own = {f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-infarct_mask": synthetic.box((3, 4, 5))}
     synthetic.write_dataset(place / "BIDS_DIR" / "derivatives" / "masks", own)
-    # As filters find it.
+    # The filter selects this mask.
     tumour = next((place / "BIDS_DIR" / "sub-03").rglob("*.json"))
     tumour.write_text(json.dumps({"SpatialReference": synthetic.SPACE}))
     for subject, voxels in {"01": synthetic.box((1, 2, 3)), "02": 0 * synthetic.box((0, 0, 0))}.items():
@@ -330,17 +330,17 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a reader a copy of it, and be in it."""
+    """Change into a copy of the reader's data."""
     shutil.copytree(made_up, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
-    # The work folder of a command would become that of later ones.
+    # A command with a work folder would set the cache folder of later tests.
     monkeypatch.setenv("NUMBA_CACHE_DIR", os.environ["NUMBA_CACHE_DIR"])
     return tmp_path / "place"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_all_blocks_of_a_page(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every block is run, or checked as far as it can be here, and none is passed over."""
+    """Every block runs or is checked; no block is skipped."""
     if page.name == "README.md":
         # The README leads from a downloaded connectome to the maps: no store exists yet.
         shutil.rmtree("STORE")
@@ -349,7 +349,7 @@ def test_all_blocks_of_a_page(page: Path, place: Path, capsys: pytest.CaptureFix
     reader = Reader(page)
     for block in read_blocks(page):
         language = block.language.split()[0]
-        assert language in LANGUAGES, f"{page.name}: nothing is known of {language}: give it a treatment in LANGUAGES"
+        assert language in LANGUAGES, f"{page.name}: no handler for {language}: add one to LANGUAGES"
         LANGUAGES[language](reader, block)
     if page.name == "README.md":
         kinds = {path.name for path in Path("maps").iterdir()}
@@ -362,9 +362,9 @@ def test_all_blocks_of_a_page(page: Path, place: Path, capsys: pytest.CaptureFix
 
 
 def test_every_layouts_command_finds_the_subjects(place: Path) -> None:
-    """Each row of the table of layouts opens a source of five subjects, from where its relative paths begin.
+    """Each command in the table of layouts opens a source with five subjects.
 
-    That each of these layouts makes the same store is tested with the builds.
+    The tests of the builds check that each of these layouts makes the same store.
     """
     shutil.rmtree("lacuna")
     page = (DOCS / "howto" / "connectome.md").read_text()
@@ -390,14 +390,14 @@ def test_every_layouts_command_finds_the_subjects(place: Path) -> None:
 
 
 def test_pages_of_the_reference_have_no_code_of_their_own() -> None:
-    """What is in reStructuredText comes from docstrings and parsers: no block of code escapes the treatments."""
+    """Pages in reStructuredText contain no code blocks, which would not be tested."""
     for page in DOCS.rglob("*.rst"):
         text = page.read_text()
         assert not re.search(r"code-block|literalinclude|^(?! *\.\. ).*::$", text, re.MULTILINE), page.name
 
 
 def test_the_options_that_pages_name_exist() -> None:
-    """Each option in README and documentation is one of the programs', or of the named others'."""
+    """Each option in README and documentation belongs to our programs or to a listed other program."""
     ours = {
         option for build in (options.build_parser, connectome_app.build_parser) for option in option_strings(build())
     }
@@ -408,7 +408,7 @@ def test_the_options_that_pages_name_exist() -> None:
 
 
 def option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Give all options of a parser, and of its commands."""
+    """Yield all options of a parser and its subcommands."""
     for action in parser._actions:
         yield from action.option_strings
         if isinstance(action, argparse._SubParsersAction):

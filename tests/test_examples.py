@@ -1,4 +1,4 @@
-"""The cluster examples run: Apptainer is a shell function that runs here, with the folders that it was to bind."""
+"""The cluster examples run, with a shell function for Apptainer that runs the command in the bound folders."""
 
 import os
 import re
@@ -60,7 +60,7 @@ SRUN = """() {
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of the demo's lesions and connectome, and of a file in the image's place."""
+    """Return a folder with the demo's lesions and connectome, and an empty file as the image."""
     folder = tmp_path_factory.mktemp("demo")
     subprocess.run([sys.executable, "-m", "bids_lacuna.demo", folder], check=True, capture_output=True)
     (folder / "image.sif").touch()
@@ -68,7 +68,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_task(demo: Path, task: int, n_tasks: int) -> str:
-    """Run one task of the SLURM array, counted from 3, and give what it prints."""
+    """Run one task of a SLURM array that starts at 3, and return its output."""
     environ = os.environ | {
         "BASH_FUNC_apptainer%%": APPTAINER,
         "SLURM_ARRAY_TASK_COUNT": str(n_tasks),
@@ -83,7 +83,7 @@ def run_task(demo: Path, task: int, n_tasks: int) -> str:
 
 
 def test_slurm_tasks_share_the_participants(demo: Path) -> None:
-    """Each participant's lesions are in one of the tasks, and the job's memory is what the plan may use."""
+    """Each participant is in exactly one task, and the plan uses the memory of the job."""
     participants = {folder.name for folder in (demo / "bids").glob("sub-*")}
     found = []
     for task in range(2):
@@ -94,12 +94,12 @@ def test_slurm_tasks_share_the_participants(demo: Path) -> None:
 
 
 def test_slurm_task_without_participants_ends_well(demo: Path) -> None:
-    """More tasks than participants are no failure."""
+    """A task without participants succeeds."""
     assert "no participants are left" in run_task(demo, 98, 99)
 
 
 def test_babs_gives_the_program_options_that_it_takes() -> None:
-    """The options of BABS's configuration, with the participant that it adds, and the mount of the connectome."""
+    """The program accepts the options of BABS's configuration, and the connectome is mounted."""
     text = (ROOT / "examples" / "babs.yaml").read_text()
     given = re.search(r"^bids_app_args:\n((?:  .*\n)+)", text, re.MULTILINE)
     assert given
@@ -114,7 +114,7 @@ def test_babs_gives_the_program_options_that_it_takes() -> None:
 
 
 def test_datalad_gives_the_program_options_that_it_takes() -> None:
-    """The command that is to run reads the inputs that DataLad gets, and writes the output that it saves."""
+    """The command reads the inputs that DataLad gets, and writes the output that DataLad saves."""
     text = (ROOT / "examples" / "datalad_containers.sh").read_text()
     (command,) = re.findall(r"^datalad (?:.*\\\n)*.*", text, re.MULTILINE)
     words = shlex.split(command)
@@ -126,7 +126,7 @@ def test_datalad_gives_the_program_options_that_it_takes() -> None:
 
 @pytest.mark.slow
 def test_slurm_job_with_a_dask_cluster(demo: Path) -> None:
-    """The job's scheduler and worker find each other, and the client maps on them; nothing is left running."""
+    """The job's scheduler and worker connect, the client maps on them, and no process is left running."""
     environ = os.environ | {
         "BASH_FUNC_apptainer%%": APPTAINER_EXEC,
         "BASH_FUNC_srun%%": SRUN,
@@ -137,7 +137,7 @@ def test_slurm_job_with_a_dask_cluster(demo: Path) -> None:
     build = [sys.executable, "-m", "bids_lacuna.app.connectome", "build", demo / "connectome", store]
     subprocess.run([*build, "--space", "MNI152NLin6Asym", "--name", "demo"], check=True, capture_output=True)
     (demo / "work").mkdir()
-    # What is compiled is there, though it is looked for in the work folder.
+    # The program looks for compiled code in the work folder.
     (demo / "work" / "numba").symlink_to(os.environ["NUMBA_CACHE_DIR"])
     script = [ROOT / "examples" / "slurm_dask.sh", "image.sif", "bids", "out", "store", "work", "--no-reports"]
     done = subprocess.run(script, cwd=demo, env=environ, capture_output=True, text=True, timeout=180)
