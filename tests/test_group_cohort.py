@@ -1,4 +1,4 @@
-"""Which lesions make up a group: a table of what may be wrong with the maps on disk."""
+"""The selection of a group's lesions: a table of what may be wrong with the maps on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUBJECTS = ("01", "02", "03", "04", "05")
 
 
 def mask_of(root: Path, subject: str) -> Path:
-    """Name a participant's mask."""
+    """Return the path of a participant's mask."""
     return root / "bids" / f"sub-{subject}/anat/sub-{subject}_space-{synthetic.SPACE}_label-lesion_mask.nii.gz"
 
 
@@ -46,7 +46,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def choose(root: Path, *, participants: tuple[str, ...] = (), **options: object) -> Group:
-    """Choose the group as the command line does."""
+    """Select the group as the command line does."""
     masks = find_lesion_masks(root / "bids", participant_labels=participants)
     return choose_group(masks, find_stat_maps(root / "out", participants), root / "out", **options)
 
@@ -64,18 +64,18 @@ def remove(root: Path, pattern: str) -> None:
 
 
 def spoil(root: Path, pattern: str, content: str = "{") -> None:
-    """Write something else into a file of the output."""
+    """Overwrite a file of the output with other content."""
     next((root / "out").rglob(pattern)).write_text(content)
 
 
 def redo(root: Path, subject: str, **options: object) -> None:
-    """Write a participant's maps in another way."""
+    """Replace a participant's maps by others."""
     remove(root, f"sub-{subject}_*")
     write_maps(root, subject, **options)
 
 
 def edit_mask(root: Path, subject: str, voxels: np.ndarray | None) -> None:
-    """Change a participant's mask, or let it be a link to nowhere."""
+    """Change a participant's mask, or replace it by a broken link."""
     path = mask_of(root, subject)
     path.unlink()
     if voxels is None:
@@ -85,7 +85,7 @@ def edit_mask(root: Path, subject: str, voxels: np.ndarray | None) -> None:
 
 
 def test_whole_and_equal_maps_make_a_group(root: Path) -> None:
-    """All lesions are in, in order, with the thresholds of their masks; none is left out."""
+    """All lesions are in the group, in order, with the thresholds of their masks; none is left out."""
     group = choose(root)
     assert [lesion.name for lesion in group.lesions] == [f"sub-{subject}_label-lesion" for subject in SUBJECTS]
     assert group.left_out == group.not_asked == ()
@@ -103,10 +103,10 @@ PROBLEMS: dict[str, tuple[Callable[[Path, str], object], str, str]] = {
     "unfinished z-map": (lambda root, sub: remove(root, f"sub-{sub}_*stat-z*.json"), "missing", "no z-map"),
     "damaged r sidecar": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-r*.json"), "missing", "not valid JSON"),
     "damaged z sidecar": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-z*.json"), "missing", "not valid JSON"),
-    "sidecar that lacks": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-r*.json", "{}"), "missing", "lacks"),
+    "incomplete sidecar": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-r*.json", "{}"), "missing", "has no 'Con"),
     "no image": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-r*.nii.gz"), "missing", "as NIfTI"),
     "mask that is gone": (lambda root, sub: edit_mask(root, sub, None), "missing", "cannot be read"),
-    "another mask": (lambda root, sub: edit_mask(root, sub, synthetic.box((0, 0, 0))), "mixed", "another mask"),
+    "another mask": (lambda root, sub: edit_mask(root, sub, synthetic.box((0, 0, 0))), "mixed", "has changed since"),
     "another connectome": (
         lambda root, sub: edit_sidecars(root, f"sub-{sub}_*.json", ConnectomeHash="f00dcafe00"), "mixed", "f00dcafe"),
     "another connectome's z": (
@@ -119,12 +119,12 @@ PROBLEMS: dict[str, tuple[Callable[[Path, str], object], str, str]] = {
 }  # fmt: skip
 
 UNFIT = {problem: str(number) for number, problem in enumerate(PROBLEMS, start=11)}
-"""The participant who has each problem."""
+"""Participants by problem."""
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Group:
-    """Choose from five sound lesions and one with each problem."""
+    """Select from five intact lesions and one with each problem."""
     root = write_all(tmp_path_factory.mktemp("mixed"), (*SUBJECTS, *UNFIT.values()))
     for problem, (mischief, _, _) in PROBLEMS.items():
         mischief(root, UNFIT[problem])
@@ -133,14 +133,14 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Group:
 
 @pytest.mark.parametrize(("problem", "kind", "words"), [(name, *rest) for name, (_, *rest) in PROBLEMS.items()])
 def test_unfit_lesions_are_named_with_a_reason(mixed: Group, problem: str, kind: str, words: str) -> None:
-    """A lesion that differs is told with its kind and its reason."""
+    """A lesion that differs is listed with its kind and its reason."""
     (left_out,) = [lesion for lesion in mixed.left_out if lesion.name == f"sub-{UNFIT[problem]}_label-lesion"]
     assert left_out.kind == kind
     assert words in left_out.reason
 
 
 def test_unfit_lesions_are_refused_or_left_out(mixed: Group) -> None:
-    """Any unfit lesion is refused, unless the user ignores its kind; the sound ones stay."""
+    """Any unfit lesion is refused, unless the user ignores its kind; the others stay."""
     assert [lesion.mask.entities["sub"] for lesion in mixed.lesions] == list(SUBJECTS)
     assert len(mixed.left_out) == len(PROBLEMS)
     refuse(mixed.left_out, 5, ("missing", "mixed"))
@@ -155,7 +155,7 @@ def test_unfit_lesions_are_refused_or_left_out(mixed: Group) -> None:
 
 
 def test_thresholds_that_are_asked_for_need_no_masks(root: Path) -> None:
-    """With thresholds of the group's own, it does not matter which ones the lesions' masks have."""
+    """If thresholds are requested for the group, the thresholds of the lesions' masks do not matter."""
     redo(root, "03", thresholds=(5,))
     group = choose(root, t_thresholds=(7.0, 2.5))
     assert len(group.lesions) == 5
@@ -163,10 +163,12 @@ def test_thresholds_that_are_asked_for_need_no_masks(root: Path) -> None:
 
 
 def test_a_tie_is_not_decided(root: Path) -> None:
-    """Where as many lesions have maps of one connectome as of another, both are named, and the name chooses."""
+    """If equally many lesions have maps of two connectomes, both are listed, and --connectome-name selects one."""
     for subject in SUBJECTS:
         write_maps(root, subject, connectome="HCP")
-    with pytest.raises(UnfitLesions, match=r"(?s)5, have.*GSP \(GSPhash\).*HCP \(HCPhash\).*--connectome-name"):
+    with pytest.raises(
+        UnfitLesions, match=r"(?s)the most lesions, 5 each.*GSP \(GSPhash\).*HCP \(HCPhash\).*--connectome-name"
+    ):
         choose(root)
     for name in ("GSP", "HCP"):
         group = choose(root, connectome_name=name)
@@ -175,7 +177,7 @@ def test_a_tie_is_not_decided(root: Path) -> None:
 
 
 def test_the_connectome_may_be_the_one_of_few(root: Path) -> None:
-    """A connectome that is asked for is taken, though most lesions have maps of another one."""
+    """A requested connectome is used even if most lesions have maps of another one."""
     write_maps(root, "02", connectome="HCP")
     group = choose(root, connectome_name="HCP")
     assert [lesion.name for lesion in group.lesions] == ["sub-02_label-lesion"]
@@ -185,14 +187,14 @@ def test_the_connectome_may_be_the_one_of_few(root: Path) -> None:
 
 
 def test_nothing_at_all(root: Path) -> None:
-    """Without any maps, the participant level is what is missing."""
+    """Without any maps, the message says that the participant level comes first."""
     remove(root, "sub-*")
     with pytest.raises(NoMaps, match="participant level"):
         choose(root)
 
 
 def test_no_lesion_left(root: Path) -> None:
-    """A group of nobody is refused whatever is ignored."""
+    """An empty group is refused whatever is ignored."""
     remove(root, "*stat-z*")
     group = choose(root)
     with pytest.raises(UnfitLesions, match="no lesion is left"):
@@ -200,7 +202,7 @@ def test_no_lesion_left(root: Path) -> None:
 
 
 def test_participants_limit_the_group(root: Path) -> None:
-    """Participants who are not asked for are neither in nor missing."""
+    """Participants who were not requested are neither in the group nor missing."""
     remove(root, "sub-01*")
     group = choose(root, participants=("sub-02", "04"))
     assert [lesion.mask.entities["sub"] for lesion in group.lesions] == ["02", "04"]
@@ -208,7 +210,7 @@ def test_participants_limit_the_group(root: Path) -> None:
 
 
 def test_a_lesion_in_two_spaces_is_one(root: Path) -> None:
-    """The mask that the maps were made from counts; its copy in another space is not missing."""
+    """The mask from which the maps were made counts; its copy in another space is not missing."""
     synthetic.write_mask(
         root / "bids/sub-01/anat/sub-01_space-T1w_label-lesion_mask.nii.gz", synthetic.box((0, 0, 0))
     )
@@ -217,16 +219,16 @@ def test_a_lesion_in_two_spaces_is_one(root: Path) -> None:
     assert group.left_out == ()
 
 
-def test_lesions_that_nobody_asked_for_are_told(root: Path) -> None:
-    """Maps whose mask is not in the dataset any more are not in the group, and are listed."""
+def test_lesions_that_were_not_requested_are_listed(root: Path) -> None:
+    """Maps whose mask is no longer in the dataset are listed and left out of the group."""
     mask_of(root, "05").unlink()
     group = choose(root)
     assert len(group.lesions) == 4
     assert [path.name.split("_")[0] for path in group.not_asked] == ["sub-05"]
 
 
-def test_maps_are_told_from_other_files(root: Path) -> None:
-    """Group maps, lesion masks and other images in the output are no maps of lesions."""
+def test_other_files_are_not_lesion_maps(root: Path) -> None:
+    """Group maps, lesion masks and other images in the output are not mistaken for maps of lesions."""
     before = find_stat_maps(root / "out")
     for name in (
         "space-A_stat-r_desc-GSPmean_statmap",

@@ -1,4 +1,4 @@
-"""Which lesions make up a group: those whose maps are whole, and were made with what most were made with."""
+"""Select a group's lesions: those with complete maps and the majority's settings."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ from bids_lacuna.images import open_image
 from bids_lacuna.weights import Weighting
 
 Kind = Literal["missing", "mixed"]
-"""Why a lesion is not in the group: its maps are missing or damaged, or were made with something else than most."""
+"""Why a lesion is left out: its maps are missing or damaged, or were made with other settings than the group's."""
 
 MAPS_NEEDED = ("r", "z", "t")
-"""The maps that a lesion needs to be in a group."""
+"""Statistics whose maps a lesion needs to be in a group."""
 
 
 class NoMaps(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
-    """There is nothing to make a group of; the message says what there is instead."""
+    """No lesion has maps that could form a group; the message says which maps exist."""
 
 
 class UnfitLesions(ValueError):  # noqa: N818  a fact about the dataset, not a defect of the program
-    """Some lesions cannot be in the group; the message names each with its reason, and what to do."""
+    """Some lesions cannot be in the group; the message lists each with its reason and says what to do."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a lesion's maps were made with: all lesions of a group share it."""
+    """Settings and connectome of a lesion's maps; equal for all lesions of a group."""
 
     connectome_name: str
-    """Part of the maps' names."""
+    """As in the maps' names."""
     connectome_hash: str
-    """SHA-256 that tells one connectome from another of the same name."""
+    """SHA-256 that distinguishes connectomes of the same name."""
     space: str
-    """Template of the connectome."""
+    """Template space of the connectome."""
     weighting: Weighting
-    """How lesions were brought to the grid."""
+    """How lesions were resampled to the grid."""
     shape: tuple[int, ...]
-    """Of the maps."""
+    """Shape of the maps."""
     affine: tuple[float, ...]
-    """Of the maps, row by row, rounded to 1e-4."""
+    """Affine of the maps, row by row, rounded to 1e-4."""
     thresholds: tuple[float, ...]
-    """Of the masks of |t|; those asked for where the group has its own."""
+    """Thresholds of |t|: those of the lesions' masks, or those requested for the group."""
     lesion_threshold: float | None = None
-    """From which probability on voxels of the lesions count; None where their masks are binary."""
+    """Probability from which a voxel belongs to a lesion; None for binary masks."""
 
     @property
     def grid(self) -> Grid:
-        """Every voxel of the maps' volume, those outside the brain as well."""
+        """All voxels of the maps' volume, including those outside the brain."""
         return Grid(np.ones(self.shape, dtype=bool), np.reshape(self.affine, (4, 4)))
 
     @property
     def settings(self) -> MapSettings:
-        """What names the maps."""
+        """Settings that determine the names of the maps."""
         return MapSettings(
             self.connectome_name,
             self.connectome_hash,
@@ -74,7 +74,7 @@ class Origin:
         )
 
     def describe(self, names: Collection[str] = ()) -> str:
-        """Describe it for people: all of it, or the fields of these names."""
+        """Describe all fields for people, or only the named ones."""
         thresholds = ", ".join(f"{threshold:g}" for threshold in self.thresholds)
         words = {
             "connectome_name": f"connectome {self.connectome_name} ({self.connectome_hash[:8]})",
@@ -91,9 +91,9 @@ class Origin:
         return ", ".join(text for name, text in words.items() if not names or name in asked)
 
     def differences(self, group: Origin) -> str:
-        """Tell in what a lesion's maps differ from the group's."""
+        """Describe how a lesion's maps differ from the group's."""
         names = [field.name for field in fields(self) if getattr(self, field.name) != getattr(group, field.name)]
-        return f"made with {self.describe(names)}; the group with {group.describe(names)}"
+        return f"made with {self.describe(names)}, the group with {group.describe(names)}"
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class GroupLesion:
     """A lesion with all its maps."""
 
     name: str
-    """The mask's entities, without space and resolution."""
+    """Entities of the mask, without space and resolution."""
     mask: LesionMask
-    """What the maps were made from."""
+    """Mask from which the maps were made."""
     maps: Mapping[str, PurePosixPath]
-    """r, z and t: paths relative to the root of the participants' maps."""
+    """Paths of the r-, z- and t-map by statistic, relative to the root of the participants' maps."""
     sidecar: Mapping[str, Any]
-    """Of the r-map."""
+    """Sidecar of the r-map."""
 
 
 @dataclass(frozen=True)
@@ -115,25 +115,25 @@ class LeftOut:
     """A lesion that cannot be in the group."""
 
     name: str
-    """As `GroupLesion.name`."""
+    """As in `GroupLesion`."""
     kind: Kind
-    """What kind of reason."""
+    """Kind of reason."""
     reason: str
-    """A sentence for the user."""
+    """Reason, as a sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Which lesions make up a group."""
+    """The lesions of a group."""
 
     origin: Origin
-    """What their maps were made with."""
+    """Settings and connectome of their maps."""
     lesions: tuple[GroupLesion, ...]
-    """Sorted by the paths of their maps."""
+    """Lesions in the group, sorted by the paths of their maps."""
     left_out: tuple[LeftOut, ...]
-    """Lesions of the dataset that cannot be in it."""
+    """Requested lesions that cannot be in the group."""
     not_asked: tuple[PurePosixPath, ...]
-    """r-maps of the same origin whose masks are not among those asked for."""
+    """r-maps of the same origin whose masks were not requested."""
 
 
 def choose_group(
@@ -145,27 +145,27 @@ def choose_group(
     connectome_hash: str | None = None,
     t_thresholds: Sequence[float] = (),
 ) -> Group:
-    """Choose the lesions of a group: those masks whose maps are whole, and made with what most were made with.
+    """Select the lesions with complete maps and the majority's settings.
 
     Parameters
     ----------
     masks
-        The lesions that are asked for.
+        Requested lesions.
     maps
-        Found in the dataset that the participant level wrote.
+        Maps in the dataset that the participant level wrote.
     maps_dir
-        That dataset's root.
+        Root of that dataset.
     connectome_name, connectome_hash
-        Of the connectome that the maps must be of; by default that of most lesions.
+        Connectome of the maps; by default the one that most lesions were mapped with.
     t_thresholds
-        By default the lesions' own, which must then be the same for all.
+        Thresholds of |t| for the group; by default those of the lesions' masks, which must then be equal for all.
 
     Raises
     ------
     NoMaps
-        There are no maps, or none of this connectome, or none of these masks.
+        No maps exist for these masks and this connectome.
     UnfitLesions
-        As many lesions' maps were made with one thing as with another.
+        Several settings have the most lesions, equally many each.
     """
     origins, damaged = _read_origins(maps, maps_dir, tuple(sorted(set(t_thresholds))))
     on_disk = {stat_map.path for stat_map in maps}
@@ -199,19 +199,19 @@ def choose_group(
 
 
 def refuse(left_out: Collection[LeftOut], n_lesions: int, ignored: Collection[str]) -> None:
-    """Refuse a group that lacks lesions, unless the user chose to leave such ones out.
+    """Refuse a group from which lesions are missing, unless the user ignores this kind of reason.
 
     Raises
     ------
     UnfitLesions
-        Some have a reason that is not ignored, or no lesion is left.
+        Some lesion's kind of reason is not ignored, or no lesion is left.
     """
     unfit = [lesion for lesion in left_out if lesion.kind not in ignored]
     if unfit or not n_lesions:
         lines = [f"{len(left_out)} of {n_lesions + len(left_out)} lesions cannot be in the group:"]
         lines += [f"  {lesion.name}: {lesion.kind}: {lesion.reason}" for lesion in unfit or left_out]
         kinds = " ".join(sorted({lesion.kind for lesion in left_out}))
-        lines.append(f"mend this, or leave them out with --ignore {kinds}" if n_lesions else "no lesion is left")
+        lines.append(f"fix this, or leave them out with --ignore {kinds}" if n_lesions else "no lesion is left")
         raise UnfitLesions("\n".join(lines))
 
 
@@ -226,7 +226,7 @@ class _Unfit(ValueError):  # noqa: N818  a fact about a lesion
 def _read_origins(
     maps: Sequence[StatMap], maps_dir: Path, t_thresholds: tuple[float, ...]
 ) -> tuple[dict[PurePosixPath, Origin], dict[PurePosixPath, str]]:
-    """Read what each r-map was made with, and why some cannot be used."""
+    """Read the origin of each r-map, and why some r-maps cannot be used."""
     thresholds: dict[PurePosixPath, set[float]] = defaultdict(set)
     origins: dict[PurePosixPath, Origin] = {}
     damaged: dict[PurePosixPath, str] = {}
@@ -235,7 +235,7 @@ def _read_origins(
             r_map, threshold = _thresholded(stat_map.path, maps_dir)
             thresholds[r_map].add(threshold)
     for stat_map in maps:
-        # The sidecar is written last: a map without one is nobody's finished work.
+        # The sidecar is written last: a map without one is unfinished.
         if stat_map.suffix != "statmap" or stat_map.entities["stat"] != "r" or not _has_sidecar(stat_map, maps_dir):
             continue
         path = maps_dir / stat_map.path
@@ -253,7 +253,7 @@ def _read_origins(
                 sidecar.get("LesionThreshold"),
             )
         except KeyError as error:
-            damaged[stat_map.path] = f"the sidecar of {path.name} lacks {error}: map the lesion again (--overwrite)"
+            damaged[stat_map.path] = f"the sidecar of {path.name} has no {error}: map the lesion again (--overwrite)"
         except (OSError, ValueError) as error:
             damaged[stat_map.path] = str(error)
     return origins, damaged
@@ -264,7 +264,7 @@ def _has_sidecar(stat_map: StatMap, maps_dir: Path) -> bool:
 
 
 def _thresholded(path: PurePosixPath, maps_dir: Path) -> tuple[PurePosixPath, float]:
-    """Name the r-map of the lesion that a mask of |t| is of, and read the threshold; NaN where there is none."""
+    """Return the path of the r-map that belongs to a mask of |t|, and the threshold; NaN if it cannot be read."""
     try:
         threshold = float(read_json_object(sidecar_path(maps_dir / path))["Threshold"])
     except (KeyError, TypeError, OSError, ValueError):
@@ -274,19 +274,19 @@ def _thresholded(path: PurePosixPath, maps_dir: Path) -> tuple[PurePosixPath, fl
 
 
 def _choose_origin(counts: Mapping[Origin, int], maps_dir: Path, connectomes: Collection[str]) -> Origin:
-    """Take what most lesions' maps were made with."""
+    """Return the origin of most lesions' maps."""
     most = max(counts.values(), default=0)
     if not most:
-        there = f"there are maps of {', '.join(connectomes)}" if connectomes else "there are none at all"
+        there = f"there are maps of {', '.join(connectomes)}" if connectomes else "there are no maps"
         raise NoMaps(
             f"{maps_dir} has no maps of these lesions in this connectome ({there}): run the participant level first, "
             "with the same folders and options"
         )
     best = [origin for origin, count in counts.items() if count == most]
     if len(best) > 1:
-        lines = [f"as many lesions, {most}, have maps made with one thing as with another:"]
+        lines = [f"several settings have the most lesions, {most} each:"]
         lines += [f"  {origin.describe()}" for origin in best]
-        lines.append("choose by --connectome-name, --participant-label or --t-threshold")
+        lines.append("choose with --connectome-name, --participant-label or --t-threshold")
         raise UnfitLesions("\n".join(lines))
     return best[0]
 
@@ -298,7 +298,7 @@ def _explain_absence(
     names: Mapping[Origin, Collection[PurePosixPath]],
     damaged: Mapping[PurePosixPath, str],
 ) -> NoReturn:
-    """Say why a lesion has no maps of the group's origin, with `_Unfit`."""
+    """Raise `_Unfit` with the reason why a lesion has no maps of the group's origin."""
     if r_map in damaged:
         raise _Unfit("missing", damaged[r_map])
     for origin, paths in names.items():
@@ -306,7 +306,7 @@ def _explain_absence(
             raise _Unfit("mixed", origin.differences(group))
     raise _Unfit(
         "missing",
-        f"{masks[0].path.name} has no maps: run the participant level, and see its table of lesions if it failed",
+        f"{masks[0].path.name} has no maps: run the participant level; its lesions.tsv lists lesions that failed",
     )
 
 
@@ -317,27 +317,27 @@ def _gather(
     on_disk: Collection[PurePosixPath],
     maps_dir: Path,
 ) -> GroupLesion:
-    """Put a lesion's mask and maps together; raises `_Unfit` where they do not belong together."""
+    """Combine a lesion's mask and maps; raises `_Unfit` if they do not belong together."""
     sidecar = read_json_object(sidecar_path(maps_dir / r_map))
     hashes = {mask.path: file_hash(mask.path) for mask in masks}
     if set(hashes.values()) == {None}:
         raise _Unfit("missing", f"its mask {masks[0].path} cannot be read")
     same = [mask for mask in masks if hashes[mask.path] == sidecar.get("LesionHash")]
     if not same:
-        raise _Unfit("mixed", f"made from another mask than {masks[0].path.name} is now: map it again (--overwrite)")
+        raise _Unfit("mixed", f"{masks[0].path.name} has changed since it was mapped: map it again (--overwrite)")
     maps = {stat: map_path(same[0], group.settings, stat=stat) for stat in MAPS_NEEDED}
     for stat, path in maps.items():
         if path not in on_disk or not sidecar_path(maps_dir / path).exists():
-            why = "without --no-t-map" if stat == "t" else "it may have been interrupted"
-            raise _Unfit("missing", f"it has no {stat}-map: run the participant level again, {why}")
+            why = "run the participant level without --no-t-map" if stat == "t" else "run the participant level again"
+            raise _Unfit("missing", f"it has no {stat}-map: {why}")
         try:
             other = read_json_object(sidecar_path(maps_dir / path))
         except (OSError, ValueError) as error:
             raise _Unfit("missing", str(error)) from error
         for key in ("ConnectomeHash", "LesionHash", "LesionWeighting", "LesionThreshold"):
             if other.get(key) != sidecar.get(key):
-                raise _Unfit("mixed", f"its {stat}-map has another {key} than its r-map: map it again (--overwrite)")
+                raise _Unfit("mixed", f"its {stat}-map and its r-map differ in {key}: map it again (--overwrite)")
     for key in ("LesionVolume", "LesionCoverage", "NumberOfConnectomeSubjects"):
         if key not in sidecar:
-            raise _Unfit("missing", f"the sidecar of {r_map.name} lacks {key}: map the lesion again (--overwrite)")
+            raise _Unfit("missing", f"the sidecar of {r_map.name} has no {key}: map the lesion again (--overwrite)")
     return GroupLesion(same[0].name, same[0], maps, sidecar)
