@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from bids_lacuna._version import __version__
+from bids_lacuna.app import connectome_options
 from bids_lacuna.app.command import Exit, Stop, complete_words, ending, make_folder, run_command, warn_of_space
 from bids_lacuna.app.config import add_config_file, write_config
 from bids_lacuna.app.options import build_parser
@@ -638,3 +639,29 @@ def conclude(records: Sequence[LesionRecord], log_dir: Path) -> Exit:
     many = f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
     sys.stderr.write(one_line(f"bids-lacuna: error: {many}{first} (the log is in {log_dir})") + "\n")
     return Exit.FAILED
+
+
+def connectome_main(argv: Sequence[str] | None = None) -> int:
+    """Run bids-lacuna-connectome.
+
+    Parameters
+    ----------
+    argv
+        Command-line arguments; by default those of this process.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+
+    def run(arguments: argparse.Namespace) -> Exit:
+        # Not at the top: --help and --version need not wait for numba and scipy.
+        from bids_lacuna.app import connectome
+
+        commands = {"build": connectome.run_build, "info": connectome.run_info, "verify": connectome.run_verify}
+        return commands[arguments.command](arguments)
+
+    parser = connectome_options.build_parser()
+    complete_words(parser)
+    return run_command(parser, argv, run, connectome_options.INTERRUPTED)

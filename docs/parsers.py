@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from bids_lacuna.app import connectome as connectome_app
-from bids_lacuna.app import options
+from bids_lacuna.app import connectome_options, options
 
 
 def app() -> argparse.ArgumentParser:
@@ -16,7 +15,7 @@ def app() -> argparse.ArgumentParser:
 
 def connectome() -> argparse.ArgumentParser:
     """Return the parser of bids-lacuna-connectome."""
-    return escape_help(connectome_app.build_parser())
+    return escape_help(connectome_options.build_parser())
 
 
 def escape_help(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -138,7 +138,7 @@ def write_input(folder: Path) -> tuple[Path, Path]:
         np.save(source / f"sub-{number}.npy", timeseries)
     mask = synthetic.write_mask(folder / "brain.nii.gz", brain)
     options = ["--space", synthetic.SPACE, "--name", "soak", "--mask", mask]
-    command = [sys.executable, "-m", "bids_lacuna.app.connectome", "build", source, store, *options]
+    command = [*synthetic.CONNECTOME_PROGRAM, "build", source, store, *options]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     masks = {}
     for number in range(N_LESIONS):

@@ -29,6 +29,13 @@ RAW = {"Name": "made up", "BIDSVersion": "1.10.0"}
 DERIVATIVE = {**RAW, "DatasetType": "derivative", "GeneratedBy": [{"Name": "manual"}]}
 """Descriptions of datasets."""
 
+CONNECTOME_PROGRAM = (
+    sys.executable,
+    "-c",
+    "import sys; from bids_lacuna.cli import connectome_main; sys.exit(connectome_main())",
+)
+"""What `bids-lacuna-connectome` does, wherever the package is."""
+
 NOBODY = 65534
 """The user who owns nothing."""
 

@@ -231,7 +231,7 @@ def make_store(source: Path, folder: Path, n_processes: int = 1, **changes: obje
 
 def start_build(source: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
     """Start a build as a process of its own, and of its own group."""
-    command = [sys.executable, "-m", "bids_lacuna.app.connectome", "build", source, folder, "--name", "nine"]
+    command = [*synthetic.CONNECTOME_PROGRAM, "build", source, folder, "--name", "nine"]
     command += ["--space", synthetic.SPACE, "--mask", source.with_name("mask.nii.gz"), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 

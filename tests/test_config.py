@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bids_lacuna import cli
-from bids_lacuna.app import connectome as connectome_app
 from bids_lacuna.app.config import add_config_file, write_config
 from bids_lacuna.app.options import build_parser
 
@@ -106,7 +105,7 @@ def test_mistakes_of_a_file(
     [
         (cli.main, [*PLACES, "--conectome", "x"], "--connectome"),
         (cli.main, [*PLACES, "--lesionbatchsize=3"], "--lesion-batch-size"),
-        (connectome_app.main, ["build", "a", "b", "--space", "X", "--name", "y", "--rnk", "3"], "--rank"),
+        (cli.connectome_main, ["build", "a", "b", "--space", "X", "--name", "y", "--rnk", "3"], "--rank"),
     ],
 )
 def test_mistyped_options(

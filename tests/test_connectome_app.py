@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from bids_lacuna import FunctionalNetworkMapping, LesionData, __version__, batch_process
-from bids_lacuna.app import connectome as connectome_app
+from bids_lacuna import FunctionalNetworkMapping, LesionData, __version__, batch_process, cli
 from bids_lacuna.connectome.store import Store
 from bids_lacuna.mapping.maps import NetworkMaps
 
@@ -48,14 +47,14 @@ LESION = f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask"
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the program as a user does."""
-    command = [sys.executable, "-m", "bids_lacuna.app.connectome", *map(str, arguments)]
+    command = [*synthetic.CONNECTOME_PROGRAM, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def build(source: Path, store: Path, *options: object) -> int:
     """Build a store within this process; its processes are real ones."""
     arguments = ["build", source, store, "--space", synthetic.SPACE, "--name", "GSP5", "--nprocs", "1", *options]
-    return connectome_app.main(list(map(str, arguments)))
+    return cli.connectome_main(list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +143,11 @@ def test_maps_from_fewer_components(tmp_path: Path, capsys: pytest.CaptureFixtur
             assert build(source, store, "--dtype", dtype, "--rank", store.name.partition("-")[0]) == 0
         found = r"auto, tolerance 1e-05: components 10 a subject; .* saved \(\d\d %\); .* r \d\S+e-\d\d"
         assert re.search(f"rank {found}\n", capsys.readouterr().err)
-        assert connectome_app.main(["info", str(auto)]) == 0
+        assert cli.connectome_main(["info", str(auto)]) == 0
         info = capsys.readouterr().out
         assert re.search(f"^rank  +{found}$", info, re.MULTILINE)
         assert re.search(r"^timepoints  +97 to 107 a subject$", info, re.MULTILINE)
-        assert connectome_app.main(["verify", str(auto)]) == 0
+        assert cli.connectome_main(["verify", str(auto)]) == 0
         sizes = [sum(path.stat().st_size - 128 for path in store.glob("*_timeseries.npy")) for store in (full, auto)]
         assert sizes[0] * 50 == sizes[1] * (97 + 97 + 101 + 103 + 107)
         # Rounding, as for maps from other stores of five subjects.
@@ -180,7 +179,7 @@ def test_the_bar_shows_bytes_and_time(hdf5: Path, tmp_path: Path) -> None:
     """On a terminal, a bar shows the bytes that are written, of how many, and the time that is left."""
     main_end, program_end = os.openpty()
     termios.tcsetwinsize(program_end, (24, 120))
-    command = [sys.executable, "-m", "bids_lacuna.app.connectome", "build", hdf5, tmp_path / "store"]
+    command = [*synthetic.CONNECTOME_PROGRAM, "build", hdf5, tmp_path / "store"]
     command += ["--space", synthetic.SPACE, "--name", "x"]
     process = subprocess.Popen(list(map(str, command)), stderr=program_end)
     os.close(program_end)
@@ -255,7 +254,7 @@ def test_mistakes(
     """Each mistake ends in a sentence, with its status."""
     monkeypatch.chdir(tmp_path)
     try:
-        found = connectome_app.main(arguments)
+        found = cli.connectome_main(arguments)
     except SystemExit as end:
         found = end.code
     assert found == status
@@ -266,7 +265,7 @@ def test_mistakes(
 def test_an_unknown_option_shows_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever mistypes an option of build sees those of build."""
     with pytest.raises(SystemExit) as end:
-        connectome_app.main(
+        cli.connectome_main(
             ["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--dtyp", "int16", "--msk"]
         )
     assert end.value.code == 64
@@ -277,10 +276,10 @@ def test_a_space_that_is_mistyped(tmp_path: Path, capsys: pytest.CaptureFixture[
     """A space that is almost a template's name is questioned before it is written into a store."""
     arguments = ["build", str(tmp_path / "nowhere"), "store", "--name", "x", "--space"]
     for space, meant in {"MNI152Nlin6Asym": "MNI152NLin6Asym", "mni152nlin2009casym": "MNI152NLin2009cAsym"}.items():
-        assert connectome_app.main([*arguments, space]) == 66
+        assert cli.connectome_main([*arguments, space]) == 66
         assert f"{space} is no template that BIDS knows: is {meant} meant?" in capsys.readouterr().err
     for space in ("MNI152NLin6Asym", "myStudy"):
-        assert connectome_app.main([*arguments, space]) == 66
+        assert cli.connectome_main([*arguments, space]) == 66
         assert "meant" not in capsys.readouterr().err
 
 
@@ -296,6 +295,30 @@ def test_options_of_other_layouts(hdf5: Path, tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (None, 66, "no filter file"),
+        ("{", 64, "not valid JSON"),
+        ('{"lesion": {"space": "T1w"}}', 64, 'no filters under "bold"'),
+        ('{"bold": {}}', 64, 'no filters under "bold"'),
+        ('{"bold": {"tsk": "rest"}}', 64, "tsk"),
+        ('{"bold": {"task": "movie"}}', 18, "movie"),
+    ],
+)
+def test_filter_files(
+    tmp_path: Path, content: str | None, status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A filter file that is missing or mistaken, or that leaves no run, ends in a sentence with its status."""
+    _, options = write_source(tmp_path / "source", "bids")
+    path = tmp_path / "filter.json"
+    if content is not None:
+        path.write_text(content)
+    assert build(tmp_path / "source", tmp_path / "store", *options, "--bids-filter-file", path) == status
+    assert words in capsys.readouterr().err.split("bids-lacuna-connectome: error: ")[1]
+    assert not (tmp_path / "store").exists()
+
+
 def test_an_unfinished_store_is_no_connectome(
     built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,7 +326,7 @@ def test_an_unfinished_store_is_no_connectome(
     own = shutil.copytree(built[0], tmp_path / "own")
     (own / "connectome.json").unlink()
     (own / ".building").mkdir()
-    assert connectome_app.main(["info", str(own)]) == 66
+    assert cli.connectome_main(["info", str(own)]) == 66
     assert "is not finished: run its `bids-lacuna-connectome build` again" in capsys.readouterr().err
 
 
@@ -470,8 +493,10 @@ def test_a_space_that_the_source_contradicts(hdf5: Path, tmp_path: Path, capsys:
 
 def test_help_waits_for_nothing_heavy() -> None:
     """--help imports neither numba, pybids, scipy nor nibabel."""
-    command = [sys.executable, "-X", "importtime", "-m", "bids_lacuna.app.connectome", "build", "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    command = [*synthetic.CONNECTOME_PROGRAM, "build", "--help"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    )
     imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
     assert "argparse" in imported
     assert not imported & {"numba", "bids", "scipy", "nibabel", "numpy"}

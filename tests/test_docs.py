@@ -28,7 +28,7 @@ import test_build
 
 from bids_lacuna import cli, demo, group
 from bids_lacuna.app import connectome as connectome_app
-from bids_lacuna.app import options
+from bids_lacuna.app import connectome_options, options
 from bids_lacuna.derivatives import dataset
 
 ROOT = Path(__file__).parents[1]
@@ -180,7 +180,7 @@ def run_app(words: list[str]) -> None:
 
 def run_connectome(words: list[str]) -> None:
     """Run the program in this process."""
-    assert connectome_app.main([*words[1:], *(["--nprocs", "1"] if words[1] == "build" else [])]) == 0, words
+    assert cli.connectome_main([*words[1:], *(["--nprocs", "1"] if words[1] == "build" else [])]) == 0, words
 
 
 def run_checkout(words: list[str]) -> None:
@@ -290,7 +290,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
 
 def parse(program: str, arguments: list[str]) -> argparse.Namespace:
     """Parse a command line as the program does, which exits on a usage error."""
-    parsers = {"bids-lacuna": options.build_parser, "bids-lacuna-connectome": connectome_app.build_parser}
+    parsers = {"bids-lacuna": options.build_parser, "bids-lacuna-connectome": connectome_options.build_parser}
     return parsers[program]().parse_args(arguments)
 
 
@@ -324,7 +324,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     brain = np.ones(synthetic.SHAPE, bool)
     synthetic.write_connectome_folder(place / "lacuna", synthetic.make_series(brain.size), brain)
     build = ["build", str(place / "lacuna"), str(place / "STORE"), "--space", synthetic.SPACE, "--name", "GSP1000"]
-    assert connectome_app.main([*build, "--nprocs", "1"]) == 0
+    assert cli.connectome_main([*build, "--nprocs", "1"]) == 0
     return place
 
 
@@ -399,7 +399,9 @@ def test_pages_of_the_reference_have_no_code_of_their_own() -> None:
 def test_the_options_that_pages_name_exist() -> None:
     """Each option in README and documentation belongs to our programs or to a listed other program."""
     ours = {
-        option for build in (options.build_parser, connectome_app.build_parser) for option in option_strings(build())
+        option
+        for build in (options.build_parser, connectome_options.build_parser)
+        for option in option_strings(build())
     }
     for page in PAGES:
         prose = BLOCK.sub("", page.read_text())

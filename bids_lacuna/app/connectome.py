@@ -1,175 +1,31 @@
-"""The command line of connectomes: make a store of what people have, tell what it holds, and verify it."""
+"""The commands for connectomes: make a store of what people have, tell what it holds, and verify it."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
-from bids_lacuna.app.command import (
-    Exit,
-    Parser,
-    Stop,
-    complete_words,
-    connectome_name,
-    ending,
-    fraction,
-    label,
-    positive_integer,
-    run_command,
-    warn_of_space,
-)
+from bids_lacuna.app.command import Exit, Stop, ending, warn_of_space
+from bids_lacuna.app.connectome_options import PROGRAM
+from bids_lacuna.connectome.build import NoPlace, NoRoom, build_store, check_folder, processes_that_fit
+from bids_lacuna.connectome.compression import TOLERANCE
+from bids_lacuna.connectome.importers import layouts
+from bids_lacuna.connectome.importers.source import NothingMatches, Source
+from bids_lacuna.connectome.store import Store
+from bids_lacuna.connectome.verify import Verification, verify_store
+from bids_lacuna.connectome.workers import DamagedSource
+from bids_lacuna.runtime.memory import available_cpus, memory_budget
+from bids_lacuna.runtime.progress import Progress, above_the_bar
 from bids_lacuna.text import format_bytes
 
-if TYPE_CHECKING:
-    from bids_lacuna.connectome.importers.layouts import ImportOptions
-    from bids_lacuna.connectome.importers.source import Source
-    from bids_lacuna.connectome.store import Store
-    from bids_lacuna.connectome.verify import Verification
-
 logger = logging.getLogger("bids_lacuna")
-
-PROGRAM = "bids-lacuna-connectome"
-
-INTERRUPTED = "interrupted; finished subjects are on disk, the same command goes on from there"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the commands.
-
-    Parameters
-    ----------
-    argv
-        Command-line arguments; by default those of this process.
-
-    Returns
-    -------
-    int
-        The exit status.
-    """
-    parser = build_parser()
-    complete_words(parser)
-    return run_command(parser, argv, lambda arguments: arguments.run(arguments), INTERRUPTED)
-
-
-def build_parser() -> Parser:
-    """Describe the command line."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Make a store of a normative functional connectome, from which bids-lacuna reads it at the speed "
-        "of the disk.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="{build,info,verify}")
-
-    build = commands.add_parser("build", help="make a store", description="Make a store of a connectome.")
-    build.set_defaults(run=run_build, parser=build)
-    build.add_argument(
-        "source", type=Path, metavar="SOURCE", help="what you have: a file, or the folder of the files"
-    )
-    build.add_argument("store", type=Path, metavar="STORE", help="a new folder, or that of a build that was stopped")
-    build.add_argument(
-        "--space",
-        type=label,
-        required=True,
-        metavar="SPACE",
-        help="template that the connectome is in, as BIDS names it: MNI152NLin6Asym is that of FSL and of GSP1000",
-    )
-    build.add_argument(
-        "--name", type=connectome_name, required=True, metavar="NAME", help="part of the maps' names: GSP1000"
-    )
-    build.add_argument(
-        "--format",
-        choices=("auto", "hdf5", "nifti", "bids", "leaddbs", "npy"),
-        default="auto",
-        help="layout of SOURCE: Lacuna's HDF5; 4D NIfTI files; derivatives of fMRIPrep or XCP-D; Lead-DBS's folder; "
-        "NumPy arrays (timepoints, voxels) (default: what it looks like)",
-    )
-    build.add_argument(
-        "--pattern",
-        metavar="GLOB",
-        help="nifti, npy: the series' paths below SOURCE (default for nifti: "
-        "sub-*/func/*_rest_*_finalmask.nii.gz, for npy: *.npy)",
-    )
-    build.add_argument(
-        "--mask",
-        type=Path,
-        metavar="MASK.nii.gz",
-        help="brain mask on the series' grid; nifti and npy need it, bids takes it instead of the runs' own masks",
-    )
-    build.add_argument(
-        "--mask-fraction",
-        type=fraction,
-        metavar="F",
-        help="bids: voxels that at least this share of the runs' brain masks has (default: 0.95)",
-    )
-    build.add_argument(
-        "--bids-filter-file",
-        type=Path,
-        metavar="FILE",
-        help='bids: JSON with the runs\' entities, {"bold": {"task": "movie"}}; null: absent, "*": any',
-    )
-    build.add_argument(
-        "--dtype",
-        choices=("int16", "float32"),
-        default="int16",
-        help="numbers of the store: int16 is off by less than 1e-4 in one subject's r, and half as large "
-        "(default: %(default)s)",
-    )
-    build.add_argument(
-        "--rank",
-        type=rank,
-        default="full",
-        metavar="{full,auto,K}",
-        help="components that a subject's series are stored in: one for each timepoint; as few as the tolerance "
-        "allows, which saves space and time where series are filtered; or K (default: %(default)s)",
-    )
-    build.add_argument(
-        "--rank-tolerance",
-        type=tolerance,
-        metavar="R",
-        help="auto: largest bound on the error in r; K: a warning where it is above (default: 1e-5)",
-    )
-    build.add_argument(
-        "--nprocs",
-        "--n-cpus",
-        type=positive_integer,
-        metavar="N",
-        help="subjects to read at once (default: all processors that may be used)",
-    )
-
-    info = commands.add_parser("info", help="tell what a store holds", description="Tell what a store holds.")
-    info.set_defaults(run=run_info, parser=info)
-    verify = commands.add_parser(
-        "verify",
-        help="check a store",
-        description="Read all of a store: checksums, shapes, scales, voxels without a signal, and whether the "
-        "hemispheres mirror each other, which scrambled or shifted voxels do not.",
-    )
-    verify.set_defaults(run=run_verify, parser=verify)
-    for command in (info, verify):
-        command.add_argument("store", type=Path, metavar="STORE", help="folder that `build` made")
-    return parser
 
 
 def run_build(arguments: argparse.Namespace) -> Exit:
     """Make a store, or what is missing of it."""
-    # Here and below, not at the top: --help and --version need not wait for numba, pybids and scipy.
-    from bids_lacuna.connectome.build import (
-        NoPlace,
-        NoRoom,
-        build_store,
-        check_folder,
-        processes_that_fit,
-    )
-    from bids_lacuna.connectome.compression import TOLERANCE
-    from bids_lacuna.connectome.workers import DamagedSource
-    from bids_lacuna.runtime.memory import available_cpus, memory_budget
-    from bids_lacuna.runtime.progress import above_the_bar
-
     if arguments.rank == "full" and arguments.rank_tolerance is not None:
         raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
     warn_of_space(arguments.space)
@@ -233,9 +89,9 @@ def check_places(source: Path, store: Path) -> None:
 
 def open_source(arguments: argparse.Namespace) -> Source:
     """Open what the user has."""
-    from bids_lacuna.connectome.importers import layouts
-    from bids_lacuna.connectome.importers.source import NothingMatches
-
+    options = layouts.ImportOptions(
+        arguments.space, arguments.pattern, arguments.mask, arguments.mask_fraction, arguments.bids_filter_file
+    )
     with (
         ending(Exit.BAD_DATA, ValueError, OSError),
         ending(Exit.NO_INPUT, FileNotFoundError, NotADirectoryError, PermissionError),
@@ -243,7 +99,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
         ending(Exit.USAGE, layouts.MistakenOption),
     ):
         layout = layouts.detect_layout(arguments.source) if arguments.format == "auto" else arguments.format
-        source = layouts.open_source(arguments.source, layout, import_options(arguments))
+        source = layouts.open_source(arguments.source, layout, options)
     logger.info(
         "%s, layout %s: subjects %d, runs %d, %s",
         arguments.source,
@@ -255,21 +111,6 @@ def open_source(arguments: argparse.Namespace) -> Source:
     return source
 
 
-def import_options(arguments: argparse.Namespace) -> ImportOptions:
-    """Collect what the user says about the source."""
-    from bids_lacuna.connectome.importers.layouts import ImportOptions
-
-    filters = None
-    if arguments.bids_filter_file:
-        from bids_lacuna.bids import read_filter_file
-
-        with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
-            filters = read_filter_file(arguments.bids_filter_file, "bold")
-        if not filters:
-            raise Stop(Exit.USAGE, f'{arguments.bids_filter_file} has no filters under "bold", as {{"bold": {{…}}}}')
-    return ImportOptions(arguments.space, arguments.pattern, arguments.mask, arguments.mask_fraction, filters)
-
-
 def run_info(arguments: argparse.Namespace) -> Exit:
     """Tell what a store holds."""
     sys.stdout.write(layout_rows(describe_store(open_store(arguments.store))))
@@ -278,9 +119,6 @@ def run_info(arguments: argparse.Namespace) -> Exit:
 
 def run_verify(arguments: argparse.Namespace) -> Exit:
     """Check a store: its files, its numbers, and left against right."""
-    from bids_lacuna.connectome.verify import verify_store
-    from bids_lacuna.runtime.progress import Progress
-
     store = open_store(arguments.store)
     with (
         ending(Exit.INPUT_OUTPUT, OSError),
@@ -295,8 +133,6 @@ def run_verify(arguments: argparse.Namespace) -> Exit:
 
 def open_store(path: Path) -> Store:
     """Open a store."""
-    from bids_lacuna.connectome.store import Store
-
     with ending(Exit.BAD_DATA, ValueError), ending(Exit.NO_INPUT, FileNotFoundError, PermissionError):
         return Store.open(path)
 
@@ -364,28 +200,3 @@ def layout_rows(rows: dict[str, str]) -> str:
     """Lay rows out below each other."""
     width = max(map(len, rows)) + 2
     return "".join(f"{name:{width}}{value}\n" for name, value in rows.items())
-
-
-def rank(text: str) -> str | int:
-    """Read how many components are kept."""
-    if text in ("auto", "full"):
-        return text
-    try:
-        return positive_integer(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither full nor auto nor a whole number above 0") from error
-
-
-def tolerance(text: str) -> float:
-    """Read by how much a correlation may be off."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a difference in r above 0 and below 1")
-    return number
-
-
-if __name__ == "__main__":
-    sys.exit(main())

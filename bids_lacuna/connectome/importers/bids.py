@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_lacuna.bids import BoldRun, NoBoldRuns, find_bold_runs
+from bids_lacuna.bids import BoldRun, NoBoldRuns, find_bold_runs, read_filter_file
 from bids_lacuna.connectome.importers.nifti import NiftiRun, check_affine, lie_alike, read_grid
 from bids_lacuna.connectome.importers.source import NothingMatches, Source, group_by_subject, natural_order
 from bids_lacuna.grid import Grid
@@ -66,6 +66,22 @@ def open_source(
         (run.entities["sub"], NiftiRun.open(run.path, run.path.relative_to(root).as_posix(), grid)) for run in runs
     ]
     return Source(grid, group_by_subject(opened), source_space)
+
+
+def read_filters(path: Path) -> dict[str, Any]:
+    """Read the filters for BOLD runs of a BIDS filter file.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is damaged, or has no filters for BOLD runs.
+    """
+    filters = read_filter_file(path, "bold")
+    if not filters:
+        raise ValueError(f'{path} has no filters under "bold", as {{"bold": {{…}}}}')
+    return filters
 
 
 def _only_space(runs: Sequence[BoldRun]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bids_lacuna.connectome.importers import hdf5, leaddbs, nifti, npy
 from bids_lacuna.connectome.importers.source import Source
@@ -29,8 +29,8 @@ class ImportOptions:
     """The brain mask."""
     mask_fraction: float | None = None
     """Share of the runs' brain masks that a voxel has to be in."""
-    bids_filter_file: Mapping[str, Any] | None = None
-    """Filters on the runs' entities."""
+    bids_filter_file: Path | None = None
+    """JSON with filters on the runs' entities."""
 
 
 USED_OPTIONS: Mapping[Layout, tuple[str, ...]] = {
@@ -105,12 +105,16 @@ def open_source(path: Path, layout: Layout, options: ImportOptions) -> Source:
             # Not at the top: pybids takes a second to import, and reads a file of settings in the user's home.
             from bids_lacuna.connectome.importers import bids
 
+            try:
+                filters = bids.read_filters(options.bids_filter_file) if options.bids_filter_file else None
+            except ValueError as error:
+                raise MistakenOption(str(error)) from error
             return bids.open_source(
                 path,
                 options.space,
                 mask=options.mask,
                 mask_fraction=options.mask_fraction or bids.MASK_FRACTION,
-                filters=options.bids_filter_file,
+                filters=filters,
             )
         case "leaddbs":
             return leaddbs.open_source(path)
