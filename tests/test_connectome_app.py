@@ -489,14 +489,3 @@ def test_a_space_that_the_source_contradicts(hdf5: Path, tmp_path: Path, capsys:
     assert build(source, tmp_path / "store") == 0
     assert "name the space MNI152NLin2009cAsym" in capsys.readouterr().err
     assert Store.open(tmp_path / "store").space == synthetic.SPACE
-
-
-def test_help_waits_for_nothing_heavy() -> None:
-    """--help imports neither numba, pybids, scipy nor nibabel."""
-    command = [*synthetic.CONNECTOME_PROGRAM, "build", "--help"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
-    )
-    imported = {line.rsplit("|", 1)[1].strip() for line in result.stderr.splitlines() if "|" in line}
-    assert "argparse" in imported
-    assert not imported & {"numba", "bids", "scipy", "nibabel", "numpy"}
