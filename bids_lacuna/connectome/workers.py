@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import NoReturn
-
-from threadpoolctl import threadpool_limits
 
 from bids_lacuna.connectome.compression import Rank, rotate
 from bids_lacuna.connectome.importers.source import Source
 from bids_lacuna.connectome.records import read_signature, stored_runs, write_record
 from bids_lacuna.connectome.store import Store, StoredSubject, StoreDtype, write_subject
-from bids_lacuna.runtime.memory import give_back_freed_memory
+from bids_lacuna.runtime.processes import prepare_worker
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.text import format_bytes
 
@@ -174,21 +170,7 @@ _job: Job
 def _start_process(job: Job) -> None:
     global _job
     _job = job
-    # Ctrl-C goes to the whole group; the process that started this one answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    give_back_freed_memory()
-    # There is a process for each processor; and one thread adds in the same order each time.
-    threadpool_limits(1, user_api="blas")
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is killed, which the pool alone would never notice."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        with suppress(OSError):
-            connection.wait([parent.sentinel])
-        os._exit(1)
+    prepare_worker()
 
 
 def _write_subject(place: int) -> _Written | _Damage:
