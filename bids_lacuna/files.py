@@ -17,37 +17,37 @@ from typing import Any
 from bids_lacuna.text import one_line
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(.+)")
-"""The temporary name of a file that is being written; in it, the name that the file will have."""
+"""Temporary name of a file that is being written; the group is its final name."""
 
 NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)
-"""What file systems answer that cannot sync a folder, or where it may not be opened."""
+"""Errors of file systems that cannot sync a folder or do not let it be opened."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that has to hold an object.
+    """Read a JSON file that must contain an object.
 
     Raises
     ------
     ValueError
-        It holds something else; the message names the file.
+        The file contains something else; the message names it.
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     try:
         content = json.loads(path.read_bytes())
-    # Brackets in brackets in brackets make Python's parser call itself.
+    # Python's parser recurses into nested brackets.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON, correct it: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}: an object is needed, {{…}}")  # noqa: TRY004
+        raise ValueError(f"{path} contains a JSON {type(content).__name__}: an object is needed, {{…}}")  # noqa: TRY004
     return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     with renamed_when_whole(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        # In a C locale, a path's bytes come as surrogates: they are UTF-8 all the same, or else replaced.
+        # In a C locale, Python decodes a path's UTF-8 to surrogates; bytes that are not UTF-8 are replaced.
         temporary.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode("utf-8"))
 
 
@@ -102,14 +102,14 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file; raises OSError where it cannot be read."""
+    """Return the SHA-256 of a file; raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def renamed_when_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a path, and rename it to that path when the block ends well."""
+    """Yield a temporary name in the same folder, and rename that file to `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
@@ -122,7 +122,7 @@ def renamed_when_whole(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk holds a file, or a folder's names: a rename may else outlive what was renamed."""
+    """Wait until a file or a folder is on the disk: a crash may otherwise keep a rename but not the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -139,7 +139,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def forget(paths: Iterable[Path]) -> None:
-    """Let the system take files out of its page cache, where it takes such advice: they are not read again soon."""
+    """Advise the system to drop files from its page cache, since they are not read again soon."""
     if hasattr(os, "posix_fadvise"):
         for path in paths:
             with path.open("rb") as file:
@@ -147,14 +147,14 @@ def forget(paths: Iterable[Path]) -> None:
 
 
 def remove_unfinished(folder: Path, of: Callable[[str], bool] = lambda _: True) -> None:
-    """Remove what programs that were killed left under temporary names; nobody else may be writing it.
+    """Remove temporary files that killed programs left behind; no other program may be writing them.
 
     Parameters
     ----------
     folder
-        One that is not there holds nothing.
+        Folder to clean; it need not exist.
     of
-        Tells by the name that a file would have had whether it goes.
+        Whether to remove a file, by its final name.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
         for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""The connectome's voxel grid: where its voxels lie, and how volumes and voxel vectors turn into each other."""
+"""The connectome's voxel grid: the positions of its voxels, and conversion between volumes and voxel vectors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Array = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A brain mask in world coordinates; its voxels are counted in C order."""
+    """A brain mask in world coordinates, with its voxels in C order."""
 
     mask: Array
-    """Shape (x, y, z), boolean: the voxels that have a series."""
+    """Shape (x, y, z), boolean: voxels with a time series."""
     affine: Array
-    """Shape (4, 4): voxel indices to millimetres."""
+    """Shape (4, 4): from voxel indices to millimetres."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of a whole volume."""
+        """Shape of the volume."""
         return self.mask.shape
 
     @cached_property
@@ -31,8 +31,8 @@ class Grid:
         return int(np.count_nonzero(self.mask))
 
     @cached_property
-    def numbers(self) -> Array:
-        """Shape (x, y, z), int32: the place of each voxel in a voxel vector; -1 outside the mask."""
+    def voxel_indices(self) -> Array:
+        """Shape (x, y, z), int32: index of each voxel in a voxel vector; -1 outside the mask."""
         return self.volume(np.arange(self.n_voxels, dtype=np.int32), outside=-1)
 
     @property
@@ -42,18 +42,18 @@ class Grid:
 
     @property
     def voxel_sizes_mm(self) -> Array:
-        """Shape (3,): the edges of one voxel in mm."""
+        """Shape (3,): edge lengths of one voxel in mm."""
         return nib.affines.voxel_sizes(self.affine)
 
     def volume(self, values: Array, outside: float = np.nan) -> Array:
-        """Put a voxel vector into a volume.
+        """Convert a voxel vector to a volume.
 
         Parameters
         ----------
         values : shape (n_voxels,)
             One value for each voxel of the mask.
         outside
-            What the voxels outside the mask get.
+            Value of the voxels outside the mask.
 
         Returns
         -------
@@ -64,22 +64,22 @@ class Grid:
         return volume
 
     def vector(self, volume: Array) -> Array:
-        """Take the mask's voxels out of a volume: the inverse of `volume`."""
+        """Convert a volume to a voxel vector: the inverse of `volume`."""
         return volume[self.mask]
 
     def __str__(self) -> str:
         """Describe the grid for people."""
-        return f"{self.n_voxels} voxels in {self.place}"
+        return f"{self.n_voxels} voxels in {self.extent}"
 
     @property
-    def place(self) -> str:
-        """Describe the volume for people, without the mask."""
+    def extent(self) -> str:
+        """Describe the volume without the mask, for people."""
         sizes = " x ".join(f"{size:g}" for size in self.voxel_sizes_mm)
         origin = ", ".join(f"{x:g}" for x in self.affine[:3, 3])
         return f"a volume {self.shape} of {sizes} mm voxels from ({origin})"
 
     def is_same_as(self, other: Grid) -> bool:
-        """Tell whether another grid has the same voxels at the same places."""
+        """Return whether another grid has the same voxels at the same positions."""
         return (
             self.shape == other.shape
             and np.allclose(self.affine, other.affine, rtol=0, atol=1e-4)
@@ -88,20 +88,20 @@ class Grid:
 
 
 def order_voxels(indices: Array, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
-    """Make the mask of voxels that are listed in any order, and what brings them to C order.
+    """Make a mask from voxels listed in any order, and the permutation that sorts them in C order.
 
     Parameters
     ----------
-    indices : shape (3, n_voxels), whole numbers
-        Within `shape`.
+    indices : shape (3, n_voxels), integer
+        Voxel indices within `shape`.
     shape
-        Of the volume.
+        Shape of the volume.
 
     Returns
     -------
     mask : shape `shape`, boolean
     order : shape (n_voxels,), or None
-        The place in the list of each voxel of the mask; None where the list is in C order.
+        Index in the list of each voxel of the mask; None if the list is in C order.
 
     Raises
     ------

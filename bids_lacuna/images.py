@@ -1,4 +1,4 @@
-"""NIfTI images: opened with a sentence for each thing that may be wrong with the file."""
+"""NIfTI images: headers and volumes, with a clear error for each defect of a file."""
 
 from __future__ import annotations
 
@@ -17,37 +17,36 @@ from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 
 UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
-"""What nibabel and gzip raise for a damaged file."""
+"""Exceptions of nibabel and gzip for a damaged file."""
 
 SLAB_BYTES = 2**18
-"""Of a volume that is read a slab at a time: a mask of float64 at 0.5 mm has 450 MB whole. Slabs of a few MB, which
-leave the processor's cache and are given back to the system one by one, took up to twice as long."""
-
+"""Bytes of a volume that are read at a time: a whole float64 mask at 0.5 mm has 450 MB. Slabs of a few MB took up to
+twice as long, since they do not fit into the processor's cache and are returned to the system one by one."""
 
 LARGEST_VOLUME = 2**26
-"""Voxels of a volume that is read whole: the MNI templates have 58 million at 0.5 mm."""
+"""Maximum number of voxels of a volume that is read whole: the MNI templates have 58 million at 0.5 mm."""
 
 MOST_COMPRESSION = 1032
-"""Bytes that one byte of gzip can stand for: see "Maximum Compression Factor" in zlib's technical details."""
+"""Maximum compression ratio of gzip: see "Maximum Compression Factor" in zlib's technical details."""
 
 
 def check_file(path: Path, kind: str) -> None:
-    """Refuse a path without a file, and a link to nowhere.
+    """Raise an error for a missing file and for a broken link.
 
     Parameters
     ----------
     kind
-        What the file is to the user: "mask".
+        What the error calls the file: "mask".
 
     Raises
     ------
     FileNotFoundError
-        There is none.
+        There is no such file.
     """
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(
-            f"the {kind} {path} is a link to {path.readlink()}, which is not there: "
-            "make the link's target visible (mount it, or `datalad get` the file)"
+            f"the {kind} {path} is a link to {path.readlink()}, which does not exist: "
+            "make the link's target available (mount it, or `datalad get` the file)"
         )
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} at {path}: check the path")
@@ -59,60 +58,60 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     Parameters
     ----------
     kind
-        What the image is to the user: "mask".
+        What the error calls the image: "mask".
 
     Raises
     ------
     OSError
-        The file is missing, is not NIfTI, or is smaller than its header says.
+        The file is missing, is not NIfTI, or is smaller than its header requires.
     """
     check_file(path, kind)
     try:
-        # nibabel says of a file that may not be read that it is none of its kinds.
+        # nibabel reports a file without read permission as one of unknown type.
         path.open("rb").close()
         image: SpatialImage = nib.load(path)  # type: ignore[assignment]
     except PermissionError as error:
-        raise PermissionError(f"the {kind} {path} may not be read: check its permissions") from error
-    # Of an image that is no volume, nibabel says so with a TypeError; of an offset that is no number, Python does.
+        raise PermissionError(f"the {kind} {path} cannot be read: check its permissions") from error
+    # nibabel raises a TypeError for an image that is not a volume, Python for an offset that is not a number.
     except (*UNREADABLE, TypeError, ValueError, OverflowError) as error:
         raise OSError(
-            f"the {kind} {path} cannot be read as NIfTI ({error}): copy it again, or save it anew"
+            f"the {kind} {path} cannot be read as NIfTI ({error}): copy it again, or save it again"
         ) from error
-    if problem := _describe_lie(image):
-        raise OSError(f"the {kind} {path} cannot be read as NIfTI: {problem}; copy it again, or save it anew")
+    if problem := _describe_mismatch(image):
+        raise OSError(f"the {kind} {path} cannot be read as NIfTI: {problem}; copy it again, or save it again")
     return image
 
 
-def _describe_lie(image: SpatialImage) -> str:
-    """Say what a header promises that its file cannot hold; "" where it holds all: before any memory is taken."""
+def _describe_mismatch(image: SpatialImage) -> str:
+    """Describe how the header contradicts the file's size, before any memory is allocated; "" if it does not."""
     stored = image.dataobj
     if min(image.shape, default=0) < 1:
         return f"its header has the shape {image.shape}"
     if not (isinstance(stored, ArrayProxy) and isinstance(stored.file_like, str)):
         return ""
-    promised = int(stored.offset) + prod(map(int, stored.shape)) * stored.dtype.itemsize
+    needed = int(stored.offset) + prod(map(int, stored.shape)) * stored.dtype.itemsize
     size = Path(stored.file_like).stat().st_size
     suffix = Path(stored.file_like).suffix.lower()
     held = {".nii": size, ".img": size, ".gz": MOST_COMPRESSION * size}.get(suffix)
-    if held is None or promised <= held:
+    if held is None or needed <= held:
         return ""
-    return f"its header tells of {promised} bytes, the file has {size}, so that it is truncated or damaged"
+    return f"its header requires {needed} bytes, the file has {size}, so it is truncated or damaged"
 
 
 def read_slabs(image: SpatialImage, kind: str) -> Iterator[np.ndarray]:
-    """Read a volume a few slices at a time, and its file to the end, where gzip has its checksum.
+    """Read a volume a few slices at a time, to the end of the file, where gzip stores its checksum.
 
     Parameters
     ----------
     image
-        Its shape has three axes, and then only such of length 1.
+        Image with three axes; further axes have length 1.
     kind
-        What the image is to the user: "mask".
+        What the error calls the image: "mask".
 
     Yields
     ------
     shape (slices, y, x)
-        The axes reversed, as they lie in the file. What is in memory already comes whole.
+        Axes reversed, as in the file. An image that is already in memory is a single slab.
 
     Raises
     ------
@@ -121,7 +120,7 @@ def read_slabs(image: SpatialImage, kind: str) -> Iterator[np.ndarray]:
     """
     try:
         yield from _slabs(image)
-    # nibabel says with a ValueError that a file ends too early.
+    # nibabel raises a ValueError for a file that ends too early.
     except (*UNREADABLE, ValueError) as error:
         raise OSError(
             f"the {kind}'s voxels cannot be read ({error}): the file is truncated or damaged; copy it again"
@@ -131,7 +130,7 @@ def read_slabs(image: SpatialImage, kind: str) -> Iterator[np.ndarray]:
 def read_volume(
     image: SpatialImage, kind: str, convert: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> np.ndarray:
-    """Read a whole volume, and its file to the end, where gzip has its checksum.
+    """Read a whole volume, to the end of the file, where gzip stores its checksum.
 
     Parameters
     ----------
@@ -155,7 +154,7 @@ def read_volume(
 
 def _slabs(image: SpatialImage) -> Iterator[np.ndarray]:
     stored = image.dataobj
-    # nibabel's subclasses, for other formats, scale each volume by itself.
+    # nibabel's subclasses, for other formats, scale each volume separately.
     if type(stored) is ArrayProxy and isinstance(stored.file_like, str):
         yield from _stream(stored)
     else:
@@ -180,36 +179,36 @@ def _stream(stored: ArrayProxy) -> Iterator[np.ndarray]:
 
 
 def read_brain_mask(image: SpatialImage, path: Path) -> np.ndarray:
-    """Read where a mask is not 0.
+    """Read the nonzero voxels of a brain mask.
 
     Returns
     -------
     shape (x, y, z), boolean
-        Without axes of length 1 at its end.
+        Trailing axes of length 1 are dropped.
 
     Raises
     ------
     OSError
         The file is damaged.
     ValueError
-        It is no 3D image of real numbers, or larger than a grid may be.
+        The image is not 3D, not of real numbers, or larger than `LARGEST_VOLUME`.
     """
     if image.get_data_dtype().kind not in "biuf":
-        raise ValueError(f"the mask {path} holds {image.get_data_dtype()}: save it as an image of 0 and 1")
+        raise ValueError(f"the mask {path} contains {image.get_data_dtype()}: save it as an image of 0 and 1")
     if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
         raise ValueError(f"the mask {path} has the shape {image.shape}: a 3D image is needed")
     if prod(image.shape) > LARGEST_VOLUME:
         raise ValueError(
-            f"the mask {path} has {prod(image.shape)} voxels, at most {LARGEST_VOLUME} are read: use a coarser grid"
+            f"the mask {path} has {prod(image.shape)} voxels, the limit is {LARGEST_VOLUME}: use a coarser grid"
         )
     return np.ascontiguousarray(read_volume(image, f"mask {path}", lambda slab: (slab != 0) & ~np.isnan(slab)))
 
 
 def has_usable_affine(image: SpatialImage) -> bool:
-    """Tell whether an image's header says where its voxels lie."""
-    # Without either code, nibabel makes an affine up that has the origin in the middle of the volume.
-    says_nothing = (
+    """Return whether an image's header defines the positions of its voxels."""
+    # Without either code, nibabel invents an affine with the origin in the middle of the volume.
+    has_no_code = (
         isinstance(image.header, nib.Nifti1Header) and not image.header["sform_code"] + image.header["qform_code"]
     )
     affine = image.affine
-    return not (affine is None or says_nothing or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0)
+    return not (affine is None or has_no_code or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0)

@@ -158,7 +158,7 @@ def load_lesion(
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
     volume_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
     first, shares = weigh(box, affine, grid)
-    numbers = grid.numbers[_region(first, shares.shape)]
+    numbers = grid.voxel_indices[_region(first, shares.shape)]
     covered = (shares > 0) & (numbers >= 0)
     voxels, shares = numbers[covered], shares[covered]
     if len(voxels) > LARGE_LESION * grid.n_voxels:

@@ -105,7 +105,7 @@ def write_values(*values: float) -> Callable[[Path], object]:
 
 
 def write_header(path: Path, shape: tuple[int, ...], voxels: bytes = b"") -> None:
-    """Write a header that tells of any shape, and some voxels."""
+    """Write a header with any shape, and some voxels."""
     header = nib.Nifti1Header()
     header.set_data_dtype(np.float32)
     header.set_data_shape(shape)
@@ -161,7 +161,7 @@ BAD_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative": (write_values(-1, -1), "not binary: besides 0 it holds -1"),
     "nan": (write_values(np.nan, 1), "holds NaN"),
     "infinite": (write_values(np.inf), "not binary: besides 0 it holds inf"),
-    "huge": (lambda path: write_header(path, (1024, 1024, 1024)), "its header tells of 4294967648 bytes"),
+    "huge": (lambda path: write_header(path, (1024, 1024, 1024)), "its header requires 4294967648 bytes"),
     "wide": (write_wide, "slices of 30000 x 30000 voxels"),
     "flat": (lambda path: write_header(path, (5, 7, 0)), r"its header has the shape \(5, 7, 0\)"),
     "offset": (write_offset, "cannot convert float NaN"),
@@ -367,7 +367,10 @@ def test_a_mask_that_may_not_be_read() -> None:
         Path(folder).chmod(0o755)
         path = write_image(Path(folder) / "mask.nii.gz", LESION)
         path.chmod(0)
-        with synthetic.as_nobody(), pytest.raises(PermissionError, match=r"mask\.nii\.gz may not be read: check"):
+        with (
+            synthetic.as_nobody(),
+            pytest.raises(PermissionError, match=r"mask\.nii\.gz cannot be read: check"),
+        ):
             load_lesion(LesionData.from_nifti(path), Grid(BRAIN, RADIOLOGICAL))
 
 
@@ -480,8 +483,8 @@ def bad_connectome(kind: str, folder: Path, whole: Path) -> Path:
         ("nested", 65, "does not describe a connectome store"),
         ("no scale", 65, "lacks"),
         ("another grid's subject", 65, "bytes instead of"),
-        ("a huge mask", 65, "its header tells of 4294967648 bytes"),
-        ("a mask of a huge file", 65, "at most 67108864 are read"),
+        ("a huge mask", 65, "its header requires 4294967648 bytes"),
+        ("a mask of a huge file", 65, "the limit is 67108864"),
     ],
 )
 def test_an_unusable_connectome_is_a_sentence(

@@ -232,7 +232,7 @@ def test_no_dataset(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[]", "holds a JSON list"),
+        ("[]", "contains a JSON list"),
         (json.dumps({**DERIVATIVE, "GeneratedBy": {"Name": "manual"}}), "GeneratedBy in .* is no list of objects"),
     ],
 )

@@ -12,7 +12,7 @@ from bids_lacuna.files import read_table, remove_unfinished, renamed_when_whole,
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    """When writing fails half-way, the old file stays whole and no temporary one remains."""
+    """If writing fails, the old file stays intact and no temporary file remains."""
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
     with pytest.raises(TypeError):
@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_program_left_is_removed(tmp_path: Path) -> None:
-    """Only files under temporary names go; hidden files of others stay."""
+    """Only temporary files are removed; other hidden files stay."""
     kept = [tmp_path / name for name in (".bidsignore", ".deadbeef.json", "whole.json")]
     for path in kept:
         path.touch()
@@ -34,8 +34,8 @@ def test_what_a_killed_program_left_is_removed(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "sub-1_scale.npy"])
 
 
-def test_only_what_is_named_is_removed(tmp_path: Path) -> None:
-    """Files that somebody else may be writing stay: those that would have another name."""
+def test_only_the_named_files_are_removed(tmp_path: Path) -> None:
+    """Temporary files with another final name stay: another program may be writing them."""
     theirs, ours = (tmp_path / f".{'0' * 32}.{name}" for name in ("a.json", "b.json"))
     theirs.touch()
     ours.touch()

@@ -1,4 +1,4 @@
-"""Voxel vectors and volumes, and when two grids are one."""
+"""Conversion between voxel vectors and volumes, and equality of grids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MASK = synthetic.make_mask()
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8])
 def test_volume_and_vector_are_inverses(dtype: type) -> None:
-    """A voxel vector comes back from its volume unchanged, of its own dtype."""
+    """Converting a voxel vector to a volume and back changes neither values nor dtype."""
     grid = Grid(MASK, synthetic.RADIOLOGICAL)
     values = np.random.default_rng(3).integers(1, 200, grid.n_voxels).astype(dtype)
     volume = grid.volume(values, outside=0)
@@ -32,16 +32,16 @@ def test_voxels_are_counted_in_c_order() -> None:
     assert grid.n_voxels == number + 1
 
 
-def test_numbers() -> None:
-    """Each voxel of the mask knows its place in a voxel vector, and the others have none."""
+def test_voxel_indices() -> None:
+    """Each voxel of the mask has its index in a voxel vector, and the others have -1."""
     grid = Grid(MASK, synthetic.RADIOLOGICAL)
-    assert grid.numbers.dtype == np.int32
-    np.testing.assert_array_equal(grid.vector(grid.numbers), np.arange(grid.n_voxels))
-    assert set(grid.numbers[~MASK]) == {-1}
+    assert grid.voxel_indices.dtype == np.int32
+    np.testing.assert_array_equal(grid.vector(grid.voxel_indices), np.arange(grid.n_voxels))
+    assert set(grid.voxel_indices[~MASK]) == {-1}
 
 
 def test_outside_the_mask_is_undefined() -> None:
-    """What was not measured is NaN, unless something else is asked for."""
+    """Voxels outside the mask are NaN, unless another value is requested."""
     grid = Grid(MASK, synthetic.RADIOLOGICAL)
     values = np.ones(grid.n_voxels, np.float32)
     np.testing.assert_array_equal(np.isnan(grid.volume(values)), ~MASK)
@@ -49,7 +49,7 @@ def test_outside_the_mask_is_undefined() -> None:
 
 
 def test_voxel_sizes_of_an_oblique_grid() -> None:
-    """Edges and volume are those of the voxel, however it is turned."""
+    """Edge lengths and volume do not depend on the rotation of the grid."""
     rotation = nib.eulerangles.euler2mat(0.3, 0.2, 0.1)
     grid = Grid(MASK, nib.affines.from_matvec(rotation @ np.diag([-2.0, 3, 5]), [7, 11, 13]))
     np.testing.assert_allclose(grid.voxel_sizes_mm, [2, 3, 5])
@@ -59,7 +59,7 @@ def test_voxel_sizes_of_an_oblique_grid() -> None:
 @pytest.mark.parametrize(("shift_mm", "same"), [(0, True), (1e-6, True), (0.01, False), (-4, False)])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_grids_are_the_same_but_for_rounding(shift_mm: float, same: bool, axis: int) -> None:
-    """A shift that an affine's rounding explains makes no other grid; a hundredth of a millimetre does."""
+    """A shift within the rounding of an affine leaves grids equal; a hundredth of a millimetre does not."""
     affine = synthetic.OBLIQUE.copy()
     affine[axis, 3] += shift_mm
     grid, other = Grid(MASK, synthetic.OBLIQUE), Grid(MASK.copy(), affine)
@@ -67,7 +67,7 @@ def test_grids_are_the_same_but_for_rounding(shift_mm: float, same: bool, axis: 
 
 
 def test_grids_differ_by_direction_mask_and_shape() -> None:
-    """A flipped affine, one voxel more, other axes or a longer volume make another grid."""
+    """Grids differ with a flipped affine, an additional voxel, other axes or a longer volume."""
     grid = Grid(MASK, synthetic.RADIOLOGICAL)
     one_more = MASK.copy()
     one_more.flat[np.argmin(MASK)] = True

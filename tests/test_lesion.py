@@ -407,11 +407,11 @@ def write_damaged(folder: Path, damage: str) -> Path:
     ("damage", "error", "words"),
     [
         ("half", OSError, "(?s)voxels cannot be read .*truncated"),
-        ("half of plain", OSError, "its header tells of .* truncated"),
+        ("half of plain", OSError, "its header requires .* truncated"),
         ("header of plain", OSError, "cannot be read as NIfTI"),
         ("zero bytes", OSError, "cannot be read as NIfTI"),
         ("text", OSError, "cannot be read as NIfTI"),
-        ("dangling link", FileNotFoundError, "link to .*annex/object, which is not there"),
+        ("dangling link", FileNotFoundError, "link to .*annex/object, which does not exist"),
         ("folder", FileNotFoundError, "no mask at"),
         ("missing", FileNotFoundError, "no mask at"),
     ],

@@ -80,7 +80,7 @@ class Origin:
             "connectome_name": f"connectome {self.connectome_name} ({self.connectome_hash[:8]})",
             "space": f"space {self.space}",
             "weighting": f"{self.weighting} weighting",
-            "shape": self.grid.place,
+            "shape": self.grid.extent,
             "thresholds": f"|t| > {thresholds}" if thresholds else "no threshold",
             "lesion_threshold": f"lesion threshold {self.lesion_threshold}",
         }

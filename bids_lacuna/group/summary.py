@@ -185,7 +185,7 @@ def read_lesion_map(path: Path, grid: Grid) -> Array:
     """
     image = open_image(path, "map")
     if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, rtol=0, atol=1e-3):
-        raise ValueError(f"{path.name} lies on another grid than the group's, {grid.place}")
+        raise ValueError(f"{path.name} lies on another grid than the group's, {grid.extent}")
     return read_volume(image, "map").astype(np.float32, copy=False)
 
 

@@ -149,5 +149,5 @@ def _check_same_place(path: Path, grid: Grid, first_path: Path, first: Grid, adv
     """Raise ValueError where two files have different shapes or affines."""
     if not lie_alike(grid, first):
         raise ValueError(
-            f"{path} lies on another grid than {first_path}: {grid.place}, the other is {first.place}; {advice}"
+            f"{path} lies on another grid than {first_path}: {grid.extent}, the other is {first.extent}; {advice}"
         )

@@ -149,7 +149,7 @@ def check_series(image: SpatialImage, path: Path, grid: Grid) -> int:
     theirs = Grid(np.ones(image.shape[:3], bool), image.affine)
     if not lie_alike(theirs, grid):
         raise ValueError(
-            f"{path} lies on another grid than the brain mask: {theirs.place}, the mask is {grid.place}; bring the "
+            f"{path} lies on another grid than the brain mask: {theirs.extent}, the mask is {grid.extent}; bring the "
             "mask to the grid of the series, or leave the file out"
         )
     return int(image.shape[3])
