@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import dask
 import nibabel as nib
 import numpy as np
 import pytest
+from dask_cluster import DEADLINE_S, ROOT, Cluster, started, wait_until
 from distributed import Client
 from synthetic import (
     SPACE,
@@ -31,9 +31,8 @@ from synthetic import (
 )
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
-from bids_lacuna.cluster import ClusterMapping, connect, reduction
-from bids_lacuna.cluster.tree import divide, halves
-from bids_lacuna.mapping.functional import MappingStopped, NoWorker
+from bids_lacuna.cluster import ClusterMapping, reduction
+from bids_lacuna.mapping.functional import NoWorker
 
 Array = np.ndarray
 
@@ -42,78 +41,6 @@ N_VOXELS = int(MASK.sum())
 N_SUBJECTS = 83
 NAME = "FunctionalNetworkMapping"
 BOXES = [box((0, 0, 0)), box((1, 2, 3)), box((2, 4, 6), (3, 2, 2)), box((3, 5, 9), (2, 2, 1)), box((0, 5, 1))]
-ROOT = Path(__file__).parents[1]
-
-
-class Cluster:
-    """A scheduler and workers of one thread, each a process of its own."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.file = folder / "scheduler.json"
-        self.folder = folder
-        self.scheduler = self.start("scheduler", "--port", "0", "--scheduler-file", str(self.file), *options)
-        self.workers: list[subprocess.Popen[str]] = []
-        while not self.file.exists():
-            assert self.scheduler.poll() is None
-            time.sleep(0.05)
-        self.client = Client(scheduler_file=str(self.file), set_as_default=False)
-
-    def start(
-        self, kind: str, *options: str, cwd: Path | None = None, prefix: Sequence[str] = ()
-    ) -> subprocess.Popen[str]:
-        """Start a process of Dask."""
-        command = [*prefix, sys.executable, "-m", f"distributed.cli.dask_{kind}", "--no-dashboard", *options]
-        environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        return subprocess.Popen(
-            command,
-            cwd=cwd or self.folder,
-            env=environ,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def add_worker(self, cwd: Path | None = None, prefix: Sequence[str] = ()) -> None:
-        """Start a worker; `have` waits for it."""
-        options = ("--no-nanny", "--nthreads", "1", "--memory-limit", "0", "--death-timeout", "60")
-        started = self.start("worker", self.client.scheduler.address, *options, cwd=cwd, prefix=prefix)
-        self.workers.append(started)
-
-    def have(self, n_workers: int) -> Client:
-        """Have so many workers: others are started, or killed."""
-        self.workers = [worker for worker in self.workers if worker.poll() is None]
-        while len(self.workers) > n_workers:
-            self.workers[-1].kill()
-            self.workers.pop().wait()
-        while len(self.workers) < n_workers:
-            self.add_worker()
-        while len(self.client.nthreads()) != n_workers:
-            time.sleep(0.02)
-        return self.client
-
-    def kill_one(self) -> None:
-        """Kill the worker that was started first."""
-        worker = self.workers.pop(0)
-        worker.kill()
-        worker.wait()
-
-    def stop(self) -> None:
-        """End all processes."""
-        with suppress(Exception):
-            self.client.close(timeout=1)
-        for process in (*self.workers, self.scheduler):
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def started(folder: Path, *options: str) -> Iterator[Cluster]:
-    """Have a cluster as long as a block lasts."""
-    cluster = Cluster(folder, *options)
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture(scope="module")
@@ -181,29 +108,6 @@ def after(n_subjects: dict[int, Callable[[], Any]]) -> Callable[[], None]:
         n_subjects.get(len(seen), lambda: None)()
 
     return on_subject
-
-
-@pytest.mark.parametrize(
-    ("n_subjects", "n_slices", "largest"), [(5, 1, 5), (83, 11, 8), (1000, 32, 32), (50_000, 391, 128)]
-)
-def test_slices_cover_the_connectome(n_subjects: int, n_slices: int, largest: int) -> None:
-    """Slices follow one another, of one size but for the last; halving them ends at each."""
-    slices = divide(n_subjects)
-    assert [first for first, _ in slices] == [0, *(stop for _, stop in slices[:-1])]
-    assert (len(slices), slices[-1][1], max(stop - first for first, stop in slices)) == (
-        n_slices,
-        n_subjects,
-        largest,
-    )
-    nodes = [(0, n_slices)]
-    leaves = []
-    while nodes:
-        node = nodes.pop()
-        if node[1] - node[0] == 1:
-            leaves.append(node)
-        else:
-            nodes += halves(node)
-    assert sorted(leaves) == [(number, number + 1) for number in range(n_slices)]
 
 
 def test_any_number_of_workers_gives_the_same_bits(
@@ -323,9 +227,12 @@ def run_app(connectome: Path, folder: Path, *options: str) -> subprocess.Popen[s
 def stop_workers(cluster: Cluster, folder: Path, running: subprocess.Popen[str]) -> None:
     """Stop the workers in the middle of a pass, once a slice is saved that was not there before."""
     before = set(folder.glob("work/checkpoints/*/*.slice"))
-    while not set(folder.glob("work/checkpoints/*/[!.]*.slice")) - before:
+
+    def is_saved() -> bool:
         assert running.poll() is None, running.communicate()
-        time.sleep(0.002)
+        return bool(set(folder.glob("work/checkpoints/*/[!.]*.slice")) - before)
+
+    wait_until(is_saved, every_s=0.002)
     for worker in cluster.workers:
         worker.send_signal(signal.SIGSTOP)
 
@@ -339,7 +246,7 @@ def test_client_and_scheduler_may_go(
     killed = run_app(connectome, tmp_path, "--dask-scheduler", str(cluster.file))
     stop_workers(cluster, tmp_path, killed)
     killed.kill()
-    killed.communicate()
+    killed.communicate(timeout=DEADLINE_S)
     cluster.have(0)
 
     with started(tmp_path, "--host", "127.0.0.1") as other:
@@ -428,13 +335,3 @@ def test_workers_over_a_network_that_fails(
         disturbed = map_on(client, connectome, lesions, after({9: cut_the_link}))
         assert time.monotonic() - start > 10
     assert same(disturbed, undisturbed)
-
-
-def test_no_scheduler_answers() -> None:
-    """An address where nobody listens is named."""
-    with (
-        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
-        pytest.raises(MappingStopped, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
-        connect("tcp://127.0.0.1:9", None, 1),
-    ):
-        pass

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -139,6 +140,8 @@ class WorkerPool:
         self._joining: dict[str, tuple[Future[Any], Future[Any]]] = {}
         self._polled_at = 0.0
         self._present: set[str] = set()
+        self._lost: set[str] = set()
+        """Workers that are lost, and not reported yet."""
         self._something_done = Event()
         self._open = partial(
             open_connectome,
@@ -185,11 +188,23 @@ class WorkerPool:
             if info.done() or address not in self._present:
                 del self._joining[address]
                 self._add(address, state, info)
-        lost = self.states.keys() - self._present
-        for address in lost:
+        for address in self.states.keys() - self._present:
             logger.warning("the Dask worker %s on %s is lost", address, self.infos[address].host)
             self._remove(address)
+            self._lost.add(address)
+        lost, self._lost = self._lost, set()
         return lost
+
+    def wait_for(self, future: Future[Any], address: str) -> Any:
+        """Wait for the result of a worker's task; return None if the worker is lost, which `poll` still reports."""
+        while address in self.states:
+            self.pause()
+            self._lost = self.poll()
+            if future.status == "error":
+                raise future.exception()
+            with suppress(TimeoutError, CancelledError):
+                return future.result(timeout=POLL_S)
+        return None
 
     def _add(self, address: str, state: Future[Any], info: Future[Any]) -> None:
         if info.status == "finished":

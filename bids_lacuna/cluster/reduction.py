@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from signal import SIGUSR1
@@ -18,7 +16,7 @@ import numpy as np
 from distributed import Future
 
 from bids_lacuna.cluster import worker
-from bids_lacuna.cluster.pool import PATIENCE_S, POLL_S, WorkerPool
+from bids_lacuna.cluster.pool import PATIENCE_S, WorkerPool
 from bids_lacuna.cluster.tree import Node, choose, halves, lineage, subjects_of
 from bids_lacuna.cluster.worker import DamagedCheckpoint, FinishedMoments
 from bids_lacuna.runtime.checkpoint import Checkpoints
@@ -116,6 +114,47 @@ class Merging:
     """The worker that will hold the sum."""
     partner: str
     """The worker that holds the other half."""
+
+
+@dataclass(eq=False)
+class Nodes:
+    """Which worker maps, merges or holds which node of the tree."""
+
+    held: dict[Node, Held] = field(default_factory=dict)
+    mapping: dict[str, tuple[Node, Future[Any]]] = field(default_factory=dict)
+    """The node that each worker maps, or reads from a checkpoint."""
+    merging: dict[Node, Merging] = field(default_factory=dict)
+    last: dict[str, Node] = field(default_factory=dict)
+    """The node that each worker made last."""
+
+    def done(self) -> set[Node]:
+        """Return the nodes whose subjects are all mapped."""
+        return {*self.held, *self.merging}
+
+    def taken(self) -> set[Node]:
+        """Return the nodes that are done or in work."""
+        return {*self.done(), *(node for node, _ in self.mapping.values())}
+
+    def take_finished(self) -> Iterator[tuple[Node, Future[Any], str]]:
+        """Remove what is no longer in work, and yield each node with its result and its worker."""
+        for address, (node, future) in list(self.mapping.items()):
+            if future.done():
+                del self.mapping[address]
+                self.last[address] = node
+                yield node, future, address
+        for node, merging in list(self.merging.items()):
+            if merging.future.done() and self.merging.pop(node, None):
+                yield node, merging.future, merging.address
+
+    def forget(self, address: str) -> None:
+        """Forget what a lost worker held and did."""
+        self.mapping.pop(address, None)
+        self.held = {node: held for node, held in self.held.items() if held.address != address}
+        self.merging = {
+            node: merging
+            for node, merging in self.merging.items()
+            if address not in (merging.address, merging.partner)
+        }
 
 
 class NodeCheckpoints:
@@ -238,12 +277,7 @@ class Reduction:
         self._root: Node = (0, len(slices))
         self._tasks = BatchTasks(pool, batch)
         self._checkpoints = NodeCheckpoints(checkpoints, batch.lesions, slices)
-        self._held: dict[Node, Held] = {}
-        self._mapping: dict[str, tuple[Node, Future[Any]]] = {}
-        """The node that each worker maps, or reads from a checkpoint."""
-        self._merging: dict[Node, Merging] = {}
-        self._last: dict[str, Node] = {}
-        """The node that each worker made last."""
+        self._nodes = Nodes()
         self._n_reported = 0
 
     def run(self, signals: set[int]) -> FinishedMoments | None:
@@ -259,14 +293,14 @@ class Reduction:
             for address in self._pool.poll():
                 self._forget(address)
             self._collect()
-            self._checkpoints.save(self._held, self._tasks, signals)
+            self._checkpoints.save(self._nodes.held, self._tasks, signals)
             if signals - {SIGUSR1}:
-                if not (self._mapping or self._merging or self._checkpoints.is_saving):
+                if not (self._nodes.mapping or self._nodes.merging or self._checkpoints.is_saving):
                     return None
             else:
                 self._merge_pairs()
-                if self._root in self._held and not self._checkpoints.is_saving:
-                    finished = self._fetch()
+                if self._root in self._nodes.held and not self._checkpoints.is_saving:
+                    finished = fetch_finished(self._pool, self._tasks, self._batch, self._nodes.held[self._root])
                     # A signal that came meanwhile has the sum saved first.
                     if finished is not None and not (self._checkpoints.are_kept and signals - {SIGUSR1}):
                         return finished
@@ -279,42 +313,34 @@ class Reduction:
 
     def _assign(self) -> None:
         """Give each idle worker a slice to map, or a saved node to read."""
-        for address in list(self._pool.states.keys() - self._mapping.keys()):
+        for address in list(self._pool.states.keys() - self._nodes.mapping.keys()):
             if not self._can_hold(address):
                 n_lesions = len(self._batch.lesions)
                 self._pool.leave_out(address, f"its memory does not hold the {n_lesions} lesions of this batch")
                 continue
-            taken = {*self._held, *self._merging, *(node for node, _ in self._mapping.values())}
-            node = choose(self._last.get(address), self._root, taken, self._checkpoints.saved)
+            node = choose(self._nodes.last.get(address), self._root, self._nodes.taken(), self._checkpoints.saved)
             if node is None:
                 continue
             if node in self._checkpoints.saved:
                 future = self._tasks.submit(address, worker.load_moments, self._checkpoints.saved[node])
             else:
                 future = self._tasks.submit(address, worker.map_slice, *subjects_of(node, self._slices))
-            self._mapping[address] = node, future
+            self._nodes.mapping[address] = node, future
 
     def _collect(self) -> None:
         """Take over the results of finished tasks."""
-        for address, (node, future) in list(self._mapping.items()):
-            if future.done():
-                del self._mapping[address]
-                self._last[address] = node
-                self._hold(node, future, address)
-        for node, merging in list(self._merging.items()):
-            if merging.future.done():
-                del self._merging[node]
-                self._hold(node, merging.future, merging.address)
+        for node, future, address in self._nodes.take_finished():
+            self._hold(node, future, address)
         self._checkpoints.collect()
-        done = {*self._held, *self._merging}
-        n_done = sum(stop - first for first, stop in (subjects_of(node, self._slices) for node in done))
+        done = (subjects_of(node, self._slices) for node in self._nodes.done())
+        n_done = sum(stop - first for first, stop in done)
         while self._n_reported < n_done:
             self._n_reported += 1
             self._on_subject()
 
     def _hold(self, node: Node, future: Future[Any], address: str) -> None:
         if future.status == "finished":
-            self._held[node] = Held(future, address)
+            self._nodes.held[node] = Held(future, address)
         elif future.status == "error":
             error = future.exception()
             if isinstance(error, DamagedCheckpoint):
@@ -332,28 +358,22 @@ class Reduction:
     def _forget(self, address: str) -> None:
         """Forget what a lost worker held and did."""
         self._tasks.forget(address)
-        self._mapping.pop(address, None)
-        self._held = {node: held for node, held in self._held.items() if held.address != address}
-        self._merging = {
-            node: merging
-            for node, merging in self._merging.items()
-            if address not in (merging.address, merging.partner)
-        }
-        self._checkpoints.keep_only(self._held)
+        self._nodes.forget(address)
+        self._checkpoints.keep_only(self._nodes.held)
 
     def _merge_pairs(self) -> None:
         """Begin to merge each pair of halves that are both there."""
-        for node in list(self._held):
-            if node == self._root or node not in self._held:
+        for node in list(self._nodes.held):
+            if node == self._root or node not in self._nodes.held:
                 continue
             above = lineage(node, self._root)[0]
             pair = halves(above)
-            if all(half in self._held and not self._checkpoints.holds_back(half) for half in pair):
-                self._merge(above, *(self._held.pop(half) for half in pair))
+            if all(half in self._nodes.held and not self._checkpoints.holds_back(half) for half in pair):
+                self._merge(above, *(self._nodes.held.pop(half) for half in pair))
 
     def _merge(self, node: Node, *pair: Held) -> None:
         # On the worker that holds less. A sum of two numbers does not depend on their order.
-        n_held = Counter(held.address for held in self._held.values())
+        n_held = Counter(held.address for held in self._nodes.held.values())
         ours, theirs = sorted(pair, key=lambda half: n_held[half.address])
         other: Any = theirs.future
         if theirs.address != ours.address:
@@ -366,34 +386,23 @@ class Reduction:
                 for start in range(0, n_sums, size)
             ]
         future = self._tasks.submit(ours.address, worker.merge, ours.future, other, priority=1)
-        self._merging[node] = Merging(future, ours.address, theirs.address)
+        self._nodes.merging[node] = Merging(future, ours.address, theirs.address)
 
-    def _fetch(self) -> FinishedMoments | None:
-        """Fetch the finished maps; return None if their worker is lost before."""
-        root, n_lesions, n_voxels = self._held[self._root], len(self._batch.lesions), self._batch.n_voxels
-        z, t = (np.empty((n_lesions, n_voxels), np.float32) for _ in range(2))
-        size = max(1, BLOCK_BYTES // (FINISHED_BYTES * n_voxels))
-        ends = [(first, min(first + size, n_lesions)) for first in range(0, n_lesions, size)]
-        blocks = (self._tasks.submit(root.address, worker.finish, root.future, *each) for each in ends)
-        # One is made while another is on its way.
-        under_way = deque(islice(blocks, 2))
-        for first, stop in ends:
-            block = self._result(under_way.popleft(), root.address)
-            if block is None:
-                return None
-            z[first:stop], t[first:stop] = block
-            under_way.extend(islice(blocks, 1))
-        counted = self._result(self._tasks.submit(root.address, worker.counts, root.future), root.address)
-        return None if counted is None else FinishedMoments(z, t, *counted)
 
-    def _result(self, future: Future[Any], address: str) -> Any:
-        """Wait for the result of a worker; None if the worker is lost."""
-        while address in self._pool.states:
-            self._pool.pause()
-            for lost in self._pool.poll():
-                self._forget(lost)
-            if future.status == "error":
-                raise future.exception()
-            with suppress(TimeoutError, CancelledError):
-                return future.result(timeout=POLL_S)
-        return None
+def fetch_finished(pool: WorkerPool, tasks: BatchTasks, batch: Batch, root: Held) -> FinishedMoments | None:
+    """Fetch the finished maps in blocks; return None if their worker is lost before."""
+    n_lesions, n_voxels = len(batch.lesions), batch.n_voxels
+    z, t = (np.empty((n_lesions, n_voxels), np.float32) for _ in range(2))
+    size = max(1, BLOCK_BYTES // (FINISHED_BYTES * n_voxels))
+    ends = [(first, min(first + size, n_lesions)) for first in range(0, n_lesions, size)]
+    blocks = (tasks.submit(root.address, worker.finish, root.future, *each) for each in ends)
+    # One is made while another is on its way.
+    under_way = deque(islice(blocks, 2))
+    for first, stop in ends:
+        block = pool.wait_for(under_way.popleft(), root.address)
+        if block is None:
+            return None
+        z[first:stop], t[first:stop] = block
+        under_way.extend(islice(blocks, 1))
+    counted = pool.wait_for(tasks.submit(root.address, worker.counts, root.future), root.address)
+    return None if counted is None else FinishedMoments(z, t, *counted)

@@ -1,0 +1,32 @@
+"""Connecting to a Dask cluster that is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dask
+import pytest
+
+from bids_lacuna.cluster import connect, pool
+from bids_lacuna.mapping.functional import MappingStopped
+
+
+def test_no_scheduler_answers() -> None:
+    """An address where nobody listens is named."""
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
+        pytest.raises(MappingStopped, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+        connect("tcp://127.0.0.1:9", None, 1),
+    ):
+        pass
+
+
+def test_no_scheduler_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler file that never comes ends the wait, and an address without its protocol ends it at once."""
+    for target in ("127.0.0.1:8786", str(tmp_path / "scheduler.json")):
+        with (
+            pytest.raises(MappingStopped, match=r"there is no scheduler file .*written as tcp://host:8786"),
+            connect(target, None, 1),
+        ):
+            pass
+        monkeypatch.setattr(pool, "PATIENCE_S", 0.1)
