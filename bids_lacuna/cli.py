@@ -407,15 +407,13 @@ def run_group(arguments: argparse.Namespace) -> Exit:
 
 def write_group_page(output_dir: Path, available_bytes: int) -> bool:
     """Write the group's page, in a process of its own, and tell whether it is there."""
-    from bids_lacuna.group import PAGE
-    from bids_lacuna.report.group import write_group_report
     from bids_lacuna.report.pool import ReportPool, choose_n_workers
 
     if not choose_n_workers(available_bytes, n_threads=1):
         logger.warning("the memory is too small for the page: write it afterwards, with more, by --reports-only")
         return False
     with ReportPool(output_dir, 1) as reports:
-        reports.write(PAGE, write_group_report)
+        reports.submit_group()
         return reports.wait() == 1
 
 

@@ -26,9 +26,10 @@ from synthetic import write_mask
 from bids_lacuna import demo
 from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.records import LesionRecord
+from bids_lacuna.group import PAGE
 from bids_lacuna.report.maps_on_disk import find_mapped_lesions, find_participants, page_anchor
-from bids_lacuna.report.participant import write_report
-from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+from bids_lacuna.report.participant import write_participant_report
+from bids_lacuna.report.pool import GROUP_PAGE, WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
 
 RUN = Path(__file__).parents[1] / "run.py"
 
@@ -244,7 +245,7 @@ def odd(tmp_path: Path) -> Path:
 
 def test_markup_in_names_stays_text(odd: Path) -> None:
     """Names, sidecars and reasons with tags in them add no element to the page and end no attribute."""
-    write_report(odd, "x")
+    write_participant_report(odd, "x")
     text = (odd / "sub-x.html").read_text()
     page = Elements(text)
     assert len(page.all("script")) == 1
@@ -256,7 +257,7 @@ def test_markup_in_names_stays_text(odd: Path) -> None:
 
 def test_what_cannot_be_drawn_is_told(odd: Path) -> None:
     """Without the map's image the page is there all the same; it and the caller are told what is missing."""
-    (problem,) = write_report(odd, "x")
+    (problem,) = write_participant_report(odd, "x")
     assert "pictures could not be drawn" in problem
     text = Elements((odd / "sub-x.html").read_text()).text
     for words in (
@@ -282,6 +283,18 @@ def test_a_page_that_fails_stops_nothing(odd: Path, caplog: pytest.LogCaptureFix
     assert "sub-y.html could not be written (IsADirectoryError" in caplog.text
     assert "sub-x.html: Lesion" in caplog.text
     assert (odd / "sub-x.html").is_file()
+
+
+def test_the_process_that_maps_loads_no_pictures() -> None:
+    """Having pages written loads neither nilearn nor matplotlib, which take 200 MB."""
+    code = "import sys, bids_lacuna.report.methods, bids_lacuna.report.pool; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"nilearn", "matplotlib", "PIL", "jinja2"} & set(result.stdout.split())
+
+
+def test_the_group_s_page_has_one_name() -> None:
+    """The pool calls the group's page as the group's files do."""
+    assert GROUP_PAGE == PAGE
 
 
 def test_who_gets_a_page_when(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +17,12 @@ from bids_lacuna.derivatives.history import TABLE as OUTCOMES
 from bids_lacuna.derivatives.history import Outcome, Run, read_outcomes
 from bids_lacuna.files import hash_file, read_json_object
 from bids_lacuna.group import DICTIONARY, PAGE, PICTURES, TABLE
+from bids_lacuna.report import figures
+from bids_lacuna.report.figures import LesionShape
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion
 from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import decimal, place, write_page
 from bids_lacuna.report.pictures import Part, Picture, Pictures
-
-if TYPE_CHECKING:
-    from bids_lacuna.report.figures import LesionShape
 
 STAMP = (
     "Descriptive: such maps resemble a property of the connectome, whatever the symptom; "
@@ -263,8 +262,6 @@ class _Drawing:
             gc.collect()
 
     def _draw_lesions(self) -> Picture:
-        from bids_lacuna.report import figures
-
         n = len(self._rows)
         volume = figures.read_map(self._output_dir / self._group["Maps"]["lesions_n"])
         facts = figures.measure_map(volume, 0)
@@ -281,8 +278,6 @@ class _Drawing:
         return self._add("Lesion overlap", path, f"{what} at {place(facts.maximum_mm)} mm. {OF_LESIONS}")
 
     def _draw_mean(self, stat: str, name: str) -> Picture:
-        from bids_lacuna.report import figures
-
         volume = figures.read_map(self._output_dir / self._group["Maps"][f"mean_{stat}"])
         threshold = figures.strongest_share_threshold(volume)
         facts = figures.measure_map(volume, threshold)
@@ -297,8 +292,6 @@ class _Drawing:
         return self._add(f"Mean {name}", path, f"{what}. {STAMP}")
 
     def _draw_share(self, key: str, beyond: str) -> Picture:
-        from bids_lacuna.report import figures
-
         volume = figures.read_map(self._output_dir / self._group["Maps"][key])
         facts = figures.measure_map(volume, 0)
         path = self._pictures.path(f"{key.removesuffix('_share')}.png")
@@ -316,8 +309,6 @@ class _Drawing:
         return self._attempt(self._draw_similarity)
 
     def _draw_similarity(self) -> Picture:
-        from bids_lacuna.report import figures
-
         n = len(self._rows)
         matrix = np.loadtxt(
             self._output_dir / self._group["SimilarityMatrix"],
@@ -343,8 +334,6 @@ class _Drawing:
         return self._attempt(self._draw_distributions)
 
     def _draw_distributions(self) -> Picture:
-        from bids_lacuna.report import figures
-
         volumes_ml = [row.volume_ml for row in self._rows]
         coverage_percent = [row.coverage_percent for row in self._rows]
         path = self._pictures.path("distributions.png")
@@ -367,8 +356,6 @@ class _Drawing:
             )
 
     def _draw_sheet(self, number: int, rows: Sequence[Row], lesions: Sequence[MappedLesion | None]) -> None:
-        from bids_lacuna.report import figures
-
         shapes: list[tuple[Row, LesionShape]] = []
         for row, lesion in zip(rows, lesions, strict=True):
             try:
@@ -391,8 +378,6 @@ def _range(numbers: Sequence[float] | np.ndarray) -> str:
 
 def _read_shape(lesion: MappedLesion | None) -> LesionShape:
     """Read a lesion's mask, if it is the one that was mapped."""
-    from bids_lacuna.report import figures
-
     if lesion is None:
         raise FileNotFoundError("the sidecar of its r-map is gone or damaged")
     if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):

@@ -16,7 +16,7 @@ from bids_lacuna.report.section import Section, describe_lesion
 from bids_lacuna.text import format_bytes
 
 
-def write_report(output_dir: Path, label: str) -> list[str]:
+def write_participant_report(output_dir: Path, label: str) -> list[str]:
     """Write the page of one participant and its pictures, anew, from what is on disk.
 
     Returns

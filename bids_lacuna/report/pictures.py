@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -54,8 +56,6 @@ class Pictures:
 
     def add(self, name: str, path: Path, alt: str, caption: str) -> Picture:
         """Describe a picture that was drawn."""
-        from PIL import Image
-
         with Image.open(path) as image:
             width, height = image.size
         return Picture(name, self.relative(path), alt, caption, width, height)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from bids_lacuna.report.participant import write_report
 from bids_lacuna.runtime.processes import prepare_worker
 
 if TYPE_CHECKING:
@@ -34,6 +33,9 @@ PAGE_SECONDS = 2.0
 
 PAGE_BYTES = 2**21
 """On disk, of that part with its pictures and its viewer."""
+
+GROUP_PAGE = "group.html"
+"""As `group.PAGE`, whose import would cost the process that maps 7 MB."""
 
 
 def participants_with_news(output_dir: Path, records: Iterable[LesionRecord]) -> list[str]:
@@ -91,21 +93,21 @@ class ReportPool:
             self._pool.shutdown(cancel_futures=True)
 
     def submit(self, labels: Collection[str]) -> None:
-        """Have pages of participants written, those that were not submitted before."""
+        """Have the pages of participants written, except those that were submitted before."""
         for label in labels:
             if f"sub-{label}.html" not in self._pages:
-                self.write(f"sub-{label}.html", write_report, label)
+                self._pages[f"sub-{label}.html"] = self._begin(label)
 
-    def write(self, page: str, writer: Callable[..., list[str]], *arguments: str) -> None:
-        """Have a page written: by a function of the output's root, and of the arguments."""
-        self._pages[page] = self._begin(writer, *arguments)
+    def submit_group(self) -> None:
+        """Have the group's page written."""
+        self._pages[GROUP_PAGE] = self._begin(None)
 
-    def _begin(self, writer: Callable[..., list[str]], *arguments: str) -> Future[list[str]]:
+    def _begin(self, label: str | None) -> Future[list[str]]:
         try:
             if self._pool is None:
                 # Not forked: a fork would share the locks and the memory of the process that maps.
                 self._pool = ProcessPoolExecutor(self._n_workers, get_context("spawn"), _prepare_worker)
-            return self._pool.submit(writer, self._output_dir, *arguments)
+            return self._pool.submit(_write_page, self._output_dir, label)
         # No process can be started, or one was killed: as little a reason to stop as a page that fails.
         except Exception as error:
             failed: Future[list[str]] = Future()
@@ -135,3 +137,13 @@ def _prepare_worker() -> None:
     # It keeps a cache of fonts, and warns where the user's home cannot be written to.
     os.environ["MPLCONFIGDIR"] = os.environ["NUMBA_CACHE_DIR"]
     warnings.simplefilter("ignore")
+
+
+def _write_page(output_dir: Path, label: str | None) -> list[str]:
+    """Write a participant's page, or the group's without a label."""
+    # Imported by workers alone: nilearn and matplotlib would cost the process that maps 200 MB.
+    from bids_lacuna.report import group, participant
+
+    if label is None:
+        return group.write_group_report(output_dir)
+    return participant.write_participant_report(output_dir, label)

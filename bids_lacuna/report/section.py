@@ -7,16 +7,15 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bids_lacuna.files import hash_file, renamed_when_whole
 from bids_lacuna.lesion import LOW_COVERAGE, name_side
+from bids_lacuna.report import figures
+from bids_lacuna.report.figures import Cluster, LesionShape, MapFacts, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
 from bids_lacuna.report.pages import decimal, place
 from bids_lacuna.report.pictures import Part, Pictures
-
-if TYPE_CHECKING:
-    from bids_lacuna.report.figures import Cluster, LesionShape, MapFacts, Volume
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +119,6 @@ def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) 
 
 def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section) -> None:
     """Draw all pictures of a lesion, and add what they show to its section."""
-    # Not at the top: the process that maps hands its pages to others, and has no need of nilearn's 200 MB.
-    from bids_lacuna.report import figures
-
     folder.mkdir(parents=True, exist_ok=True)
     shape = _read_lesion(lesion, section)
     pictures = Pictures(output_dir, folder / lesion.name)
@@ -157,8 +153,6 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
 
 
 def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
-    from bids_lacuna.report import figures
-
     try:
         shape = figures.read_lesion(lesion.mask, lesion.sidecar.get("LesionThreshold"))
     except (OSError, ValueError) as error:
@@ -191,8 +185,6 @@ def _draw_map(
     why: str,
     shape: LesionShape | None,
 ) -> None:
-    from bids_lacuna.report import figures
-
     facts = figures.measure_map(volume, threshold)
     if not facts.n_defined:
         section.warnings.append(f"the {stat}-map has no defined voxel, and is not drawn.")
@@ -238,8 +230,6 @@ def _describe_counts(facts: MapFacts) -> str:
 def _draw_binary_map(
     pictures: Pictures, section: Section, threshold: float, volume: Volume, shape: LesionShape | None
 ) -> None:
-    from bids_lacuna.report import figures
-
     path = pictures.path(f"t{threshold:g}".replace(".", "p") + "-mask.png")
     figures.draw_binary_map(path, volume, shape)
     n = int((volume.values > 0).sum())
@@ -266,8 +256,6 @@ def _write_viewer(
     shape: LesionShape | None,
 ) -> None:
     """Write the viewer of the last map that has a defined voxel."""
-    from bids_lacuna.report import figures
-
     for stat, volume, threshold, _ in reversed(shown):
         if threshold == threshold:
             path = pictures.path("viewer.html")
@@ -281,8 +269,6 @@ def _write_clusters(
     pictures: Pictures, r_map: Volume, t_map: Volume | None, shape: LesionShape | None
 ) -> dict[str, Any]:
     """Write the table of clusters, and give its rows to the page."""
-    from bids_lacuna.report import figures
-
     positive, negative = figures.find_clusters(r_map, shape)
 
     def rows(clusters: Iterable[Cluster]) -> list[dict[str, Any]]:
