@@ -15,7 +15,7 @@ import numpy as np
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import TABLE as OUTCOMES
 from bids_lacuna.derivatives.history import Outcome, Run, read_outcomes
-from bids_lacuna.files import hash_file, read_json_object
+from bids_lacuna.files import hash_file, read_json_object, read_table
 from bids_lacuna.group import DICTIONARY, PAGE, PICTURES, TABLE
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import LesionShape
@@ -90,7 +90,7 @@ def write_group_report(output_dir: Path) -> list[str]:
     lesions = _find_lesions(output_dir, group)
     rows = [
         _describe_row(output_dir, cells, lesion)
-        for cells, lesion in zip(_read_table(output_dir / TABLE), lesions, strict=True)
+        for cells, lesion in zip(read_table(output_dir / TABLE), lesions, strict=True)
     ]
     drawing = _Drawing(output_dir, group, rows)
     maps = drawing.draw_maps()
@@ -135,11 +135,6 @@ def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesi
             except (OSError, ValueError):
                 found.append(None)
     return found
-
-
-def _read_table(path: Path) -> list[dict[str, str]]:
-    header, *lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def _list_files(group: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bids_lacuna.files import hash_file, renamed_when_whole
+from bids_lacuna.files import hash_file, write_table
 from bids_lacuna.lesion import LOW_COVERAGE, name_side
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, LesionShape, MapFacts, Volume
@@ -283,13 +283,11 @@ def _write_clusters(
         ]
 
     tables = {"positive": rows(positive), "negative": rows(negative)}
-    lines = ["\t".join(("sign", "x_mm", "y_mm", "z_mm", "r", "t", "size_mm3"))]
+    cells = []
     for sign, table in tables.items():
         for row in table:
             t = "n/a" if row["t"] is None or row["t"] != row["t"] else f"{row['t']:.6g}"
-            numbers = [*(f"{x:g}" for x in row["place_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"]
-            lines.append("\t".join((sign, *numbers)))
+            cells.append([sign, *(f"{x:g}" for x in row["place_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"])
     path = pictures.path("clusters.tsv")
-    with renamed_when_whole(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_table(path, ("sign", "x_mm", "y_mm", "z_mm", "r", "t", "size_mm3"), cells)
     return {**tables, "path": pictures.relative(path)}

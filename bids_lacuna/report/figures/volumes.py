@@ -12,7 +12,7 @@ import numpy as np
 from nilearn.datasets import load_mni152_template
 from scipy.ndimage import label, map_coordinates, maximum, maximum_position
 
-from bids_lacuna.images import open_image
+from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.lesion import read_mask
 
 Array = np.ndarray
@@ -124,7 +124,7 @@ class MapFacts:
 def read_map(path: Path) -> Volume:
     """Read a map or a mask that the program wrote; raises OSError where it cannot be read."""
     image = open_image(path, "map")
-    return Volume(np.asarray(image.dataobj, np.float32), image.affine)
+    return Volume(read_volume(image, "map", lambda slab: slab.astype(np.float32)), image.affine)
 
 
 def read_lesion(path: Path, threshold: float | None = None) -> LesionShape:
