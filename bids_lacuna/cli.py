@@ -29,7 +29,7 @@ from bids_lacuna.app.options import build_parser
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.numba_cache import keep_in
 from bids_lacuna.runtime.signals import sigusr1_ignored
-from bids_lacuna.text import format_bytes, meant, one_line
+from bids_lacuna.text import format_bytes, one_line, suggest
 
 if TYPE_CHECKING:
     from bids_lacuna.bids import LesionMask
@@ -51,7 +51,9 @@ STORE_SPEEDUP = 30
 """How many times as long a pass over gzipped HDF5 takes as one over a store, by `make bench`."""
 
 
-INTERRUPTED = "interrupted; finished batches are on disk, the same command goes on from there"
+UNREACHABLE = "the Dask cluster cannot be reached; rerun the same command to resume"
+
+INTERRUPTED = "interrupted: finished batches are on disk; rerun the same command to resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +81,7 @@ def run_level(arguments: argparse.Namespace) -> Exit:
         raise Stop(
             Exit.UNKNOWN_LEVEL,
             f"there is no {arguments.analysis_level} level: participant maps each lesion, group describes all maps"
-            + meant(arguments.analysis_level, levels),
+            + suggest(arguments.analysis_level, levels),
         )
     if arguments.reports_only:
         return remake_group_report(arguments) if arguments.analysis_level == "group" else remake_reports(arguments)
@@ -262,7 +264,11 @@ def on_cluster(
         from bids_lacuna.cluster import ClusterMapping, connect
 
     with (
-        ending(Exit.TEMPORARY, MappingStopped, saying="the Dask cluster is out of reach; the same command goes on"),
+        ending(
+            Exit.TEMPORARY,
+            MappingStopped,
+            saying=UNREACHABLE,
+        ),
         connect(arguments.dask_scheduler, arguments.dask_workers, n_threads) as client,
     ):
         yield ClusterMapping(analysis, client, arguments.nprocs if arguments.dask_scheduler else None)

@@ -1,4 +1,4 @@
-"""Text for people: names that somebody else chose must not act on where they are shown."""
+"""Text for people: names that are safe to show, suggestions for typing errors, and amounts of bytes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from difflib import get_close_matches
 from fractions import Fraction
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-"""Each 1024 times the one before."""
+"""Units of memory, each 1024 times the one before."""
 
 
 def one_line(text: str) -> str:
-    """Put text into one line of a table or a log: names of files may hold newlines and what terminals obey."""
+    """Escape text for one line of a table or log: file names may contain newlines and terminal control codes."""
     visible = (" " if char.isspace() else char for char in text)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in visible)
 
 
-def meant(word: str, known: Iterable[str]) -> str:
-    """Ask for what is known and almost this word: ": is X meant?"; nothing where nothing is near."""
-    return "".join(f": is {near} meant?" for near in get_close_matches(word, list(known), n=1))
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Suggest the known word that is most similar, as in ": did you mean X?"; empty if none is similar."""
+    return "".join(f": did you mean {near}?" for near in get_close_matches(word, list(known), n=1))
 
 
 def format_bytes(n: int) -> str:
-    """Write a number of bytes for people: 512 B, 17 KiB, 1.3 GiB."""
+    """Format a number of bytes for people, as in 512 B, 17 KiB and 1.3 GiB."""
     size = float(n)
     for unit in UNITS:
         if round(size, 1) < 1024 or unit == UNITS[-1]:
@@ -33,22 +33,24 @@ def format_bytes(n: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """Read an amount of memory: 8G, 8GB and 8GiB are the same, a bare number is in MB; factors are 1024.
+    """Parse an amount of memory, and return bytes.
+
+    8G, 8GB and 8GiB are equal: prefixes are powers of 1024. A number without a unit is in MB.
 
     Raises
     ------
     ValueError
-        The text is no such amount, or zero.
+        If the text is not an amount of memory, or is less than one byte.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(?:I?B)?|(B))?", text.strip().upper())
     if match is None:
         raise ValueError(
-            f"{text!r} is no amount of memory: give a number with K, M, G or T, such as 8G or 500M; "
-            "a bare number is in MB"
+            f"{text!r} is not an amount of memory: use a number with K, M, G or T, such as 8G or 500M; a number "
+            "without a unit is in MB"
         )
     number, prefix, bare_bytes = match.groups()
     power = 0 if bare_bytes else "_KMGT".index(prefix or "M")
     n = int(Fraction(number) * 1024**power)
     if n < 1:
-        raise ValueError(f"{text!r} is no memory at all: give an amount above 0, such as 8G")
+        raise ValueError(f"{text!r} is less than one byte: use a positive amount of memory, such as 8G")
     return n

@@ -540,7 +540,7 @@ def test_sigterm_ends_a_build_with_a_sentence(source: Path, tmp_path: Path, ever
     os.killpg(process.pid, signal.SIGTERM) if everyone else process.terminate()
     _, log = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert log.splitlines()[-1].endswith("the same command goes on from there (SIGTERM)")
+    assert log.splitlines()[-1].endswith("rerun the same command to resume (SIGTERM)")
     assert "Traceback" not in log
     assert "resource_tracker" not in log
     _, alive = psutil.wait_procs(started, timeout=20)

@@ -257,7 +257,8 @@ def test_client_and_scheduler_may_go(
         _, said = alone.communicate(timeout=180)
     assert alone.returncode == 75, said
     assert said.splitlines()[-1] == (
-        "bids-lacuna: error: the Dask cluster is out of reach; the same command goes on (the Dask scheduler is gone)"
+        "bids-lacuna: error: the Dask cluster cannot be reached; rerun the same command to resume "
+        "(the Dask scheduler is gone)"
     )
     assert "Traceback" not in said
     assert "going on from" in said

@@ -78,14 +78,14 @@ def test_a_run_s_file_repeats_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "status", "words"),
     [
-        ("t-treshold = 3", 64, "'t-treshold', which is no option: is t-threshold meant?"),
-        ("version = true", 64, "'version', which is no option"),
-        ("config-file = 'x'", 64, "'config-file', which is no option"),
-        ("no-t-map = 'yes'", 64, "no-t-map is true or false, not 'yes'"),
-        ("nprocs = [1, 2]", 64, "nprocs is a text or a number, not [1, 2]"),
-        ("t-threshold = [[1]]", 64, "t-threshold is a text or a number, or a list of them"),
-        ("t-threshold = [0]", 64, "argument --t-threshold: '0' is not a number above 0"),
-        ("nprocs = ", 64, "is no TOML (Invalid value"),
+        ("t-treshold = 3", 64, "'t-treshold', which is not an option: did you mean t-threshold?"),
+        ("version = true", 64, "'version', which is not an option"),
+        ("config-file = 'x'", 64, "'config-file', which is not an option"),
+        ("no-t-map = 'yes'", 64, "no-t-map must be true or false, not 'yes'"),
+        ("nprocs = [1, 2]", 64, "nprocs must be a string or a number, not [1, 2]"),
+        ("t-threshold = [[1]]", 64, "t-threshold must be a string, a number or a list of these, not [[1]]"),
+        ("t-threshold = [0]", 64, "argument --t-threshold: '0' is not a positive number"),
+        ("nprocs = ", 64, "is not valid TOML (Invalid value"),
         (None, 66, "cannot be read ([Errno 2] No such file"),
     ],
 )
@@ -101,7 +101,7 @@ def test_mistakes_of_a_file(
 
 
 @pytest.mark.parametrize(
-    ("main", "words", "meant"),
+    ("main", "words", "suggested"),
     [
         (cli.main, [*PLACES, "--conectome", "x"], "--connectome"),
         (cli.main, [*PLACES, "--lesionbatchsize=3"], "--lesion-batch-size"),
@@ -109,19 +109,19 @@ def test_mistakes_of_a_file(
     ],
 )
 def test_mistyped_options(
-    capsys: pytest.CaptureFixture[str], main: type[cli.main], words: list[str], meant: str
+    capsys: pytest.CaptureFixture[str], main: type[cli.main], words: list[str], suggested: str
 ) -> None:
     """An unknown option is asked for by the name that is nearest."""
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 64
-    assert capsys.readouterr().err.rstrip().endswith(f": is {meant} meant?")
+    assert capsys.readouterr().err.rstrip().endswith(f": did you mean {suggested}?")
 
 
 def test_a_mistyped_level(capsys: pytest.CaptureFixture[str]) -> None:
     """The level that is nearest is asked for."""
     assert cli.main(["bids", "out", "participan"]) == 17
-    assert "is participant meant?" in capsys.readouterr().err
+    assert "did you mean participant?" in capsys.readouterr().err
 
 
 def test_a_shell_completes_words(tmp_path: Path) -> None:

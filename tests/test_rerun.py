@@ -212,7 +212,7 @@ def test_sigterm_leaves_nothing_behind(bids: Path, connectome: Path, tmp_path: P
     process.terminate()
     status, said = finish(process)
     assert status == 143
-    assert said.splitlines()[-1].endswith("the same command goes on from there (SIGTERM)")
+    assert said.splitlines()[-1].endswith("rerun the same command to resume (SIGTERM)")
     assert "Traceback" not in said
     contents(out)
     # Before the table is there, it may end, too.

@@ -1,4 +1,4 @@
-"""What the commands share: their parser, exit statuses, and failures in one sentence."""
+"""The base of both command lines: parser, exit statuses, and errors as one sentence on stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bids_lacuna._version import __version__
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.signals import Terminated, sigterm_raised
 from bids_lacuna.spaces import nearest_template
-from bids_lacuna.text import meant
+from bids_lacuna.text import suggest
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -29,7 +29,7 @@ class Exit(IntEnum):
 
     OK = 0
     FAILED = 1
-    """A lesion failed, or none could be mapped; or the memory is too small."""
+    """A lesion failed, no lesion could be mapped, or the memory is too small."""
     NOT_BIDS = 16
     UNKNOWN_LEVEL = 17
     NO_FILES_SELECTED = 18
@@ -39,13 +39,13 @@ class Exit(IntEnum):
     CANNOT_CREATE = 73
     INPUT_OUTPUT = 74
     TEMPORARY = 75
-    """A Dask cluster is out of reach; the same command goes on."""
+    """The Dask cluster cannot be reached; rerunning the same command resumes."""
     INTERRUPTED = 130
     TERMINATED = 143
 
 
-class Stop(Exception):  # noqa: N818  an end with a status, not always an error
-    """The program cannot go on: a sentence for the user, and the exit status."""
+class Stop(Exception):  # noqa: N818  not every status is an error
+    """The end of the program, with a sentence for the user and an exit status."""
 
     def __init__(self, status: Exit, sentence: str) -> None:
         super().__init__(sentence)
@@ -53,38 +53,37 @@ class Stop(Exception):  # noqa: N818  an end with a status, not always an error
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that exits as BIDS Apps do, with the options that all commands have."""
+    """An argument parser with the exit statuses of BIDS Apps and the options that both programs share."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_argument("--version", action="version", version=f"bids-lacuna {__version__}")
-        # With other defaults, a command's own would undo what is said before the command's name.
-        how_much = self.add_mutually_exclusive_group()
-        how_much.add_argument(
+        # Other defaults of a command's parser would overwrite what was given before the command's name.
+        verbosity = self.add_mutually_exclusive_group()
+        verbosity.add_argument(
             "-v",
             "--verbose",
             action="count",
             default=argparse.SUPPRESS,
-            help="log more, with a traceback for each failure; -vv: what libraries log, too",
+            help="log details, and a traceback for each failure; -vv: also the messages of libraries",
         )
-        how_much.add_argument(
+        verbosity.add_argument(
             "-q",
             "--quiet",
             action="store_true",
             default=argparse.SUPPRESS,
-            help="log warnings and errors only, and show no bar; the log file has all the rest",
+            help="show only warnings and errors, and no progress bar; the log file is complete",
         )
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the mistake, and exit."""
+        """Print the usage and the error, and exit."""
         self.print_usage(sys.stderr)
         self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
 
 
 def complete_words(parser: Parser) -> None:
-    """Answer a shell that asks how a word may go on, and exit."""
-    if "_ARGCOMPLETE" in os.environ:
-        argcomplete.autocomplete(parser)
+    """If a shell asks for completions, print them and exit."""
+    argcomplete.autocomplete(parser)
 
 
 def run_command(
@@ -97,9 +96,9 @@ def run_command(
     argv
         Command-line arguments; by default those of this process.
     run
-        What the command does; it raises `Stop` when it cannot go on.
+        The command; it raises `Stop` to exit with a sentence.
     interrupted
-        What is said after Ctrl-C or SIGTERM.
+        Sentence printed after Ctrl-C or SIGTERM.
 
     Returns
     -------
@@ -108,10 +107,10 @@ def run_command(
     """
     arguments, unknown = parser.parse_known_args(argv, argparse.Namespace(verbose=0, quiet=False, parser=parser))
     if unknown:
-        # By itself argparse would print the usage without that of the command, which the options are of.
+        # By default, argparse would print the usage of the program instead of the command's.
         first = unknown[0].partition("=")[0]
         flags = [flag for action in arguments.parser._actions for flag in action.option_strings]
-        near = meant(first, flags) if first.startswith("-") else ""
+        near = suggest(first, flags) if first.startswith("-") else ""
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
     with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), sigterm_raised():
         try:
@@ -136,7 +135,7 @@ def run_command(
 
 @contextmanager
 def ending(status: Exit, *errors: type[Exception], saying: str = "") -> Iterator[None]:
-    """Turn errors of a block into the program's end with a status, in their own words or after those given."""
+    """Turn errors of a block into `Stop`, with their own message or with `saying` before it."""
     try:
         yield
     except errors as error:
@@ -144,47 +143,47 @@ def ending(status: Exit, *errors: type[Exception], saying: str = "") -> Iterator
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder that the program may write to."""
-    with ending(Exit.CANNOT_CREATE, OSError, saying=f"the folder {folder} cannot be made: name another place"):
+    """Create a folder, and check that it can be written to."""
+    with ending(Exit.CANNOT_CREATE, OSError, saying=f"the folder {folder} cannot be created: choose another one"):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise Stop(Exit.CANNOT_CREATE, f"the folder {folder} cannot be written to: name another place")
+        raise Stop(Exit.CANNOT_CREATE, f"the folder {folder} cannot be written to: choose another one")
     return folder
 
 
 def label(text: str) -> str:
-    """Read a BIDS label."""
+    """Parse a BIDS label."""
     if not re.fullmatch(r"[A-Za-z0-9+]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} becomes part of file names: use letters and digits only")
     return text
 
 
 def warn_of_space(space: str) -> None:
-    """Warn of a space that BIDS does not know, but whose name is almost one of its templates'."""
+    """Warn if a space's name is probably a misspelt template."""
     if near := nearest_template(space):
-        logger.warning("%s is no template that BIDS knows: is %s meant?", space, near)
+        logger.warning("the space %s is not a template of BIDS: did you mean %s?", space, near)
 
 
 def connectome_name(text: str) -> str:
-    """Read a connectome's name."""
+    """Parse a connectome's name."""
     if not re.fullmatch(r"[A-Za-z0-9]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} becomes part of file names: use letters and digits only")
     return text
 
 
 def positive_integer(text: str) -> int:
-    """Read a whole number above 0."""
+    """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def fraction(text: str) -> float:
-    """Read a share above 0, of at most 1."""
+    """Parse a fraction above 0 and up to 1."""
     try:
         number = float(text)
     except ValueError:
         number = 0.0
     if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, of at most 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
     return number

@@ -1,4 +1,4 @@
-"""Options in a TOML file: as many runs as one likes with the same ones, and each run's own to repeat it."""
+"""Options in TOML files: shared by several runs, or saved by a run so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ import tomli_w
 
 from bids_lacuna.app.command import Exit
 from bids_lacuna.files import renamed_when_whole
-from bids_lacuna.text import meant
+from bids_lacuna.text import suggest
 
 FLAG = "--config-file"
 
 
 def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> list[str]:
-    """Put the options of the file that `--config-file` names before those of a command line, which win.
+    """Insert the options of the file that `--config-file` names before a command line, which takes precedence.
 
     Parameters
     ----------
     parser
-        Of the command line.
+        Parser of the command line.
     argv
         Command-line arguments; by default those of this process.
 
     Returns
     -------
     list of str
-        A command line for the parser.
+        Command line for the parser.
 
     Raises
     ------
     SystemExit
-        There is no such file, it is no TOML, or it has an unknown option or one with another kind of value; what is
-        wrong stands on stderr.
+        If the file is missing or not valid TOML, or has an unknown option or a value of the wrong type; stderr has
+        the error.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    # What is missing or shortened here, the program's own parser judges.
+    # The option may be abbreviated, and a missing value is an error for the program's own parser.
     finder = argparse.ArgumentParser(add_help=False)
     finder.add_argument(FLAG, type=Path, nargs="?")
     path = finder.parse_known_args(argv)[0].config_file
@@ -53,30 +53,30 @@ def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
     except OSError as error:
         parser.exit(Exit.NO_INPUT, f"{parser.prog}: error: the config file {path} cannot be read ({error})\n")
     except ValueError as error:
-        parser.error(f"the config file {path} is no TOML ({error})")
+        parser.error(f"the config file {path} is not valid TOML ({error})")
     given = _given(parser, argv)
     options = _options(parser)
     words = []
     for key, value in content.items():
         name = key.replace("_", "-")
         if name not in options:
-            parser.error(f"the config file {path} has {key!r}, which is no option{meant(name, options)}")
+            parser.error(f"the config file {path} has {key!r}, which is not an option{suggest(name, options)}")
         if options[name].dest not in given:
             try:
                 words += _words(options[name], name, value)
             except TypeError as error:
                 parser.error(f"the config file {path}: {error}")
-    # As a command line has them in the user's locale.
+    # argv is decoded in the user's locale, the file is UTF-8.
     return [os.fsdecode(word.encode()) for word in words] + argv
 
 
 def write_config(path: Path, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Write the options of a run into a file that repeats it; how to is its first line.
+    """Write the options of a run to a file that repeats it; the file's first line is the command to do so.
 
     Parameters
     ----------
     arguments
-        As the parser made them.
+        Namespace returned by the parser.
     """
     content = {}
     for name, action in _options(parser).items():
@@ -87,15 +87,15 @@ def write_config(path: Path, parser: argparse.ArgumentParser, arguments: argpars
     command = shlex.join([parser.prog, *places, arguments.analysis_level, FLAG, str(path.absolute())])
     with renamed_when_whole(path) as temporary:
         temporary.write_text(
-            f"# To run this again: cd {shlex.quote(str(Path.cwd()))} && {command}\n{tomli_w.dumps(content)}",
+            f"# To repeat this run: cd {shlex.quote(str(Path.cwd()))} && {command}\n{tomli_w.dumps(content)}",
             encoding="utf-8",
-            # In a C locale, paths have their bytes in them.
+            # In a C locale, bytes of paths that are not ASCII are surrogates.
             errors="surrogateescape",
         )
 
 
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """List what a file may have, by the first long name: options that take values, and flags."""
+    """Return the options that a file may have, by their first long name: those with values, and flags."""
     options = {}
     for action in parser._actions:
         long_names = [flag.removeprefix("--") for flag in action.option_strings if flag.startswith("--")]
@@ -105,8 +105,8 @@ def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
-    """Tell what a command line decides itself: the options that it has, and those that exclude these."""
-    # argparse leaves alone what is there before, and extends a copy of it.
+    """Return the destinations that a command line sets, and those of options that it excludes."""
+    # argparse keeps an existing attribute as it is unless the option is given, and extends a copy of it.
     before: dict[str, list[str]] = {action.dest: [] for action in parser._actions if action.dest != "verbose"}
     after, _ = parser.parse_known_args(argv, argparse.Namespace(verbose=0, **before))
     given = {dest for dest, unset in before.items() if getattr(after, dest) is not unset}
@@ -118,19 +118,20 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
 
 
 def _words(action: argparse.Action, name: str, value: object) -> list[str]:
-    """Write an option as a command line has it."""
+    """Format an option as words of a command line."""
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise TypeError(f"{name} is true or false, not {value!r}")
+            raise TypeError(f"{name} must be true or false, not {value!r}")
         return [f"--{name}"] if value else []
     values = value if isinstance(value, list) and action.nargs else [value]
     if not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in values):
-        raise TypeError(f"{name} is a text or a number{', or a list of them' if action.nargs else ''}, not {value!r}")
+        kinds = "a string, a number or a list of these" if action.nargs else "a string or a number"
+        raise TypeError(f"{name} must be {kinds}, not {value!r}")
     return [f"--{name}={each}" for each in values]
 
 
 def _plain(action: argparse.Action, value: Any) -> Any:
-    """Write a value as TOML has it."""
+    """Convert a value to a type of TOML."""
     if isinstance(value, list):
         return [_plain(action, each) for each in value]
     if action.dest == "mem":

@@ -9,7 +9,7 @@ from bids_lacuna.app.command import Parser, connectome_name, fraction, label, po
 
 PROGRAM = "bids-lacuna-connectome"
 
-INTERRUPTED = "interrupted; finished subjects are on disk, the same command goes on from there"
+INTERRUPTED = "interrupted: finished subjects are on disk; rerun the same command to resume"
 
 
 def build_parser() -> Parser:

@@ -1,4 +1,4 @@
-"""The command line described for machines: a Boutiques descriptor, made from the parser that it describes."""
+"""A Boutiques descriptor of the command line, generated from its parser."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ IDENTIFIERS = {
     "participant_label": "SubjectLabel",
     "version": "ToolVersion",
 }
-"""What the draft of BIDS's execution specification (BEP027) calls an argument, where that is not our name."""
+"""Names of arguments in the draft of the BIDS execution specification (BEP027), where they differ from ours."""
 
 ERRORS = {
-    Exit.FAILED: "A lesion failed, none could be mapped, or the memory is too small",
+    Exit.FAILED: "A lesion failed, no lesion could be mapped, or the memory is too small",
     Exit.NOT_BIDS: "Not a BIDS dataset",
     Exit.UNKNOWN_LEVEL: "Unknown analysis level",
     Exit.NO_FILES_SELECTED: "The filters select no lesion masks",
-    Exit.USAGE: "Mistaken usage",
+    Exit.USAGE: "Wrong usage",
     Exit.BAD_DATA: "Unusable connectome or group",
     Exit.NO_INPUT: "An input is missing",
-    Exit.CANNOT_CREATE: "No place for the output",
+    Exit.CANNOT_CREATE: "The output folder cannot be used",
     Exit.INPUT_OUTPUT: "The output could not be written",
-    Exit.TEMPORARY: "The Dask cluster is out of reach, the same command goes on",
+    Exit.TEMPORARY: "The Dask cluster cannot be reached; rerunning the same command resumes",
     Exit.INTERRUPTED: "Interrupted",
-    Exit.TERMINATED: "Ended by SIGTERM",
+    Exit.TERMINATED: "Terminated by SIGTERM",
 }
 
 
 class PrintDescriptor(argparse.Action):
-    """Print the descriptor of a parser, and exit."""
+    """Print the descriptor of the parser, and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Do what the class says."""
+        """Print the descriptor of the parser, and exit."""
         print(json.dumps(describe(parser), indent=2))  # noqa: T201
         parser.exit()
 
 
 def describe(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Describe a command line as Boutiques does (https://boutiques.github.io), with BEP027's names of arguments.
+    """Return the Boutiques descriptor (https://boutiques.github.io) of a command line, with BEP027's argument names.
 
     Returns
     -------
     dict
-        The descriptor, ready for JSON. Arguments without a flag come first, in order.
+        Descriptor that can be written as JSON. Positional arguments come first, in order.
     """
     actions = [action for action in parser._actions if not isinstance(action, PrintDescriptor)]
     inputs = [_input(action) for action in sorted(actions, key=lambda action: bool(action.option_strings))]

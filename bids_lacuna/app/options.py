@@ -1,4 +1,4 @@
-"""The command line of the BIDS App: its arguments, and what text they are read from."""
+"""The options of the BIDS App, and the types of their values."""
 
 from __future__ import annotations
 
@@ -15,129 +15,154 @@ from bids_lacuna.text import parse_bytes
 
 
 def build_parser() -> Parser:
-    """Describe the command line."""
+    """Return the parser of the BIDS App's command line."""
     parser = Parser(
         prog="bids-lacuna",
-        description="Lesion network mapping: which brain regions are connected to each lesion of a BIDS dataset, "
-        "in a normative functional connectome.",
+        description="Lesion network mapping: map the brain regions connected to each lesion of a BIDS dataset, "
+        "using a normative functional connectome.",
     )
-    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="dataset with the lesion masks")
+    _add_general(parser)
+    _add_connectome(parser)
+    _add_lesions(parser)
+    _add_maps(parser)
+    _add_group(parser)
+    _add_reports(parser)
+    _add_resources(parser)
+    return parser
+
+
+def _add_general(parser: Parser) -> None:
+    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="BIDS dataset with the lesion masks")
     parser.add_argument(
-        "output_dir", type=Path, metavar="OUTPUT_DIR", help="where the maps go, e.g. BIDS_DIR/derivatives/bids-lacuna"
+        "output_dir",
+        type=Path,
+        metavar="OUTPUT_DIR",
+        help="folder for the maps, for example BIDS_DIR/derivatives/bids-lacuna",
     )
     parser.add_argument(
         "analysis_level",
         metavar="{participant,group}",
-        help="participant: map each lesion; group: describe the maps of all",
+        help="participant: map each lesion; group: summarize the maps of all lesions",
     )
-
     parser.add_argument(
         FLAG,
         type=Path,
         metavar="FILE",
-        help="TOML with options, as in t-threshold = [5]; those of the command line win. Each run leaves one in its "
-        "folder of logs that repeats it",
+        help="TOML file with options, such as t-threshold = [5]; the command line takes precedence. Each run saves "
+        "its options in its log folder",
     )
     parser.add_argument(
-        "--bids-exec-spec", nargs=0, action=PrintDescriptor, help="print a Boutiques descriptor of this command line"
+        "--bids-exec-spec",
+        nargs=0,
+        action=PrintDescriptor,
+        help="print a Boutiques descriptor of this command line and exit",
     )
 
-    connectome = parser.add_argument_group("connectome")
-    connectome.add_argument(
+
+def _add_connectome(parser: Parser) -> None:
+    group = parser.add_argument_group("connectome")
+    group.add_argument(
         "--connectome",
         type=Path,
         metavar="PATH",
-        help="needed at the participant level, unless --reports-only: store of a normative functional connectome, "
-        "as bids-lacuna-connectome makes it; or an HDF5 file, or a folder of them",
+        help="normative functional connectome: a store made by bids-lacuna-connectome, an HDF5 file, or a folder of "
+        "HDF5 files. Required at the participant level, except with --reports-only",
     )
-    connectome.add_argument(
+    group.add_argument(
         "--connectome-space",
         type=label,
         metavar="SPACE",
-        help="template that it is in (default: what it records itself, else MNI152NLin6Asym)",
+        help="template space of the connectome (default: as recorded in it, otherwise MNI152NLin6Asym)",
     )
-    connectome.add_argument(
+    group.add_argument(
         "--connectome-name",
         type=connectome_name,
         metavar="NAME",
-        help="its name in the maps' names (default: the store's own, or the letters and digits of PATH's name; "
-        "at the group level that of most lesions' maps)",
+        help="name of the connectome in file names (default: as recorded in the store, otherwise the letters and "
+        "digits of PATH's name; at the group level, the name in most lesions' maps)",
     )
 
-    lesions = parser.add_argument_group("which lesions")
-    lesions.add_argument(
+
+def _add_lesions(parser: Parser) -> None:
+    group = parser.add_argument_group("lesion selection")
+    group.add_argument(
         "-d",
         "--derivatives",
         nargs="+",
         default=[],
         metavar="PATH|NAME=PATH",
         action="extend",
-        help="more datasets to look for masks in",
+        help="search these datasets for lesion masks, too",
     )
-    lesions.add_argument(
+    group.add_argument(
         "--participant-label",
         "--participant_label",
         nargs="+",
         default=[],
         metavar="LABEL",
         action="extend",
-        help="only these participants, with or without sub-",
+        help="process only these participants (the sub- prefix may be omitted)",
     )
-    lesions.add_argument(
+    group.add_argument(
         "--session-label",
         "--session_label",
         nargs="+",
         default=[],
         metavar="LABEL",
         action="extend",
-        help="only these sessions, with or without ses-",
+        help="process only these sessions (the ses- prefix may be omitted)",
     )
-    lesions.add_argument(
+    group.add_argument(
         "--bids-filter-file",
         type=Path,
         metavar="FILE",
-        help='JSON with the masks\' entities, {"lesion": {"label": "tumour"}}; null: absent, "*": any',
+        help='JSON file with PyBIDS filters, such as {"lesion": {"label": "tumour"}}; null: without the entity, "*": '
+        "with any value",
     )
-    lesions.add_argument(
+    group.add_argument(
         "--bids-database-dir",
         type=Path,
         metavar="DIR",
-        help="keep pybids' index there; a later run on the same dataset starts faster",
+        help="folder for a PyBIDS database, with which later runs on the dataset start faster; created if missing",
     )
-    lesions.add_argument(
+    group.add_argument(
         "--skip-bids-validation",
         action="store_true",
-        help="accepted for BIDS Apps' sake: masks are found in datasets that do not validate, too",
+        help="accepted for compatibility with BIDS Apps; has no effect: datasets are not validated",
     )
 
-    maps = parser.add_argument_group("maps")
-    maps.add_argument(
+
+def _add_maps(parser: Parser) -> None:
+    group = parser.add_argument_group("maps")
+    group.add_argument(
         "--t-threshold",
         type=positive_number,
         nargs="+",
         default=[],
         metavar="T",
         action="extend",
-        help="write a mask of |t| > T for each T; at the group level, the shares of lesions with t > T and t < -T "
-        "(default there: the masks' own)",
+        help="write a mask of |t| > T for each T; at the group level, write maps of the fraction of lesions with t > "
+        "T and with t < -T (default there: the thresholds of the existing masks)",
     )
-    maps.add_argument("--no-t-map", action="store_true", help="write no t-maps")
-    maps.add_argument(
+    group.add_argument("--no-t-map", action="store_true", help="do not write t-maps")
+    group.add_argument(
         "--lesion-weighting",
         choices=("volume", "binary"),
         default="volume",
-        help="a connectome voxel counts by the share of it that the lesion covers, or fully from a half "
-        "on (default: %(default)s)",
+        help="weight of a connectome voxel: the fraction of its volume inside the lesion, or 1 if that is at least "
+        "one half, and else 0 (default: %(default)s)",
     )
-    maps.add_argument(
+    group.add_argument(
         "--lesion-threshold",
         type=fraction,
         metavar="T",
-        help="masks may be probability maps: voxels of at least T, above 0 and at most 1, count as much as their "
+        help="accept lesion probability maps: voxels of at least T, with 0 < T <= 1, are weighted by their "
         "probability (default: masks must be binary)",
     )
-    maps.add_argument("--overwrite", action="store_true", help="map lesions again whose maps are there")
+    group.add_argument("--overwrite", action="store_true", help="map lesions again that have maps already")
 
+
+def _add_group(parser: Parser) -> None:
     group = parser.add_argument_group("group level")
     group.add_argument(
         "--ignore",
@@ -146,120 +171,128 @@ def build_parser() -> Parser:
         default=[],
         metavar="missing|mixed",
         action="extend",
-        help="leave lesions out whose maps are missing or damaged, or were made with another connectome, weighting "
-        "or threshold than most (default: refuse, and name them)",
+        help="leave out lesions whose maps are missing or damaged, or were made with another connectome, weighting "
+        "or threshold than most (default: stop and name these lesions)",
     )
 
-    reports = parser.add_argument_group("reports")
-    which = reports.add_mutually_exclusive_group()
-    which.add_argument("--no-reports", action="store_true", help="write no pages")
-    which.add_argument(
-        "--reports-only", action="store_true", help="map nothing: write the pages anew from what is in OUTPUT_DIR"
-    )
 
-    reports.add_argument(
+def _add_reports(parser: Parser) -> None:
+    group = parser.add_argument_group("reports")
+    exclusive = group.add_mutually_exclusive_group()
+    exclusive.add_argument("--no-reports", action="store_true", help="do not write reports")
+    exclusive.add_argument(
+        "--reports-only", action="store_true", help="only write reports, from the maps in OUTPUT_DIR"
+    )
+    group.add_argument(
         "--md-only-boilerplate",
         action="store_true",
-        help="write logs/CITATION.md, the methods text, without its .bib",
+        help="write the methods text, logs/CITATION.md, without its bibliography, logs/CITATION.bib",
     )
-    reports.add_argument("--citation", action=ShowCitation, nargs=0, help="print what to cite as BibTeX, and exit")
+    group.add_argument("--citation", action=ShowCitation, nargs=0, help="print BibTeX of what to cite and exit")
 
-    resources = parser.add_argument_group("resources")
-    resources.add_argument(
+
+def _add_resources(parser: Parser) -> None:
+    group = parser.add_argument_group("resources")
+    group.add_argument(
         "--lesion-batch-size",
         type=batch_size,
         default="auto",
         metavar="auto|N",
-        help="lesions in one pass over the connectome (default: as many as the memory holds)",
+        help="maximum number of lesions in one pass over the connectome (default: as many as fit in memory)",
     )
-    resources.add_argument(
+    group.add_argument(
         "--mem",
         type=memory,
         metavar="SIZE",
-        help="memory to use at most, e.g. 8G or 500M; a bare number is in MB (default: what the "
-        "machine, the container or the scheduler leaves)",
+        help="upper bound of memory use, for example 8G or 500M; a number without a unit is in MB (default: the "
+        "memory that the machine, the container or the scheduler leaves)",
     )
-    resources.add_argument(
+    group.add_argument(
         "--nprocs",
         "--n-cpus",
         type=positive_integer,
         metavar="N",
-        help="threads to use (default: all processors that may be used)",
+        help="maximum number of threads (default: all available processors)",
     )
-    cluster = resources.add_mutually_exclusive_group()
-    cluster.add_argument(
-        "--dask-workers",
-        type=positive_integer,
-        metavar="N",
-        help="map in N processes of this machine, which share the threads and the memory (needs "
-        "bids-lacuna[distributed])",
-    )
-    cluster.add_argument(
-        "--dask-scheduler",
-        metavar="ADDRESS|FILE",
-        help="map on the workers of a Dask cluster, each with the threads that it was started with (--nprocs at "
-        "most): tcp://host:8786, or its scheduler file",
-    )
-    resources.add_argument(
+    _add_dask(group)
+    group.add_argument(
         "-w",
         "--work-dir",
         type=Path,
         metavar="DIR",
-        help="folder for checkpoints, and for compiled code, which makes the next start faster (default: for "
-        "checkpoints, one in the system's temporary folder)",
+        help="folder for checkpoints, and for compiled code, which later runs reuse to start faster (default: "
+        "checkpoints are in the system's temporary folder, compiled code is in the user's cache)",
     )
-    resources.add_argument(
+    group.add_argument(
         "--checkpoint-minutes",
         type=minutes,
         default=10,
         metavar="MINUTES",
-        help="how often the batch in work is saved, beside on SIGTERM, SIGINT and SIGUSR1, so that the same command "
-        "goes on from there; 0: never (default: %(default)s)",
+        help="interval between checkpoints, from which rerunning the same command resumes; they are also saved on "
+        "SIGTERM, SIGINT and SIGUSR1. 0: no checkpoints (default: %(default)s)",
     )
-    resources.add_argument(
+    group.add_argument(
         "--stop-on-first-crash",
         action="store_true",
-        help="begin nothing new once a lesion has failed (default: go on with the others)",
+        help="start no further lesions after one has failed (default: map the others)",
     )
-    resources.add_argument("--dry-run", action="store_true", help="print the lesions and the plan, and write nothing")
-    resources.add_argument(
-        "--notrack", action="store_true", help="accepted for BIDS Apps' sake: nothing is ever sent anywhere"
+    group.add_argument("--dry-run", action="store_true", help="print the lesions and the plan, and write nothing")
+    group.add_argument(
+        "--notrack",
+        action="store_true",
+        help="accepted for compatibility with BIDS Apps; has no effect: nothing is ever tracked",
     )
-    return parser
+
+
+def _add_dask(group: argparse._ArgumentGroup) -> None:
+    exclusive = group.add_mutually_exclusive_group()
+    exclusive.add_argument(
+        "--dask-workers",
+        type=positive_integer,
+        metavar="N",
+        help="map in N Dask workers on this machine, which share the threads and the memory (requires "
+        "bids-lacuna[distributed])",
+    )
+    exclusive.add_argument(
+        "--dask-scheduler",
+        metavar="ADDRESS|FILE",
+        help="map on the workers of a Dask cluster: the address of its scheduler, such as tcp://host:8786, or its "
+        "scheduler file. Each worker uses the threads that it was started with, up to --nprocs",
+    )
 
 
 class ShowCitation(argparse.Action):
-    """Print what to cite, and exit."""
+    """Print BibTeX of what to cite, and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Print the program's and the method's reference."""
+        """Print the references of the program and of the method."""
         sys.stdout.write(references("@bids_lacuna @boes2015", __version__))
         parser.exit()
 
 
 def positive_number(text: str) -> float:
-    """Read a number above 0 that may become part of file names."""
+    """Parse a positive number that may become part of file names."""
     try:
         number = float(text)
     except ValueError:
         number = 0.0
     if not 1e-6 <= number <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, from 0.000001 to 1000000")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number from 0.000001 to 1000000")
     return number
 
 
 def minutes(text: str) -> float:
-    """Read a number of minutes, or 0."""
+    """Parse a number of minutes; 0 is allowed."""
     return 0 if text.strip() == "0" else positive_number(text)
 
 
 def batch_size(text: str) -> int | str:
-    """Read `auto` or a whole number above 0."""
+    """Parse `auto` or a positive integer."""
     return text if text == "auto" else positive_integer(text)
 
 
 def memory(text: str) -> int:
-    """Read a size of memory, in bytes."""
+    """Parse an amount of memory, and return bytes."""
     try:
         return parse_bytes(text)
     except ValueError as error:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Config
 
 from bids_lacuna.files import read_json_object
-from bids_lacuna.text import meant
+from bids_lacuna.text import suggest
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def check_labels(kind: str, labels: Sequence[str], roots: Collection[Path], patt
     unknown = [label for label in labels if label not in present]
     if unknown:
         instead = f"there are {listing(sorted(present))}" if present else f"there are no {pattern} folders"
-        near = meant(unknown[0], present)
+        near = suggest(unknown[0], present)
         raise UnknownParticipant(f"{listing(roots)} has no {kind} {listing(unknown)}: {instead}{near}")
 
 
