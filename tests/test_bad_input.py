@@ -317,8 +317,8 @@ def test_warnings_of_the_run_of_bad_masks(finished: Finished) -> None:
     out, result = finished
     assert row_of(out, "ones")["status"] == "done"
     assert re.search("sub-ones.*: the lesion covers 100 % of the connectome's brain mask", result.stderr)
-    assert re.search("no sub-<label>: 1 images, such as .*sub-nameless/anat/lesion_mask.nii.gz", result.stderr)
-    assert re.search(r"not in UTF-8: files such as .*udcfflesion_mask\.nii\.gz", result.stderr)
+    assert re.search("no sub-<label>: 1, such as .*sub-nameless/anat/lesion_mask.nii.gz", result.stderr)
+    assert re.search(r"not UTF-8, such as .*udcfflesion_mask\.nii\.gz", result.stderr)
 
 
 def test_equal_reasons_are_told_once(
@@ -647,7 +647,7 @@ def test_absurd_options_that_mean_something(bids: Path, connectome: Path, tmp_pa
         (None, 16, "has no dataset_description.json"),
         ("{", 16, "not valid JSON"),
         ("[" * 100_000, 16, "not valid JSON"),
-        ('{"Name": "x", "GeneratedBy": "me"}', 16, "no list of objects"),
+        ('{"Name": "x", "GeneratedBy": "me"}', 16, "not a list of objects"),
     ],
     ids=["none", "cut", "nested", "damaged"],
 )

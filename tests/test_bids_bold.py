@@ -25,7 +25,7 @@ def names(found: Sequence[BoldRun]) -> list[str]:
 
 
 def test_bold_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a derivative dataset, the denoised resting-state runs in one space are found, and nothing else of it."""
+    """Only the denoised resting-state BOLD runs in one space are found in a derivative dataset."""
     session = f"sub-02/ses-2/func/sub-02_ses-2_task-rest_run-10_space-{SPACE}_desc-denoised_bold.nii"
     synthetic.write_images(
         tmp_path,
@@ -56,11 +56,11 @@ def test_bold_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_preprocessed_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Without denoised runs, preprocessed ones are taken, with a warning that they are not denoised."""
+    """Without denoised BOLD runs, preprocessed ones are used, with a warning that they are not denoised."""
     run = f"{REST}desc-preproc_bold.nii.gz"
     synthetic.write_images(tmp_path, run, DENOISED.replace("rest", "movie"))
     assert names(find_bold_runs(tmp_path, SPACE)) == [Path(run).name]
-    assert f"1 runs, such as {tmp_path / run}, are preprocessed but not denoised" in caplog.text
+    assert f"BOLD runs that are preprocessed but not denoised: 1, such as {tmp_path / run};" in caplog.text
     assert "XCP-D" in caplog.text
 
 
@@ -84,7 +84,7 @@ def test_preprocessed_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     ],
 )
 def test_filters_on_runs(tmp_path: Path, filters: dict[str, Any], expected: set[str]) -> None:
-    """A filter takes the place of the rule about its entity, and adds to the others."""
+    """A filter replaces the rule about its entity and is combined with the other rules."""
     runs = {
         "01": f"func/*_task-rest_space-{SPACE}_res-2_desc-denoised_bold",
         "02": f"func/*_task-rest_space-{SPACE}_desc-denoised_bold",
@@ -104,7 +104,7 @@ def test_filters_on_runs(tmp_path: Path, filters: dict[str, Any], expected: set[
 
 
 def test_brain_masks_of_runs(tmp_path: Path) -> None:
-    """A run's brain mask has its folder and all its entities but desc."""
+    """The brain mask of a BOLD run is in the same folder and has the same entities except desc."""
     run, mask = f"{REST}desc-denoised_bold.nii.gz", f"{REST}desc-brain_mask.nii"
     others = [
         mask.replace("_res-2", ""),
@@ -130,22 +130,22 @@ def test_brain_masks_of_runs(tmp_path: Path) -> None:
         (["dir-AP_", "dir-PA_"], ""),
     ],
 )
-def test_joined_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture, runs: list[str], joined: str) -> None:
-    """What XCP-D joined from runs is left out with a warning, so that none counts twice; a filter chooses it."""
+def test_concatenated_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture, runs: list[str], joined: str) -> None:
+    """A series that XCP-D concatenated is left out with a warning, and a filter selects it."""
     synthetic.write_images(
         tmp_path, *(DENOISED.replace("space-", f"{entities}space-") for entities in [*runs, joined])
     )
     found = find_bold_runs(tmp_path, SPACE)
     assert names(found) == sorted(Path(DENOISED).name.replace("space-", f"{run}space-") for run in runs)
-    assert "1 series, such as" in caplog.text
+    assert "series left out: 1, such as" in caplog.text
     filters = {"run": None, "dir": joined.removeprefix("dir-").removesuffix("_") or None}
     assert names(find_bold_runs(tmp_path, SPACE, filters)) == [
         Path(DENOISED).name.replace("space-", f"{joined}space-")
     ]
 
 
-def test_runs_that_are_not_joined(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Numbered runs of another session, task or desc, or of a program that joins none, leave nothing out."""
+def test_runs_that_are_not_concatenated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbered BOLD runs of another session, task or desc, or not from XCP-D, leave nothing out."""
     run = DENOISED.replace("01/func/sub-01", "01/ses-1/func/sub-01_ses-1")
     synthetic.write_images(tmp_path, run, run.replace("ses-1", "ses-2").replace("space-", "run-1_space-"))
     assert len(find_bold_runs(tmp_path, SPACE)) == 2
@@ -156,7 +156,7 @@ def test_runs_that_are_not_joined(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_no_runs(tmp_path: Path) -> None:
-    """When no run matches, the message says what was asked for, what there is, and what comes near."""
+    """If no BOLD run matches, the message lists the request, the existing labels and near misses."""
     synthetic.write_images(tmp_path, DENOISED, DENOISED.replace("rest", "movie"), LESION)
     with pytest.raises(NoBoldRuns) as caught:
         find_bold_runs(tmp_path, "MNI152NLin6Asym", {"run": "1"})
@@ -164,7 +164,7 @@ def test_no_runs(tmp_path: Path) -> None:
         f"no BOLD run in {tmp_path}",
         'space: "MNI152NLin6Asym"',
         'filters: {"run": "1"}',
-        f"the rule, where no filter says otherwise: {BOLD_RULE}",
+        f"the rule, unless filters replace it: {BOLD_RULE}",
         "NIfTI files there: 3",
         "  suffix: bold (2), mask (1)",
         "  task: movie (1), rest (1)",
@@ -180,8 +180,8 @@ def test_no_runs(tmp_path: Path) -> None:
 
 
 def test_no_dataset_of_runs(tmp_path: Path) -> None:
-    """A folder of runs must be a BIDS dataset."""
+    """A folder of BOLD runs must be a BIDS dataset."""
     with pytest.raises(FileNotFoundError, match=r"no dataset_description\.json"):
         find_bold_runs(tmp_path, SPACE)
-    with pytest.raises(ValueError, match="'tsk', which is no entity of BIDS: is 'task' meant"):
+    with pytest.raises(ValueError, match="'tsk', which is not a BIDS entity: is 'task' meant"):
         find_bold_runs(synthetic.write_images(tmp_path, DENOISED), SPACE, {"tsk": "rest"})

@@ -126,7 +126,7 @@ def test_xcpd(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         "01": [f"sub-01_task-rest_run-{n}_space-{SPACE}_res-2_desc-denoised_bold.nii.gz" for n in ("01", "02")]
     }
     np.testing.assert_array_equal(source.subjects[0].runs[1].read(source.grid), SERIES[2][:, knock_out(VOXEL)[MASK]])
-    assert "XCP-D joined them" in caplog.text
+    assert "XCP-D concatenated them" in caplog.text
 
 
 def test_denoised_first(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,7 +134,7 @@ def test_denoised_first(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_run(root, "sub-01_task-rest", SERIES[0])
     write_run(root, "sub-02_task-rest", SERIES[1])
     assert list(origins(bids.open_source(root, SPACE))) == ["01", "02"]
-    assert "2 runs, such as" in caplog.text
+    assert "not denoised: 2, such as" in caplog.text
     assert "not denoised" in caplog.text
     caplog.clear()
     write_run(root, "sub-02_task-rest", SERIES[1], desc="denoised")

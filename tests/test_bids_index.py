@@ -1,4 +1,4 @@
-"""Datasets, participants, filters and the index on disk: what of a dataset is looked at."""
+"""The images of BIDS datasets: participants, filters, damaged files and the index on disk."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def names(found: Sequence[LesionMask]) -> list[str]:
 )
 @pytest.mark.parametrize("dataset_type", ["raw", "derivative"])
 def test_kinds_of_dataset(tmp_path: Path, description: dict[str, Any], dataset_type: str) -> None:
-    """Raw datasets and derivatives are read alike, whatever they say of what made them."""
+    """Raw datasets and derivatives are read alike, whatever their descriptions say about their origin."""
     synthetic.write_images(tmp_path, LESION, description={**description, "DatasetType": dataset_type})
     assert names(find_lesion_masks(tmp_path)) == [Path(LESION).name]
 
 
 def test_damaged_sidecar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A damaged sidecar is left out with a warning that names it; its mask stays."""
+    """A damaged sidecar is ignored with a warning that names it; its mask is found."""
     synthetic.write_images(tmp_path, LESION)
     sidecar = tmp_path / LESION.replace(".nii.gz", ".json")
     sidecar.write_text("{")
@@ -42,8 +42,8 @@ def test_damaged_sidecar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("with_database", [False, True])
-def test_links_to_nowhere(tmp_path: Path, with_database: bool) -> None:
-    """In a DataLad clone without content, masks are listed with their BIDS names, and sidecars are no obstacle."""
+def test_broken_links(tmp_path: Path, with_database: bool) -> None:
+    """In a DataLad clone without content, masks are listed with their BIDS names, and broken sidecars do no harm."""
     root = synthetic.write_images(tmp_path / "clone", description=DERIVATIVE)
     (root / "sub-01" / "anat").mkdir(parents=True)
     for name in (
@@ -59,7 +59,7 @@ def test_links_to_nowhere(tmp_path: Path, with_database: bool) -> None:
 
 
 def test_links_stay(tmp_path: Path) -> None:
-    """The path of a linked mask is the link's, since the content's name is not BIDS."""
+    """The path of a linked mask is that of the link, since the target has no BIDS name."""
     content = synthetic.write_images(tmp_path / "annex", "MD5E-s7--1.nii.gz") / "MD5E-s7--1.nii.gz"
     root = synthetic.write_images(tmp_path / "clone", "sub-02/anat/sub-02_T1w.nii.gz")
     link = root / "sub-02/anat/sub-02_label-lesion_mask.nii.gz"
@@ -69,7 +69,7 @@ def test_links_stay(tmp_path: Path) -> None:
 
 
 def test_junk(tmp_path: Path) -> None:
-    """Hidden files and folders, other datasets within, empty and oddly named files are passed over."""
+    """Hidden files and folders, nested datasets, empty and oddly named files are skipped."""
     synthetic.write_images(
         tmp_path,
         LESION,
@@ -95,7 +95,7 @@ def test_junk(tmp_path: Path) -> None:
 
 @pytest.fixture
 def patients(tmp_path: Path) -> Path:
-    """Make three participants with two sessions each, and a brain mask for each lesion."""
+    """Write three participants with two sessions each, and a brain mask for each lesion."""
     return synthetic.write_images(
         tmp_path / "patients",
         *(
@@ -110,7 +110,7 @@ def patients(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("with_database", [False, True])
 @pytest.mark.parametrize("labels", [["01"], ["sub-01"], ["sub-1", "011"], []])
 def test_participants(patients: Path, tmp_path: Path, labels: list[str], with_database: bool) -> None:
-    """Participants are those asked for, with or without sub-, and never those whose labels are alike."""
+    """Participants are selected with or without sub-, and never those with similar labels."""
     database = tmp_path / "database" if with_database else None
     found = find_lesion_masks(patients, participant_labels=labels, database_dir=database)
     expected = {label.removeprefix("sub-") for label in labels} or {"1", "01", "011"}
@@ -120,7 +120,7 @@ def test_participants(patients: Path, tmp_path: Path, labels: list[str], with_da
 
 @pytest.mark.parametrize("label", ["post", "ses-post"])
 def test_sessions(patients: Path, label: str) -> None:
-    """Sessions are those asked for, with or without ses-."""
+    """Sessions are selected with or without ses-."""
     found = find_lesion_masks(patients, participant_labels=["01"], session_labels=[label])
     assert names(found) == ["sub-01_ses-post_run-2_label-lesion_mask.nii.gz"]
 
@@ -147,7 +147,7 @@ def test_sessions(patients: Path, label: str) -> None:
     ],
 )
 def test_filters(patients: Path, filters: dict[str, Any], expected: int) -> None:
-    """A filter holds a label, labels, null for none or "*" for any; on label, desc or suffix it replaces the rule."""
+    """A filter is a label, labels, null for none or "*" for any; on label, desc or suffix it replaces the rule."""
     assert len(find_lesion_masks(patients, filters=filters)) == expected
 
 
@@ -155,26 +155,26 @@ def test_filters(patients: Path, filters: dict[str, Any], expected: int) -> None
     ("entity", "nearest"), [("labl", "label"), ("subjects", "subject"), ("scope", "space"), ("%", ".*")]
 )
 def test_unknown_entity(patients: Path, entity: str, nearest: str) -> None:
-    """A filter on what is no entity is an error that names the nearest one."""
-    with pytest.raises(ValueError, match=rf"'{entity}', which is no entity of BIDS: is '{nearest}' meant"):
+    """A filter on an unknown entity is an error that names the nearest known one."""
+    with pytest.raises(ValueError, match=rf"'{entity}', which is not a BIDS entity: is '{nearest}' meant"):
         find_lesion_masks(patients, filters={entity: "x"})
 
 
 def test_unknown_participant(patients: Path) -> None:
-    """Participants that no dataset has are named with those there are."""
+    """The error for unknown participants lists the existing ones."""
     with pytest.raises(UnknownParticipant, match=r"no participant 02, 03: there are 01, 011, 1$"):
         find_lesion_masks(patients, participant_labels=["01", "sub-02", "03"])
 
 
 def test_participant_of_a_derivative(patients: Path, tmp_path: Path) -> None:
-    """A participant may be in a further dataset only."""
+    """A participant may be in an additional dataset only."""
     other = synthetic.write_images(tmp_path / "other", LESION.replace("01", "02"))
     (mask,) = find_lesion_masks(patients, {"other": other}, participant_labels=["02"])
     assert mask.dataset == "other"
 
 
 def test_many_participants(tmp_path: Path) -> None:
-    """Of many labels, twenty are listed and the rest counted."""
+    """Twenty of many labels are listed and the rest is counted."""
     synthetic.write_images(tmp_path)
     for number in range(100, 123):
         (tmp_path / f"sub-{number}").mkdir()
@@ -183,7 +183,7 @@ def test_many_participants(tmp_path: Path) -> None:
 
 
 def test_unknown_session(patients: Path, tmp_path: Path) -> None:
-    """Sessions that no dataset has are named with those there are, if any."""
+    """The error for unknown sessions lists the existing ones, if any."""
     with pytest.raises(UnknownParticipant, match=r"no session mid: there are post, pre$"):
         find_lesion_masks(patients, session_labels=["mid", "pre"])
     with pytest.raises(UnknownParticipant, match=r"no session pre: there are no sub-\*/ses-\* folders$"):
@@ -191,13 +191,13 @@ def test_unknown_session(patients: Path, tmp_path: Path) -> None:
 
 
 def test_lesions_that_filters_leave_out(patients: Path) -> None:
-    """Among near misses, lesion masks come first."""
+    """Lesion masks come first among near misses."""
     with pytest.raises(NoLesionMasks, match=r"\n  run: 01 \(9\), 2 \(9\)\nnear miss: .*_label-lesion_mask.nii.gz\n"):
         find_lesion_masks(patients, filters={"run": 7})
 
 
 def test_database_is_kept(patients: Path, tmp_path: Path) -> None:
-    """An index made for one participant serves all, does not see later files, and says so."""
+    """An index created for one participant covers all, misses later files, and the error says so."""
     database = tmp_path / "deep" / "database"
     first = find_lesion_masks(patients, participant_labels=["01"], database_dir=database)
     indices = sorted(database.iterdir())
@@ -210,7 +210,7 @@ def test_database_is_kept(patients: Path, tmp_path: Path) -> None:
 
 
 def test_databases_of_two_datasets(tmp_path: Path) -> None:
-    """Datasets that share a database folder, and the name `source`, keep their own indices."""
+    """Datasets that share a database folder and the name `source` have separate indices."""
     for number in ("01", "02"):
         root = synthetic.write_images(tmp_path / number, LESION.replace("01", number))
         (mask,) = find_lesion_masks(root, database_dir=tmp_path / "database")
@@ -218,7 +218,7 @@ def test_databases_of_two_datasets(tmp_path: Path) -> None:
 
 
 def test_no_dataset(tmp_path: Path) -> None:
-    """A folder that is no BIDS root is an error that shows how to make it one."""
+    """A folder that is not the root of a BIDS dataset is an error that shows how to make it one."""
     (tmp_path / "sub-01").mkdir()
     with pytest.raises(
         FileNotFoundError, match=r'no dataset_description.json: .* \{"Name": "my data", "BIDSVersion"'
@@ -233,7 +233,7 @@ def test_no_dataset(tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "contains a JSON list"),
-        (json.dumps({**DERIVATIVE, "GeneratedBy": {"Name": "manual"}}), "GeneratedBy in .* is no list of objects"),
+        (json.dumps({**DERIVATIVE, "GeneratedBy": {"Name": "manual"}}), "GeneratedBy in .* is not a list of objects"),
     ],
 )
 def test_damaged_description(tmp_path: Path, content: str, message: str) -> None:
@@ -254,14 +254,14 @@ def test_damaged_description(tmp_path: Path, content: str, message: str) -> None
     ],
 )
 def test_filter_file(tmp_path: Path, content: Any, filters: dict[str, Any]) -> None:
-    """Of a filter file only what it says about lesions counts."""
+    """Only the filters on lesions are read from a filter file."""
     path = tmp_path / "filters.json"
     path.write_text(json.dumps(content))
     assert read_filter_file(path) == filters
 
 
 def test_filter_file_without_the_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Filters on the runs of a connectome have a key of their own; that there are none is said."""
+    """Filters on BOLD runs have a key of their own; a missing key gives a warning."""
     path = tmp_path / "filters.json"
     path.write_text('{"bold": {"task": "movie"}}')
     assert read_filter_file(path, "bold") == {"task": "movie"}
@@ -272,7 +272,7 @@ def test_filter_file_without_the_kind(tmp_path: Path, caplog: pytest.LogCaptureF
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"lesion": "01"}'])
 def test_damaged_filter_file(tmp_path: Path, content: str) -> None:
-    """A filter file that is no JSON, or no object of objects, is an error that names it."""
+    """A filter file that is not JSON, or not an object of objects, is an error that names it."""
     path = tmp_path / "filters.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"filters\.json"):

@@ -1,4 +1,4 @@
-"""Lesion masks found in datasets on disk: by their names, their sidecars and filters."""
+"""Lesion masks found in datasets on disk, by name, sidecar and filters."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def names(found: Sequence[LesionMask]) -> list[str]:
         "sub-01/sub-01_label-lesion_mask.nii.gz",
     ],
 )
-def test_names_of_the_wild(tmp_path: Path, image: str) -> None:
-    """A lesion mask is known by its label or desc, in any folder of the participant."""
+def test_names_of_lesion_masks(tmp_path: Path, image: str) -> None:
+    """A lesion mask is recognized by its label or desc, in any folder of the participant."""
     (mask,) = find_lesion_masks(synthetic.write_images(tmp_path, image))
     assert mask.path == tmp_path / image
 
@@ -53,13 +53,13 @@ def test_names_of_the_wild(tmp_path: Path, image: str) -> None:
     ],
 )
 def test_other_images(tmp_path: Path, image: str) -> None:
-    """Brain masks, tissue masks, probabilities, thresholded maps and templates are no lesion masks."""
+    """Brain masks, tissue masks, probabilities, thresholded maps and templates are not lesion masks."""
     synthetic.write_images(tmp_path, image, LESION)
     assert names(find_lesion_masks(tmp_path)) == [Path(LESION).name]
 
 
-def test_what_is_known_of_a_mask(tmp_path: Path) -> None:
-    """Entities are the name's, in its order, with those that BIDS does not know; dataset and paths are absolute."""
+def test_entities_and_paths_of_a_mask(tmp_path: Path) -> None:
+    """Entities are in the order of the name, including those unknown to BIDS; paths are absolute."""
     image = "sub-01/ses-2/anat/sub-01_ses-2_acq-x_odd-7_run-01_space-MNI152NLin6Asym_label-lesion_desc-y_mask.nii.gz"
     (mask,) = find_lesion_masks(synthetic.write_images(tmp_path, image))
     assert list(mask.entities.items()) == [
@@ -84,7 +84,7 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folders_above_the_dataset(tmp_path: Path) -> None:
-    """What looks like an entity in the path to a dataset is none of its files'."""
+    """Entities in the path to a dataset do not count as entities of its files."""
     root = synthetic.write_images(
         tmp_path / "sub-99_space-Talairach" / "label-lesion_desc-x", "sub-01/anat/sub-01_label-GM_mask.nii.gz", LESION
     )
@@ -103,7 +103,7 @@ def test_folders_above_the_dataset(tmp_path: Path) -> None:
     ],
 )
 def test_space_of_the_sidecar(tmp_path: Path, sidecar: str | None, space: str | None) -> None:
-    """A mask without space in its name has its sidecar's, where that names one."""
+    """A mask without space in its name has the space of its sidecar, if that names one."""
     synthetic.write_images(tmp_path, LESION)
     if sidecar is not None:
         (tmp_path / LESION.replace(".nii.gz", ".json")).write_text(sidecar)
@@ -111,7 +111,7 @@ def test_space_of_the_sidecar(tmp_path: Path, sidecar: str | None, space: str | 
 
 
 def test_name_before_sidecar(tmp_path: Path) -> None:
-    """The space in the name is believed before the sidecar's."""
+    """The space in the name takes precedence over the sidecar's."""
     image = "sub-01/anat/sub-01_space-T1w_label-lesion_mask.nii.gz"
     synthetic.write_images(tmp_path, image)
     (tmp_path / image.replace(".nii.gz", ".json")).write_text('{"SpatialReference": "MNI152NLin6Asym"}')
@@ -119,7 +119,7 @@ def test_name_before_sidecar(tmp_path: Path) -> None:
 
 
 def test_type_in_the_sidecar(tmp_path: Path) -> None:
-    """A mask whose name tells nothing is a lesion's if its sidecar says so, with a byte order mark or without."""
+    """A mask is a lesion mask if its sidecar says so, with or without a byte order mark."""
     synthetic.write_images(tmp_path, *(f"sub-0{i}/anat/sub-0{i}_desc-manual_mask.nii.gz" for i in (1, 2, 3)))
     for i, encoding, kind in ((1, "utf-8", "Lesion"), (2, "utf-8-sig", "Lesion"), (3, "utf-8", "Brain")):
         path = tmp_path / f"sub-0{i}/anat/sub-0{i}_desc-manual_mask.json"
@@ -128,14 +128,14 @@ def test_type_in_the_sidecar(tmp_path: Path) -> None:
 
 
 def test_two_lesions_in_one_session(tmp_path: Path) -> None:
-    """Both lesions of a session are found, each by its own entities, sorted by path."""
+    """Both lesions of a session are found, with their own entities, sorted by path."""
     masks = [f"sub-01/ses-1/anat/sub-01_ses-1_label-lesion_desc-{side}_mask.nii.gz" for side in ("right", "left")]
     found = find_lesion_masks(synthetic.write_images(tmp_path, *masks))
     assert [mask.entities["desc"] for mask in found] == ["left", "right"]
 
 
 def test_raw_and_derivatives(tmp_path: Path) -> None:
-    """Masks of every dataset are listed together with the name of the one they are from."""
+    """Masks of all datasets are listed, each with the name of its dataset."""
     raw = synthetic.write_images(tmp_path / "raw", "sub-02/anat/sub-02_T1w.nii.gz", LESION.replace("_mask", "_roi"))
     manual = synthetic.write_images(raw / "derivatives" / "manual", LESION, description=DERIVATIVE)
     other = synthetic.write_images(tmp_path / "other", LESION.replace("01", "02"), description=DERIVATIVE)
@@ -150,7 +150,7 @@ def test_raw_and_derivatives(tmp_path: Path) -> None:
 
 
 def test_filter_on_the_suffix(tmp_path: Path) -> None:
-    """A filter on the label alone finds masks, one with the suffix whatever it asks for."""
+    """A filter on the label finds masks only; a filter on the suffix finds any image."""
     images = [f"sub-01/anat/sub-01_label-WMH_{suffix}.nii.gz" for suffix in ("mask", "probseg")]
     synthetic.write_images(tmp_path, *images)
     assert names(find_lesion_masks(tmp_path, filters={"label": "WMH"})) == ["sub-01_label-WMH_mask.nii.gz"]
@@ -158,14 +158,14 @@ def test_filter_on_the_suffix(tmp_path: Path) -> None:
 
 
 def test_filter_on_stat(tmp_path: Path) -> None:
-    """Maps made of a lesion are found where a filter asks for their stat."""
+    """Maps of a lesion are found if a filter selects their stat."""
     image = "sub-01/func/sub-01_label-lesion_stat-t_mask.nii.gz"
     synthetic.write_images(tmp_path, image, LESION)
     assert names(find_lesion_masks(tmp_path, filters={"stat": "t"})) == [Path(image).name]
 
 
 def test_nothing_found(tmp_path: Path) -> None:
-    """When nothing matches, the message says what was asked for, what there is, and what comes near."""
+    """If nothing matches, the message lists the request, the existing labels and near misses."""
     near = [f"sub-01/anat/sub-01_space-T1w_label-{label}_mask.nii.gz" for label in ("CSF", "GM", "WM", "b", "c", "d")]
     synthetic.write_images(
         tmp_path, *near, "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz", "sub-02/anat/sub-02_T2w.nii.gz"
@@ -176,7 +176,7 @@ def test_nothing_found(tmp_path: Path) -> None:
         f"no lesion mask in {tmp_path}",
         'participants: ["01"]',
         'filters: {"acquisition": null}',
-        f"the rule, where no filter says otherwise: {LESION_RULE}",
+        f"the rule, unless filters replace it: {LESION_RULE}",
         "NIfTI files there: 7",
         "  suffix: T1w (1), mask (6)",
         "  label: CSF (1), GM (1), WM (1), b (1), c (1), d (1)",
@@ -189,13 +189,13 @@ def test_nothing_found(tmp_path: Path) -> None:
 
 
 def test_no_images(tmp_path: Path) -> None:
-    """A dataset without any image says so."""
+    """The error for a dataset without images says so."""
     with pytest.raises(NoLesionMasks, match="NIfTI files there: 0"):
         find_lesion_masks(synthetic.write_images(tmp_path))
 
 
 def test_unsearched_derivatives(tmp_path: Path) -> None:
-    """When derivatives hold lesion masks, the message has the flags that add them."""
+    """If other derivatives contain lesion masks, the message shows the options that add them."""
     raw = synthetic.write_images(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
     manual = synthetic.write_images(raw / "derivatives" / "manual", LESION)
     searched = synthetic.write_images(raw / "derivatives" / "searched", LESION)

@@ -1,4 +1,4 @@
-"""The BOLD runs of a connectome: which files of a derivative dataset they are."""
+"""BOLD runs of a connectome in the derivatives of fMRIPrep or XCP-D."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from bids_lacuna.bids.index import (
 logger = logging.getLogger(__name__)
 
 BOLD_RULE = (
-    "suffix bold, datatype func, task rest and the space asked for, without echo; desc denoised, or preproc where no "
+    "suffix bold, datatype func, task rest and the requested space, without echo; desc denoised, or preproc if no "
     "run is denoised"
 )
-"""In words, what a run of a connectome is when no filter says otherwise."""
+"""Definition of a connectome's BOLD run without filters, in words."""
 
 
 class NoBoldRuns(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
-    """As `NoLesionMasks`."""
+    """No file matches; the message has the request, the labels that exist instead, and near misses."""
 
 
 @dataclass(frozen=True)
 class BoldRun:
-    """One BOLD series on disk."""
+    """One BOLD run on disk."""
 
     path: Path
-    """As `LesionMask.path`."""
+    """Absolute path, as in `LesionMask`."""
     entities: dict[str, str]
-    """As `LesionMask.entities`."""
+    """Labels by short entity name, as in `LesionMask`."""
     brain_mask: Path | None
-    """The file of the same name but for `desc-brain_mask`: fMRIPrep writes one for each run, XCP-D none."""
+    """File of the same name with `desc-brain_mask`: fMRIPrep writes one per BOLD run, XCP-D none."""
 
 
 def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any] | None = None) -> list[BoldRun]:
-    """Find the runs of a connectome in the derivatives of fMRIPrep or XCP-D.
+    """Find the BOLD runs of a connectome in the derivatives of fMRIPrep or XCP-D.
 
-    Without filters, a run has the suffix bold, the datatype func, the task rest, the space and no echo. If any such
-    run has the desc denoised, those are taken, else those with the desc preproc, with a warning. A filter takes the
-    place of the rule about its entity. What XCP-D joined from several runs is left out, with a warning, where those
-    runs are taken.
+    Without filters, a BOLD run has the suffix bold, the datatype func, the task rest, the space and no echo. BOLD
+    runs with the desc denoised are used if there are any, or else those with the desc preproc, with a warning. A
+    filter replaces the rule about its entity. A series that XCP-D concatenated from several BOLD runs is left out,
+    with a warning, if those BOLD runs are used.
 
     Parameters
     ----------
     derivatives_dir
-        Root of the dataset. Datasets below it are not looked in.
+        Root of the dataset. Datasets below it are not searched.
     space
-        The template, as it stands in the files' names.
+        Template space, as in the file names.
     filters
         As in `find_lesion_masks`.
 
     Returns
     -------
     list of BoldRun
-        Sorted by path. Links are listed even where what they point to is not there.
+        Sorted by path, including broken links.
 
     Raises
     ------
@@ -84,68 +84,68 @@ def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any]
         asked = {"space": space, "filters": filters}
         names = ("suffix", "task", "space", "desc", "ses", *query)
         raise NoBoldRuns("\n".join(explain_nothing("BOLD run", [root], asked, BOLD_RULE, names, images, near)))
-    runs = _leave_out_joined(chosen)
+    runs = _leave_out_concatenated(chosen)
     n_bold = sum(image.name["suffix"] == "bold" for image in images)
-    logger.info("BOLD runs taken in %s: %d of %d; the rule: %s", root, len(runs), n_bold, BOLD_RULE)
+    logger.info("BOLD runs used in %s: %d of %d; the rule: %s", root, len(runs), n_bold, BOLD_RULE)
     masks = {
-        _likeness(image, "desc", "suffix"): image.path
+        _matching_key(image, "desc", "suffix"): image.path
         for image in images
         if image.name["suffix"] == "mask" and image.name.get("desc") == "brain"
     }
     return sorted(
-        (BoldRun(run.path, run.entities, masks.get(_likeness(run, "desc", "suffix"))) for run in runs),
+        (BoldRun(run.path, run.entities, masks.get(_matching_key(run, "desc", "suffix"))) for run in runs),
         key=lambda run: run.path,
     )
 
 
 def _prefer_denoised(images: Sequence[Image]) -> list[Image]:
-    """Take the denoised runs, or if there are none the preprocessed ones."""
+    """Return the denoised BOLD runs, or the preprocessed ones if there are none."""
     denoised, preprocessed = (
         [image for image in images if image.name.get("desc") == desc] for desc in ("denoised", "preproc")
     )
     if preprocessed and not denoised:
         logger.warning(
-            "%d runs, such as %s, are preprocessed but not denoised: nuisance signals and motion are still in "
-            "them, and will be in the maps; denoise them first, for example with XCP-D",
+            "BOLD runs that are preprocessed but not denoised: %d, such as %s; nuisance signals and motion are still "
+            "in them and will be in the maps: denoise them first, for example with XCP-D",
             len(preprocessed),
             preprocessed[0].path,
         )
     lost = {image.name["sub"] for image in preprocessed} - {image.name["sub"] for image in denoised}
     if denoised and lost:
         logger.warning(
-            "participants left out: %d, such as sub-%s; they have preprocessed runs but no denoised ones, which "
-            "the others have",
+            "participants left out: %d, such as sub-%s; they have preprocessed but no denoised BOLD runs, unlike "
+            "others: denoise theirs as well",
             len(lost),
             min(lost),
         )
     return denoised or preprocessed
 
 
-def _leave_out_joined(images: Sequence[Image]) -> list[Image]:
-    """Leave out what XCP-D joined from several runs, where these are taken: they would count twice."""
-    # XCP-D's --combine-runs writes it under the runs' name without `run`, in newer versions also without `dir`.
+def _leave_out_concatenated(images: Sequence[Image]) -> list[Image]:
+    """Leave out series that XCP-D concatenated from BOLD runs that are used: these would count twice."""
+    # XCP-D's --combine-runs names the series as its BOLD runs, without `run`, in newer versions also without `dir`.
     parts = {
-        _likeness(image, *dropped)
+        _matching_key(image, *dropped)
         for image in images
         for dropped in (("run",), ("run", "dir"))
         if not image.name.keys().isdisjoint(dropped)
     }
-    joined = {
+    concatenated = {
         image.path
         for image in images
-        if image.name.get("desc", "").startswith("denoised") and _likeness(image) in parts
+        if image.name.get("desc", "").startswith("denoised") and _matching_key(image) in parts
     }
-    if joined:
+    if concatenated:
         logger.warning(
-            "%d series, such as %s, are left out: XCP-D joined them from runs that are taken; the filter "
-            '{"bold": {"run": null}} chooses those without a run in their name instead',
-            len(joined),
-            min(joined),
+            "series left out: %d, such as %s; XCP-D concatenated them from BOLD runs that are used; the filter "
+            '{"bold": {"run": null}} selects series without a run in their name instead',
+            len(concatenated),
+            min(concatenated),
         )
-    return [image for image in images if image.path not in joined]
+    return [image for image in images if image.path not in concatenated]
 
 
-def _likeness(image: Image, *dropped: str) -> tuple[Path, frozenset[tuple[str, str]]]:
-    """Reduce an image to its folder and name, without the extension and what is dropped: what equal ones share."""
+def _matching_key(image: Image, *dropped: str) -> tuple[Path, frozenset[tuple[str, str]]]:
+    """Return the folder and the entities of an image without the dropped ones: equal for images that match."""
     left_out = ("extension", *dropped)
     return image.path.parent, frozenset((name, label) for name, label in image.name.items() if name not in left_out)

@@ -1,4 +1,4 @@
-"""Lesion masks, BOLD runs and lesions' maps: pybids lists a dataset's files; names and sidecars tell what they are.
+"""The images of BIDS datasets, listed by pybids and filtered by the entities in their names.
 
 pybids' own queries are not used: its patterns match whole paths, so that below a folder `/data/label-lesion` every
 file of a dataset has that label.
@@ -29,29 +29,29 @@ from bids_lacuna.text import suggest
 logger = logging.getLogger(__name__)
 
 CONFIGS = ["bids", "derivatives", str(Path(__file__).with_name("bids_config.json"))]
-"""pybids' entities, those of derivatives also for raw datasets; then those that pybids lacks."""
+"""Entities of pybids, including those of derivatives for raw datasets, and entities that pybids lacks."""
 
 NOT_SEARCHED = (
     re.compile(r"^/(code|derivatives|models|sourcedata|stimuli)(/|$)"),
     # With a .json and a .tsv beside each of 10,000 images, pybids took 10.7 s with them and 3.3 s without.
     re.compile(r"\.(bval|bvec|gii|h5|html|json|svg|tsv|txt)$"),
 )
-"""What is left out of a dataset; pybids leaves hidden files and folders out by itself."""
+"""Paths that are not indexed; pybids skips hidden files and folders itself."""
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
-"""A byte of a file's name that is none in UTF-8, as Python has it."""
+"""Byte of a file name that is not UTF-8, as Python represents it."""
 
 
 class DamagedDataset(ValueError):  # noqa: N818  a fact about the dataset, not a defect of the program
-    """A dataset_description.json cannot be used."""
+    """The dataset_description.json of a dataset cannot be used."""
 
 
 class UnknownParticipant(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
-    """No dataset has this participant, or this session; the message lists those there are."""
+    """No dataset has a requested participant or session; the message lists the existing ones."""
 
 
 class Image(NamedTuple):
-    """A NIfTI file; its name's entities in their order, then suffix, extension and datatype."""
+    """A NIfTI file; `name` holds its entities in order, then suffix, extension and datatype."""
 
     dataset: str
     root: Path
@@ -60,12 +60,12 @@ class Image(NamedTuple):
 
     @property
     def entities(self) -> dict[str, str]:
-        """Keep what `LesionMask.entities` holds."""
+        """Entities only, without suffix, extension and datatype."""
         return {name: label for name, label in self.name.items() if name not in ("suffix", "extension", "datatype")}
 
 
 def check_dataset(root: Path) -> None:
-    """Raise unless this is a dataset that pybids can open."""
+    """Raise an error unless pybids can open this dataset."""
     path = root / "dataset_description.json"
     need = (
         "the root of a BIDS dataset has sub-* folders and a dataset_description.json with at least "
@@ -81,15 +81,15 @@ def check_dataset(root: Path) -> None:
         raise DamagedDataset(str(error)) from error
     generated_by = description.get("GeneratedBy", [])
     if not isinstance(description.get("PipelineDescription", {}), dict):
-        raise DamagedDataset(f"PipelineDescription in {path} is no object: leave it out")
+        raise DamagedDataset(f"PipelineDescription in {path} is not an object: remove it")
     if not (isinstance(generated_by, list) and all(isinstance(program, dict) for program in generated_by)):
         raise DamagedDataset(
-            f'GeneratedBy in {path} is no list of objects: write [{{"Name": "manual"}}], or leave it out'
+            f'GeneratedBy in {path} is not a list of objects: write [{{"Name": "manual"}}], or remove it'
         )
 
 
 def check_labels(kind: str, labels: Sequence[str], roots: Collection[Path], pattern: str) -> None:
-    """Raise unless some dataset has a folder for each label."""
+    """Raise an error unless each label has a folder in some dataset."""
     if not labels:
         return
     present = {path.name.partition("-")[2] for root in roots for path in root.glob(pattern) if path.is_dir()}
@@ -101,7 +101,7 @@ def check_labels(kind: str, labels: Sequence[str], roots: Collection[Path], patt
 
 
 def list_images(dataset: str, root: Path, participants: Sequence[str], database_dir: Path | None) -> list[Image]:
-    """List a dataset's NIfTI files, of all participants where the index is kept."""
+    """List the NIfTI files of a dataset: of some participants, or of all if the index is kept on disk."""
     if database_dir is not None:
         paths = _list_indexed(root, database_dir / f"{dataset}-{zlib.crc32(bytes(root)):08x}")
     elif participants:
@@ -113,12 +113,12 @@ def list_images(dataset: str, root: Path, participants: Sequence[str], database_
 
 
 def _list_indexed(root: Path, database: Path) -> list[Path]:
-    """List a dataset's NIfTI files from the index on disk; make that first if need be."""
+    """List the NIfTI files of a dataset from the index on disk, which is created if it does not exist."""
     if database.exists():
         logger.info("using the index %s: delete it if %s has changed", database, root)
     else:
         database.parent.mkdir(parents=True, exist_ok=True)
-        # An index that was cut off, or that another job is writing, is to pybids a whole one without files.
+        # pybids takes an index that was interrupted, or that another job is writing, for one without files.
         with TemporaryDirectory(dir=database.parent) as folder:
             _list_paths(root, NOT_SEARCHED, Path(folder, "index"))
             with suppress(OSError):
@@ -128,31 +128,29 @@ def _list_indexed(root: Path, database: Path) -> list[Path]:
 
 def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | None = None) -> list[Path]:
     """List the NIfTI files that pybids finds in a dataset."""
-    # Without metadata: one link to a JSON file that is not there, as in DataLad clones, would stop pybids.
+    # Without metadata: pybids fails on a broken link to a JSON file, as DataLad clones have.
     indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
     with warnings.catch_warnings():
-        # Derivatives of before BIDS 1.4 have it, and it tells nothing about images.
+        # Derivatives from before BIDS 1.4 have this field, which has no bearing on images.
         warnings.filterwarnings("ignore", "The PipelineDescription field was superseded")
         try:
             layout = BIDSLayout(root, validate=False, config=CONFIGS, database_path=database, indexer=indexer)
         except UnicodeEncodeError as error:
             if NOT_UTF8 in ignore:
                 raise
-            logger.warning(
-                "left out, since their names are not in UTF-8: files such as %a; rename them", error.object
-            )
+            logger.warning("files were left out whose names are not UTF-8, such as %a: rename them", error.object)
             if database is not None:
                 shutil.rmtree(database)
             return _list_paths(root, [*ignore, NOT_UTF8], database)
     paths = [Path(path) for path in layout.get_files() if path.endswith((".nii", ".nii.gz"))]
-    # pybids leaves its database open, and from Python 3.13 on that is a ResourceWarning.
+    # pybids leaves its database open, which is a ResourceWarning from Python 3.13 on.
     layout.session.close()
     layout.connection_manager.engine.dispose()
     return paths
 
 
 def parse_name(path: Path) -> dict[str, str]:
-    """Split a file name as `Image.name` has it."""
+    """Parse a file name into the entries of `Image.name`."""
     stem, dot, extension = path.name.partition(".nii")
     *pairs, suffix = stem.split("_")
     entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
@@ -160,49 +158,49 @@ def parse_name(path: Path) -> dict[str, str]:
 
 
 def read_sidecar(image: Image) -> dict[str, Any]:
-    """Read the JSON file beside an image; {} where none can be read."""
+    """Read the JSON file beside an image; {} if there is none or it cannot be read."""
     path = image.path.with_name(image.path.name.removesuffix(image.name["extension"]) + ".json")
-    # A link to nowhere is no news: a DataLad clone has thousands until they are fetched.
+    # No warning about a broken link: a DataLad clone has thousands before `datalad get`.
     if not path.exists():
         return {}
     try:
         return read_json_object(path)
     except (OSError, ValueError) as error:
-        logger.warning("a sidecar is left out: %s", error)
+        logger.warning("a sidecar was ignored: %s", error)
         return {}
 
 
 def find_space(image: Image) -> str | None:
-    """Name the space of an image."""
+    """Return the space of an image, from its name or else its sidecar."""
     space = image.name.get("space") or read_sidecar(image).get("SpatialReference")
     return space if space and isinstance(space, str) else None
 
 
 def read_filter_file(path: Path, kind: str = "lesion") -> dict[str, Any]:
-    """Read what a BIDS filter file says about one kind of file.
+    """Read the filters for one kind of file from a BIDS filter file.
 
     Parameters
     ----------
     path
         JSON file with filters for each kind of file, as in `{"lesion": {"space": "MNI152NLin6Asym"}}`.
     kind
-        "lesion", or "bold" for the runs of a connectome.
+        "lesion", or "bold" for the BOLD runs of a connectome.
 
     Returns
     -------
     dict
-        The filters of this kind, {} without any; the other kinds are other programs' business.
+        Filters of this kind; {} if there are none. Other kinds are ignored: other programs read the same file.
 
     Raises
     ------
     ValueError
-        The file is no JSON, holds anything but objects there, or names an unknown entity.
+        The file is not JSON, its filters are not objects, or an entity is unknown.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no filter file {path}: check the path")
     content = read_json_object(path)
     if kind not in content:
-        logger.warning('%s has no filters under "%s" (it has %s): none is applied', path, kind, listing(content))
+        logger.warning('%s has no filters under "%s" (it has %s): no filter is applied', path, kind, listing(content))
     filters = content.get(kind) or {}
     if not isinstance(filters, dict):
         raise ValueError(  # noqa: TRY004  a wrong value in a file
@@ -213,12 +211,12 @@ def read_filter_file(path: Path, kind: str = "lesion") -> dict[str, Any]:
 
 
 def read_filters(filters: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """Turn filters into short names and lists of labels."""
+    """Convert filters to short entity names and lists of normalized labels."""
     query = {}
     for entity, labels in filters.items():
         if entity not in _entity_names():
             (nearest,) = get_close_matches(entity, _entity_names(), n=1, cutoff=0)
-            raise ValueError(f"a filter asks for {entity!r}, which is no entity of BIDS: is {nearest!r} meant?")
+            raise ValueError(f"a filter contains {entity!r}, which is not a BIDS entity: is {nearest!r} meant?")
         name = _entity_names()[entity]
         query[name] = [
             label if label is None else _normalize(name, str(label))
@@ -229,7 +227,7 @@ def read_filters(filters: Mapping[str, Any]) -> dict[str, list[str | None]]:
 
 @cache
 def _entity_names() -> dict[str, str]:
-    """Map all that a filter may call an entity to what stands for it in file names."""
+    """Map the long and short names of entities to the short ones, as in file names."""
     names = {"suffix": "suffix", "extension": "extension", "datatype": "datatype"}
     for config in CONFIGS:
         for name, entity in Config.load(config).entities.items():
@@ -239,7 +237,7 @@ def _entity_names() -> dict[str, str]:
 
 
 def _normalize(name: str, label: str) -> str:
-    """Drop what makes no difference: `sub-` before a participant, zeros before a run, an extension's dot."""
+    """Remove insignificant parts of a label: `sub-`, leading zeros of a run, the dot of an extension."""
     if name == "extension":
         return label.lstrip(".")
     label = label.removeprefix(f"{name}-")
@@ -247,12 +245,12 @@ def _normalize(name: str, label: str) -> str:
 
 
 def fits(image: Image, query: Mapping[str, Collection[str | None]]) -> bool:
-    """Tell whether an image's name has one of the labels that are asked for, of every entity."""
+    """Return whether an image's name has a requested label for every entity of a query."""
     return all(_has_label(image, name, labels) for name, labels in query.items())
 
 
 def _has_label(image: Image, name: str, labels: Collection[str | None]) -> bool:
-    """Tell whether an image's name has one of the labels."""
+    """Return whether an image's name has one of these labels."""
     label = image.name.get(name)
     return None in labels if label is None else "*" in labels or _normalize(name, label) in labels
 
@@ -266,10 +264,10 @@ def explain_nothing(
     images: Sequence[Image],
     near: Sequence[Image],
 ) -> list[str]:
-    """Say in lines what was asked for and where, which labels the files have instead, and what came nearest."""
+    """List the request, the datasets, the labels that exist there instead, and near misses."""
     lines = [f"no {what} in {listing(roots)}"]
     lines += [f"{name}: {json.dumps(value)}" for name, value in asked.items() if value]
-    lines += [f"the rule, where no filter says otherwise: {rule}", f"NIfTI files there: {len(images)}"]
+    lines += [f"the rule, unless filters replace it: {rule}", f"NIfTI files there: {len(images)}"]
     for name in dict.fromkeys(names):
         counts = Counter(image.name[name] for image in images if name in image.name)
         lines.append(f"  {name}: {listing(f'{label} ({n})' for label, n in sorted(counts.items())) or 'none'}")
@@ -277,6 +275,6 @@ def explain_nothing(
 
 
 def listing(values: Iterable[object], limit: int = 20) -> str:
-    """Join the first values with commas, and count the rest."""
+    """Join the first values with commas and count the rest."""
     words = [str(value) for value in values]
     return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")

@@ -1,4 +1,4 @@
-"""Lesion masks: which files of a dataset they are, by name, sidecar and filters."""
+"""Lesion masks, recognized by name, sidecar and filters."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from bids_lacuna.bids.index import (
 logger = logging.getLogger(__name__)
 
 MASK_SUFFIXES = ("mask", "roi")
-"""BIDS has `mask`; `roi` is what fMRIPrep still reads."""
+"""Suffixes of masks: `mask` in BIDS, `roi` in older datasets, which fMRIPrep still reads."""
 
 LESION_WORDS = ("lesion", "infarct", "stroke")
-"""A label or desc with one of them in it names a lesion, as in label-acuteinfarct or desc-T1lesion."""
+"""Words in a label or desc that mark a lesion, as in label-acuteinfarct or desc-T1lesion."""
 
 LESION_RULE = (
     "suffix mask or roi; and label L, or lesion, infarct or stroke in the label or desc, "
     'or "Type": "Lesion" in the JSON file beside it'
 )
-"""In words, what a lesion mask is when no filter says otherwise."""
+"""Definition of a lesion mask without filters, in words."""
 
 
 class NoLesionMasks(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
-    """No file matches; the message holds the query, near misses and what there is instead."""
+    """No file matches; the message has the request, the labels that exist instead, and near misses."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,19 @@ class LesionMask:
     """One lesion mask on disk."""
 
     path: Path
-    """Absolute; a symbolic link stays one, since DataLad's point to names that are not BIDS."""
+    """Absolute path; a symbolic link is not resolved, since the targets of DataLad's links have no BIDS names."""
     entities: dict[str, str]
-    """Short names to labels in the file name's order, without suffix and extension."""
+    """Labels by short entity name, in the file name's order, without suffix and extension."""
     space: str | None
-    """The space in the name, else the SpatialReference in the JSON file beside the mask, else None."""
+    """Space in the name, or else the SpatialReference in the mask's sidecar, or else None."""
     dataset: str
-    """`source` for the BIDS dataset itself, else the name that the further dataset was given."""
+    """`source` for the BIDS dataset itself, or else the name of the additional dataset."""
     dataset_path: Path
-    """Absolute path of that dataset's root."""
+    """Absolute path of the dataset's root."""
 
     @property
     def name(self) -> str:
-        """Name the lesion, not the file: entities without space and resolution."""
+        """Name of the lesion, not of the file: entities without space and resolution."""
         return "_".join(f"{name}-{label}" for name, label in self.entities.items() if name not in ("space", "res"))
 
 
@@ -71,31 +71,31 @@ def find_lesion_masks(
     filters: Mapping[str, Any] | None = None,
     database_dir: Path | None = None,
 ) -> list[LesionMask]:
-    """Find the lesion masks of a BIDS dataset and of further datasets.
+    """Find the lesion masks of a BIDS dataset and of additional datasets.
 
     Without filters, a lesion mask has the suffix mask or roi and either the label L, or "lesion", "infarct" or
-    "stroke" in its label or desc, or `"Type": "Lesion"` in its sidecar. A filter on label, desc or suffix takes the
-    place of the rule about label, desc and sidecar, one on suffix also that of mask or roi. What has a `stat` in its
-    name is a map of a lesion, not its mask, unless a filter asks for `stat`.
+    "stroke" in its label or desc, or `"Type": "Lesion"` in its sidecar. A filter on label, desc or suffix replaces
+    the rule about label, desc and sidecar; a filter on suffix also replaces the rule about suffixes. A file with
+    `stat` in its name is a map of a lesion, not its mask, unless a filter on `stat` selects it.
 
     Parameters
     ----------
     bids_dir
-        Root of a dataset, raw or derivative. Datasets below it are not looked in.
+        Root of a raw or derivative dataset. Datasets below it are not searched.
     derivatives
-        Names to roots of the datasets to look in as well.
+        Roots of additional datasets, by name.
     participant_labels, session_labels
-        With or without `sub-` and `ses-`; all of them where empty.
+        Labels with or without `sub-` and `ses-`; empty for all.
     filters
-        Entities, by their short names or pybids' long ones, to a label, a list of labels, "*" (there is one) or None
-        (there is none).
+        Label or list of labels by entity, with the entity's short name or pybids' long one. "*" stands for any
+        label, None for no label.
     database_dir
-        Keeps an index of each dataset from call to call. It does not notice when a dataset changes.
+        Folder for an index of each dataset, kept between calls. Changes to a dataset go unnoticed.
 
     Returns
     -------
     list of LesionMask
-        Sorted by path. Links are listed even where what they point to is not there.
+        Sorted by path, including broken links.
 
     Raises
     ------
@@ -104,14 +104,14 @@ def find_lesion_masks(
     UnknownParticipant
         No dataset has a folder for one of the participants or sessions.
     NotADirectoryError, FileNotFoundError
-        A root is no folder, or has no dataset_description.json.
+        A root is not a folder or has no dataset_description.json.
     DamagedDataset
         A dataset_description.json cannot be used.
     ValueError
-        An entity is unknown, or a further dataset called `source`.
+        An entity is unknown, or an additional dataset is called `source`.
     """
     if "source" in derivatives:
-        raise ValueError("a further dataset is called source, the BIDS dataset's own name: give it another one")
+        raise ValueError("an additional dataset is called source, as the BIDS dataset itself: give it another name")
     datasets = {name: path.absolute() for name, path in {"source": bids_dir, **derivatives}.items()}
     for root in datasets.values():
         check_dataset(root)
@@ -126,7 +126,7 @@ def find_lesion_masks(
         for dataset, root in datasets.items()
         for image in list_images(dataset, root, participants, database_dir)
     ]
-    _warn_of_nameless(listed)
+    _warn_about_missing_labels(listed)
     images = [
         image for image in listed if "sub" in image.name and (not participants or image.name["sub"] in participants)
     ]
@@ -143,7 +143,7 @@ def find_lesion_masks(
 
 
 def _is_lesion(image: Image, filtered: Collection[str] = ()) -> bool:
-    """Apply the rule of what a lesion mask is, but for what filters decide."""
+    """Apply the rules for lesion masks that no filter replaces."""
     if "suffix" not in filtered and image.name["suffix"] not in MASK_SUFFIXES:
         return False
     if "stat" not in filtered and "stat" in image.name:
@@ -154,21 +154,21 @@ def _is_lesion(image: Image, filtered: Collection[str] = ()) -> bool:
     return any(word in names for word in LESION_WORDS) or read_sidecar(image).get("Type") == "Lesion"
 
 
-def _warn_of_nameless(images: Sequence[Image]) -> None:
-    """Tell of what participants have that may be lesion masks by its words, but by its name is nobody's."""
-    nameless = [
+def _warn_about_missing_labels(images: Sequence[Image]) -> None:
+    """Warn about images in participants' folders that may be lesion masks but have no sub-<label>."""
+    unlabelled = [
         image.path
         for image in images
         if "sub" not in image.name
         and "sub-" in str(image.path.parent.relative_to(image.root))
         and any(word in image.path.name.lower() for word in (*LESION_WORDS, *MASK_SUFFIXES))
     ]
-    if nameless:
+    if unlabelled:
         logger.warning(
-            "left out, since their names have no sub-<label>: %d images, such as %s; name a mask as in "
+            "images left out because their names have no sub-<label>: %d, such as %s; name a mask as in "
             "sub-01_space-MNI152NLin6Asym_label-lesion_mask.nii.gz",
-            len(nameless),
-            min(nameless),
+            len(unlabelled),
+            min(unlabelled),
         )
 
 
@@ -179,7 +179,7 @@ def _explain_no_masks(
     images: Sequence[Image],
     database_dir: Path | None,
 ) -> str:
-    """Say what was asked for and where, what there is instead, and what may help."""
+    """List the request, the labels that exist instead, and what may help."""
     near = sorted(
         (image for image in images if image.name["suffix"] in MASK_SUFFIXES),
         key=lambda image: (not _is_lesion(image), image.path),
@@ -197,5 +197,5 @@ def _explain_no_masks(
             )
             lines.append(f"{folder} has lesion masks: add -d {folder}{lacks}")
     if database_dir is not None:
-        lines.append(f"the index in {database_dir} may be older than the dataset: delete it to look again")
+        lines.append(f"the index in {database_dir} may be older than the dataset: delete it to search again")
     return "\n".join(lines)

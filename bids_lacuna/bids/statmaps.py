@@ -1,4 +1,4 @@
-"""Lesions' maps: which files of the program's own output they are."""
+"""Lesions' maps in the output of the participant level."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from bids_lacuna.bids.index import check_dataset, list_images
 
 @dataclass(frozen=True)
 class StatMap:
-    """One map of a lesion on disk, or the mask of one above a threshold."""
+    """One map of a lesion on disk, or a thresholded mask of one."""
 
     path: PurePosixPath
-    """Relative to the dataset's root."""
+    """Path relative to the dataset's root."""
     entities: dict[str, str]
-    """As `LesionMask.entities`; `stat` is one of them."""
+    """Labels by short entity name, as in `LesionMask`, including `stat`."""
     suffix: str
-    """`statmap`; `mask` where a threshold was applied."""
+    """`statmap`, or `mask` for a thresholded mask."""
 
 
 def find_stat_maps(
     derivatives_dir: Path, participant_labels: Sequence[str] = (), session_labels: Sequence[str] = ()
 ) -> list[StatMap]:
-    """Find the maps of participants' lesions: what has a `stat` in its name, and the suffix statmap or mask.
+    """Find the maps of participants' lesions: files with `stat` in their names and the suffix statmap or mask.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def find_stat_maps(
     Returns
     -------
     list of StatMap
-        Sorted by path; empty where there are none.
+        Sorted by path; empty if there are none.
 
     Raises
     ------
