@@ -1,4 +1,4 @@
-"""A group of five made-up lesions: masks and maps whose numbers are known."""
+"""A group of five made-up lesions: masks and maps with known values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = (
     "sub-04_desc-x",
     "sub-07_label-L",
 )
-"""Of lesions 0, 2 and 4 the maps are alike, and so are those of 1 and 3."""
+"""The maps of lesions 0, 2 and 4 are alike, and so are those of 1 and 3."""
 
 BOXES = (
     synthetic.box((3, 2, 3)),
@@ -32,11 +32,11 @@ BOXES = (
     synthetic.box((2, 4, 8), (1, 1, 1)),
 )
 SIDES = ("left", "right", "left", "both", "both")
-"""Stored from right to left: x is 8, 4, 0, -4, -8 mm."""
+"""Hemispheres of the boxes; the grid is stored from right to left: x is 8, 4, 0, -4, -8 mm."""
 
 
 def make_maps() -> list[dict[str, Array]]:
-    """Make r, z and t of each lesion, with voxels that are undefined in all, in one, or in t alone."""
+    """Make r, z and t of each lesion, with voxels that are undefined in all lesions, in one, or in t alone."""
     rng = np.random.default_rng(5)
     patterns = rng.standard_normal((2, *synthetic.SHAPE))
     maps = []
@@ -51,7 +51,7 @@ def make_maps() -> list[dict[str, Array]]:
 
 
 def write_group(root: Path, maps: list[dict[str, Array]], **changes: object) -> Group:
-    """Write masks and maps, and say that all of them make up a group."""
+    """Write masks and maps, and return the group of all lesions."""
     lesions = []
     for name, voxels, values in zip(NAMES, BOXES, maps, strict=True):
         entities = dict(pair.split("-") for pair in name.split("_"))
@@ -77,7 +77,7 @@ def write_group(root: Path, maps: list[dict[str, Array]], **changes: object) -> 
 
 
 def common_vectors(maps: list[dict[str, Array]]) -> Array:
-    """Take the voxels that all r-maps have."""
+    """Return the values of voxels that are defined in all r-maps."""
     stack = np.stack([lesion["r"] for lesion in maps]).astype(float)
     return stack[:, np.isfinite(stack).all(axis=0)]
 

@@ -1,4 +1,4 @@
-"""What a group's maps have in common, against NumPy and SciPy on maps whose numbers are known."""
+"""The description of a group, compared with NumPy and SciPy on maps with known values."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Array = np.ndarray
 
 @pytest.fixture(scope="module")
 def maps() -> list[dict[str, Array]]:
-    """Give the numbers that the maps have."""
+    """Return the values of the maps."""
     return make_maps()
 
 
 @pytest.fixture(scope="module")
 def summarized(tmp_path_factory: pytest.TempPathFactory, maps: list[dict[str, Array]]) -> tuple[Path, GroupSummary]:
-    """Describe the group once: the output's root, and what was returned."""
+    """Describe the group once: the root of the output, and the summary."""
     root = tmp_path_factory.mktemp("group")
     return root / "out", summarize_group(write_group(root, maps), root / "out", {"source": "masks"})
 
 
 def test_lesion_overlap_counts_lesions(summarized: tuple[Path, GroupSummary]) -> None:
-    """On the connectome's own grid, a voxel's n is the number of masks that are 1 there."""
+    """On the connectome's own grid, n of a voxel is the number of masks that are 1 there."""
     expected = np.sum(BOXES, axis=0, dtype=int)
     assert set(np.unique(expected)) == {0, 1, 2}
     np.testing.assert_allclose(read(summarized[1], "lesions_n"), expected, atol=1e-6)
@@ -44,7 +44,7 @@ def test_lesion_overlap_counts_lesions(summarized: tuple[Path, GroupSummary]) ->
 def test_means_are_over_the_lesions_where_defined(
     summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]], stat: str
 ) -> None:
-    """Means leave undefined voxels out, NaN where none is defined, and n tells how many there are."""
+    """Means leave out undefined voxels and are NaN where all are undefined; n is the number of defined maps."""
     stack = np.stack([lesion[stat] for lesion in maps]).astype(float)
     n = np.isfinite(stack).sum(axis=0)
     expected = np.where(n > 0, np.nansum(stack, axis=0) / np.maximum(n, 1), np.nan)
@@ -54,10 +54,10 @@ def test_means_are_over_the_lesions_where_defined(
 
 
 @pytest.mark.parametrize(("threshold", "label"), [(1, "1"), (2.5, "2p5")])
-def test_network_overlap_is_a_share_of_defined_t(
+def test_network_overlap_is_a_fraction_of_defined_t(
     summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]], threshold: float, label: str
 ) -> None:
-    """Shares of lesions above and below a threshold are of those lesions whose t is defined at the voxel."""
+    """Fractions of lesions above and below a threshold refer to the lesions whose t is defined in the voxel."""
     stack = np.stack([lesion["t"] for lesion in maps])
     n = np.isfinite(stack).sum(axis=0)
     np.testing.assert_array_equal(read(summarized[1], "network_n"), n)
@@ -71,7 +71,7 @@ def test_network_overlap_is_a_share_of_defined_t(
 def test_similarity_is_the_spatial_correlation(
     summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]]
 ) -> None:
-    """The matrix is NumPy's of the voxels that all maps have, with the lesions' names at its edges."""
+    """The matrix equals NumPy's over the common voxels, with the lesions' names as header and first column."""
     vectors = common_vectors(maps)
     assert vectors.shape[1] == 385 - 3 - 5
     header, *lines = [line.split("\t") for line in summarized[1].similarity.read_text().splitlines()]
@@ -84,7 +84,7 @@ def test_similarity_is_the_spatial_correlation(
 
 
 def test_the_table_describes_each_lesion(summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]]) -> None:
-    """A row has a lesion's entities, volume, coverage, side, and the farthest values from 0 where they are in mm."""
+    """A row has a lesion's entities, volume, coverage and side, and the extreme values with their positions in mm."""
     table = rows(summarized[1])
     assert [row["lesion"] for row in table] == list(NAMES)
     assert [row["participant_id"] for row in table] == ["sub-01", "sub-02", "sub-02", "sub-04", "sub-07"]
@@ -109,7 +109,7 @@ def test_the_table_describes_each_lesion(summarized: tuple[Path, GroupSummary], 
 
 
 def test_similar_lesions_are_neighbours(summarized: tuple[Path, GroupSummary], maps: list[dict[str, Array]]) -> None:
-    """The clustering puts the maps of each pattern side by side, in SciPy's order of the vectors themselves."""
+    """The clustering groups the maps of each pattern, in SciPy's order of the vectors themselves."""
     order = [NAMES.index(name) for name in summarized[1].order]
     assert {frozenset(order[:2]), frozenset(order[:3])} & {frozenset({1, 3}), frozenset({0, 2, 4})}
     assert order == leaves_list(linkage(common_vectors(maps), "average", metric="correlation")).tolist()
@@ -118,7 +118,7 @@ def test_similar_lesions_are_neighbours(summarized: tuple[Path, GroupSummary], m
 
 
 def test_finer_masks_keep_their_volume(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
-    """A mask of half the voxel size counts by the share that it covers, or from a half on where the maps did so."""
+    """A finer mask counts by the fraction covered, or from one half on if the maps were made with binary weights."""
     fine = synthetic.RADIOLOGICAL @ nib.affines.from_matvec(np.eye(3) / 2, [-0.25] * 3)
     group = write_group(tmp_path, maps)
     voxels = np.zeros((10, 14, 22), np.uint8)
@@ -140,7 +140,7 @@ def test_finer_masks_keep_their_volume(tmp_path: Path, maps: list[dict[str, Arra
 
 @pytest.mark.parametrize("stat", ["r", "t", "mask"])
 def test_a_damaged_file_concerns_its_lesion_alone(tmp_path: Path, maps: list[dict[str, Array]], stat: str) -> None:
-    """A cut-off map or mask is named and refused, and nothing written; or left out, as if it had never been there."""
+    """A truncated map or mask is named and refused, and nothing is written; if ignored, it has no effect at all."""
     group = write_group(tmp_path, maps)
     bad = group.lesions[2]
     path = bad.mask.path if stat == "mask" else tmp_path / "out" / bad.maps[stat]
@@ -161,7 +161,7 @@ def test_a_damaged_file_concerns_its_lesion_alone(tmp_path: Path, maps: list[dic
 
 
 def test_maps_on_another_grid_are_refused(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
-    """A t-map of another shape, or somewhere else, is refused even if its r-map is right."""
+    """A t-map of another shape or position is refused even if its r-map is correct."""
     group = write_group(tmp_path, maps)
     path = tmp_path / "out" / group.lesions[1].maps["t"]
     for values, affine in ((maps[1]["t"][1:], synthetic.RADIOLOGICAL), (maps[1]["t"], synthetic.OBLIQUE)):
@@ -171,7 +171,7 @@ def test_maps_on_another_grid_are_refused(tmp_path: Path, maps: list[dict[str, A
 
 
 def test_maps_without_voxels_in_common_are_refused(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
-    """Where no voxel, or only one, is defined in all maps, there is no correlation, and that is said."""
+    """Without voxels that are defined in all maps there is no correlation, and the error says so."""
     group = write_group(tmp_path, maps)
     half = np.arange(385).reshape(synthetic.SHAPE) < 200
     for number, defined in ((0, half), (1, ~half)):

@@ -1,4 +1,4 @@
-"""The arithmetic of a group, against NumPy and SciPy on numbers that are known."""
+"""The arithmetic of a group, compared with NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_one_lesion_is_in_order() -> None:
     ],
 )
 def test_outliers_are_below_the_lower_fence(fisher_z: list[float], outliers: list[int]) -> None:
-    """A lesion is an outlier when it resembles the mean much less than most; two clusters, or three, have none."""
+    """A lesion is an outlier if it resembles the mean much less than most; two or three clusters have no outlier."""
     assert np.flatnonzero(find_outliers(np.tanh(fisher_z))).tolist() == outliers
 
 
@@ -68,20 +68,20 @@ def test_outliers_are_below_the_lower_fence(fisher_z: list[float], outliers: lis
     ],
 )
 def test_sides_are_those_of_the_world(x: list[int], shares: list[float], where: str) -> None:
-    """A lesion is left where x is negative, whatever the storage order; the midline counts for neither side."""
+    """A lesion is left if x is negative, whatever the storage order; the midline counts for neither side."""
     grid = Grid(np.ones(synthetic.SHAPE, bool), synthetic.RADIOLOGICAL)
     voxels = np.ravel_multi_index((x, [1] * len(x), [2] * len(x)), synthetic.SHAPE)
     assert find_side(LesionWeights(voxels, np.array(shares, np.float32)), grid) == where
 
 
 def test_memory_does_not_grow_with_the_group(tmp_path: Path) -> None:
-    """Four more lesions take no half of a map more, with blocks of two maps, past which all later ones go."""
+    """With blocks of two maps, four more lesions take less than half a map more."""
     shape = (20, 30, 25)
     path = tmp_path / "map.nii"
     values = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
     nib.save(nib.Nifti1Image(values, np.eye(4)), path)
     peaks = []
-    # The first correlation of all is not counted: what it imports stays.
+    # The first correlation is not counted: its imports stay in memory.
     for n in (2, 18, 22):
         tracemalloc.start()
         correlate_maps([path] * n, np.ones(shape, bool), block_bytes=2 * values.nbytes)

@@ -1,4 +1,4 @@
-"""The files of a group: what each says of itself, and what replaces what."""
+"""The files of a group: their sidecars, and the replacement of an earlier group."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Array = np.ndarray
 
 @pytest.fixture(scope="module")
 def maps() -> list[dict[str, Array]]:
-    """Give the numbers that the maps have."""
+    """Return the values of the maps."""
     return make_maps()
 
 
 @pytest.fixture(scope="module")
 def summarized(tmp_path_factory: pytest.TempPathFactory, maps: list[dict[str, Array]]) -> tuple[Path, GroupSummary]:
-    """Describe the group once: the output's root, and what was returned."""
+    """Describe the group once: the root of the output, and the summary."""
     root = tmp_path_factory.mktemp("group")
     return root / "out", summarize_group(write_group(root, maps), root / "out", {"source": "masks"})
 
 
 def test_every_file_is_stamped_and_leads_to_its_sources(summarized: tuple[Path, GroupSummary]) -> None:
-    """Each file at the root has a sidecar that says descriptive, and whose sources are the lesions' files."""
+    """Each file at the root has a sidecar that says descriptive and lists the lesions' files as sources."""
     out, summary = summarized
     written = {path for path in out.iterdir() if path.is_file() and path.name != "dataset_description.json"}
     sidecars = {path for path in written if path.suffix == ".json"}
@@ -52,7 +52,7 @@ def test_every_file_is_stamped_and_leads_to_its_sources(summarized: tuple[Path, 
 
 
 def test_the_dictionary_has_all_that_a_page_needs(summarized: tuple[Path, GroupSummary]) -> None:
-    """group_lesions.json describes each column, and names the group's files, order and outliers."""
+    """group_lesions.json describes each column and lists the group's files, order and outliers."""
     out, summary = summarized
     dictionary = json.loads((out / "group_lesions.json").read_text())
     assert all(dictionary[column]["Description"] for column in rows(summary)[0])
@@ -66,7 +66,7 @@ def test_the_dictionary_has_all_that_a_page_needs(summarized: tuple[Path, GroupS
 
 
 def test_a_new_group_replaces_the_earlier_one(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
-    """Of another threshold's group in the same connectome nothing stays; one in another connectome does."""
+    """A group replaces an earlier one with other thresholds in the same connectome, not one in another connectome."""
     other = write_group(tmp_path, maps, connectome_name="HCP")
     kept = summarize_group(other, tmp_path / "out", {"source": "masks"})
     earlier = summarize_group(write_group(tmp_path, maps), tmp_path / "out", {"source": "masks"})

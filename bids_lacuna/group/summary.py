@@ -1,6 +1,6 @@
-"""The group level: what participants' maps have in common, read from disk one lesion after another.
+"""Description of a group: overlaps, averages and similarity of lesions' maps, read from disk one lesion at a time.
 
-Everything here describes. An average of lesion network maps resembles the connectome itself, whatever the lesions'
+All results are descriptive. An average of lesion network maps resembles the connectome itself, whatever the lesions'
 symptoms; each sidecar says so.
 """
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray
 
 IN_COMMON = 0.9
-"""Below this share of the voxels that any map has, a warning tells how many all maps have."""
+"""Warn if fewer than this fraction of the voxels that are defined in any map are defined in all maps."""
 
 
 def summarize_group(
@@ -50,31 +50,31 @@ def summarize_group(
     n_threads: int = 1,
     show_progress: bool = True,
 ) -> GroupSummary:
-    """Describe a group of lesions, and write the result beside the participants' maps.
+    """Describe a group of lesions and write the result to the folder of the participants' maps.
 
-    The maps are read one lesion after another; then the r-maps again, in blocks, to correlate all with each other.
+    Maps are read one lesion at a time, and r-maps a second time, in blocks, to correlate each with all others.
 
     Parameters
     ----------
     group
-        As from `choose_group`.
+        Group from `choose_group`.
     maps_dir
         Root of the dataset with the participants' maps.
     links
-        The name in DatasetLinks of each dataset: as from `prepare_dataset`.
+        Names in DatasetLinks by dataset, from `prepare_dataset`.
     ignored
-        Kinds of reasons why a lesion is left out, and not the group refused.
+        Kinds of reasons for which a lesion is left out instead of refusing the group.
     block_bytes
-        Of r-maps in memory at a time.
+        Bytes of r-maps in memory at a time.
     n_threads
-        Threads of the correlations.
+        Threads for the correlations.
     show_progress
-        Whether there is a bar where stderr is a terminal.
+        Whether to show a progress bar if stderr is a terminal.
 
     Raises
     ------
     UnfitLesions
-        A map cannot be used, and that is not ignored; or the maps have no voxels in common.
+        A map cannot be used and the reason is not ignored, or the maps have no voxels in common.
     OSError
         The output cannot be written.
     """
@@ -116,7 +116,7 @@ def summarize_group(
 def _add_lesions(
     group: Group, maps_dir: Path, sums: GroupSums, show_progress: bool
 ) -> tuple[list[GroupLesion], list[dict[str, Any]], list[LeftOut]]:
-    """Add all lesions to the sums; return those added, their rows of the table, and those whose files are damaged."""
+    """Add all lesions to the sums; return the lesions added, their rows of the table, and the damaged lesions."""
     lesions: list[GroupLesion] = []
     rows: list[dict[str, Any]] = []
     damaged: list[LeftOut] = []
@@ -132,7 +132,7 @@ def _add_lesions(
 
 
 def _add_lesion(lesion: GroupLesion, maps_dir: Path, origin: Origin, sums: GroupSums) -> dict[str, Any]:
-    """Add one lesion to the sums, and return its row of the table; nothing is added where a file is damaged."""
+    """Add one lesion to the sums and return its row of the table; nothing is added if a file is damaged."""
     weights, maps = _read_lesion(lesion, maps_dir, origin)
     row = _describe_lesion(lesion, weights, maps, origin.grid)
     sums.add(weights, maps)
@@ -140,20 +140,20 @@ def _add_lesion(lesion: GroupLesion, maps_dir: Path, origin: Origin, sums: Group
 
 
 def _read_lesion(lesion: GroupLesion, maps_dir: Path, origin: Origin) -> tuple[LesionWeights, dict[str, Array]]:
-    """Read a lesion's mask, as weights on the maps' grid, and its maps; raises OSError or ValueError."""
+    """Read a lesion's weights on the maps' grid, and its maps; raises OSError or ValueError."""
     mask = LesionData.from_nifti(lesion.mask.path)
     weights = load_lesion(mask, origin.grid, weighting=origin.weighting, threshold=origin.lesion_threshold).weights
-    assert weights is not None  # noqa: S101  for the type checker: a loaded lesion has them
+    assert weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
     maps = {stat: read_lesion_map(maps_dir / path, origin.grid) for stat, path in lesion.maps.items()}
     if not np.nanmin(maps["r"], initial=np.inf) < np.nanmax(maps["r"], initial=-np.inf):
-        raise ValueError(f"{lesion.maps['r'].name} has no two voxels that differ: map the lesion again (--overwrite)")
+        raise ValueError(f"{lesion.maps['r'].name} does not vary: map the lesion again (--overwrite)")
     return weights, maps
 
 
 def _describe_lesion(
     lesion: GroupLesion, weights: LesionWeights, maps: Mapping[str, Array], grid: Grid
 ) -> dict[str, Any]:
-    """Describe a lesion in a row of the table, but for what takes the whole group."""
+    """Return a lesion's row of the table, without the columns that depend on the whole group."""
     return {
         "lesion": lesion.name,
         "participant_id": f"sub-{lesion.mask.entities['sub']}",
@@ -169,28 +169,30 @@ def _describe_lesion(
 
 
 def read_lesion_map(path: Path, grid: Grid) -> Array:
-    """Read one map, and its file to the end, where gzip has its checksum.
+    """Read one map and check its grid.
 
     Returns
     -------
     shape (x, y, z), float32
-        NaN where it is undefined.
+        NaN where the map is undefined.
 
     Raises
     ------
     OSError
         The file is missing or damaged.
     ValueError
-        It lies on another grid.
+        The map lies on another grid.
     """
     image = open_image(path, "map")
     if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, rtol=0, atol=1e-3):
-        raise ValueError(f"{path.name} lies on another grid than the group's, {grid.extent}")
+        raise ValueError(
+            f"{path.name} lies on another grid than the group's ({grid.extent}): map the lesion again (--overwrite)"
+        )
     return read_volume(image, "map").astype(np.float32, copy=False)
 
 
 def _warn(group: Group, lesions: Sequence[GroupLesion], common: Array, any_map: Array) -> tuple[str, ...]:
-    """Say what the user should know about the group, and log it."""
+    """Log and return the warnings about a group."""
     warnings = []
     low = [lesion.name for lesion in lesions if lesion.sidecar["LesionCoverage"] < LOW_COVERAGE]
     if low:

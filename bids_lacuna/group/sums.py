@@ -24,24 +24,26 @@ OUTLIER_RULE = (
     "The Fisher z of the r-map's spatial correlation with the group mean is below Q1 - 1.5 x IQR of the group's "
     "(Tukey's lower fence)"
 )
-"""In words, what an outlier is."""
+"""Definition of an outlier, in words."""
 
 CLUSTERING = "Average linkage of the distances 1 - r"
-"""In words, what orders the lesions in the similarity matrix."""
+"""Method that orders the lesions in the similarity matrix, in words."""
 
 BLOCK_BYTES = 2**30
-"""Of r-maps that are held in memory at a time while all are correlated with each other."""
+"""Default size of a block of r-maps that is held in memory to be correlated with the others."""
 
-PASSING = 16
-"""Maps that pass by a block together: one at a time would read the whole block for each."""
+MAPS_AT_A_TIME = 16
+"""Number of maps that are correlated with a block at a time: with one, the whole block would be read for each map."""
 
 
 @dataclass
 class RunningMean:
-    """The mean over lesions of maps with undefined voxels."""
+    """Voxelwise mean of the lesions' maps over the lesions where they are defined."""
 
     total: Array
+    """Shape (x, y, z): sum of the defined values."""
     n: Array
+    """Shape (x, y, z): number of defined values."""
 
     def add(self, values: Array) -> None:
         """Add one lesion's map."""
@@ -51,17 +53,17 @@ class RunningMean:
 
     @property
     def values(self) -> Array:
-        """The mean, float32; NaN where no lesion's map is defined."""
+        """Mean, float32; NaN where no lesion's map is defined."""
         with np.errstate(invalid="ignore"):
             return (self.total / self.n).astype(np.float32)
 
 
 class GroupSums:
-    """What is added up over the lesions: a few volumes, however many lesions there are."""
+    """Sums over lesions: a few volumes, whatever the number of lesions."""
 
     def __init__(self, shape: tuple[int, ...], thresholds: Sequence[float]) -> None:
         self.lesions = np.zeros(shape)
-        # As files have it, x runs fastest.
+        # In the order of the files: x varies fastest.
         self.mean = {
             stat: RunningMean(np.zeros(shape, order="F"), np.zeros(shape, np.int32, order="F")) for stat in ("r", "z")
         }
@@ -71,8 +73,8 @@ class GroupSums:
         )
 
     def add(self, weights: LesionWeights, maps: Mapping[str, Array]) -> None:
-        """Add one lesion, and its r, z and t."""
-        # A lesion's voxels are all different ones.
+        """Add one lesion, with its r-, z- and t-map."""
+        # No voxel occurs twice in a lesion.
         self.lesions.reshape(-1)[weights.voxels] += weights.shares
         for stat, mean in self.mean.items():
             mean.add(maps[stat])
@@ -83,51 +85,51 @@ class GroupSums:
 
 
 def find_side(weights: LesionWeights, grid: Grid) -> str:
-    """Tell the hemisphere that a lesion is in: left, right or both, by world coordinates."""
+    """Return the hemisphere of a lesion, by world coordinates: left, right or both."""
     voxels = np.stack(np.unravel_index(weights.voxels, grid.shape), axis=1)
     x = nib.affines.apply_affine(grid.affine, voxels)[:, 0].round(3)
     return name_side(weights.shares[x < 0].sum(), weights.shares[x > 0].sum())
 
 
 def find_peak(stat: str, values: Array, grid: Grid) -> dict[str, float]:
-    """Find the value that is farthest from 0, and where it is; NaN where none is defined."""
+    """Find the value farthest from 0 and its position in mm; NaN if no value is defined."""
     names = [f"peak_{stat}", *(f"peak_{stat}_{axis}" for axis in "xyz")]
     if not np.isfinite(values).any():
         return dict.fromkeys(names, np.nan)
     voxel = np.unravel_index(np.nanargmax(np.abs(values)), values.shape)
-    place = nib.affines.apply_affine(grid.affine, voxel)
-    return dict(zip(names, [float(values[voxel]), *place.tolist()], strict=True))
+    position = nib.affines.apply_affine(grid.affine, voxel)
+    return dict(zip(names, [float(values[voxel]), *position.tolist()], strict=True))
 
 
 def correlate_maps(
     paths: Sequence[Path], common: Array, block_bytes: int = BLOCK_BYTES, show_progress: bool = True
 ) -> tuple[Array, Array]:
-    """Correlate maps with each other, and with their mean, over the voxels that all of them have.
+    """Correlate maps with each other and with their mean, over the voxels that are defined in all of them.
 
-    A block of maps is held in memory, and all later ones pass by; each block reads the maps after it once.
+    A block of maps is held in memory and correlated with all later maps, which are read once per block.
 
     Parameters
     ----------
     paths
-        Of n maps.
+        Paths of n maps.
     common : shape (x, y, z), boolean
-        The voxels.
+        Voxels that are defined in all maps.
     block_bytes
-        Size of a block.
+        Maximum size of a block, at least one map.
     show_progress
-        As for `summarize_group`.
+        As in `summarize_group`.
 
     Returns
     -------
     similarity : shape (n, n), float64
         Pearson r; exactly 1 on the diagonal.
     with_mean : shape (n,)
-        Pearson r with the mean of all maps.
+        Pearson r of each map with the mean of all maps.
 
     Raises
     ------
     UnfitLesions
-        There are not two voxels, or a map does not vary over them.
+        A map has no variance over the common voxels, or there are fewer than two of them.
     """
     n = len(paths)
     similarity, norms = np.ones((n, n)), np.ones(n)
@@ -137,14 +139,14 @@ def correlate_maps(
         for block in blocks:
             maps, norms[block] = _standardize(paths[block], common, progress)
             similarity[block, block] = maps @ maps.T
-            for later in _slices(block.stop, n, PASSING):
+            for later in _slices(block.stop, n, MAPS_AT_A_TIME):
                 similarity[block, later] = maps @ _standardize(paths[later], common, progress)[0].T
                 similarity[later, block] = similarity[block, later].T
-            # Before the next block is in memory.
+            # Free this block before the next one is read.
             del maps
     np.fill_diagonal(similarity, 1)
     np.clip(similarity, -1, 1, out=similarity)
-    # Of standardized maps u with norms s, the mean is Σ s u / n, so that u·mean needs no map but the u·u.
+    # With standardized maps u_i of norms s_i, the mean is Σ s_i u_i / n: u_j · mean follows from the u_i · u_j alone.
     with_mean = similarity @ norms / np.sqrt(norms @ similarity @ norms)
     return similarity, np.clip(with_mean, -1, 1)
 
@@ -155,7 +157,7 @@ def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
 
 
 def _standardize(paths: Sequence[Path], common: Array, progress: Progress) -> tuple[Array, Array]:
-    """Read maps, (n, n_voxels) float32, each with mean 0 and norm 1, and the norms that they had."""
+    """Read maps and scale each to mean 0 and norm 1: shape (n, n_voxels), float32; also return the original norms."""
     maps = np.empty((len(paths), int(common.sum())), np.float32)
     norms = np.empty(len(paths))
     for row, path in enumerate(paths):
@@ -164,8 +166,8 @@ def _standardize(paths: Sequence[Path], common: Array, progress: Progress) -> tu
         norms[row] = np.linalg.norm(values)
         if not norms[row]:
             raise UnfitLesions(
-                f"all maps together have {len(values)} voxels in common, over which {path.name} does not vary: "
-                "leave out the lesion with the fewest voxels (--participant-label)"
+                f"the maps have {len(values)} voxels in common, over which {path.name} does not vary: leave out the "
+                "lesion with the fewest voxels (--participant-label)"
             )
         maps[row] = values / norms[row]
         progress.update()
@@ -173,14 +175,14 @@ def _standardize(paths: Sequence[Path], common: Array, progress: Progress) -> tu
 
 
 def order_by_similarity(similarity: Array) -> Array:
-    """Order lesions so that similar ones are neighbours: shape (n,), the numbers of rows of the matrix."""
+    """Order lesions so that similar ones are neighbours: shape (n,), row indices of the matrix."""
     if len(similarity) == 1:
         return np.zeros(1, dtype=int)
     return leaves_list(linkage(squareform(1 - similarity, checks=False), "average"))
 
 
 def find_outliers(with_mean: Array) -> Array:
-    """Apply `OUTLIER_RULE`: shape (n,), boolean."""
+    """Find outliers by `OUTLIER_RULE`: shape (n,), boolean."""
     fisher_z = np.arctanh(np.minimum(with_mean, 1 - 1e-6))
     first, third = np.percentile(fisher_z, [25, 75])
     return fisher_z < first - 1.5 * (third - first)

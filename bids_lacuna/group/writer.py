@@ -1,4 +1,4 @@
-"""The group level's files at the root of the participants' maps: maps, a matrix and a table, each with a sidecar."""
+"""Files of the group level: maps, a similarity matrix and a table, each with a sidecar."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ INTERPRETATION = (
     "Descriptive: averages and overlaps of lesion network maps resemble a property of the connectome, whatever the "
     "symptom; only a contrast with other lesions allows an inference"
 )
-"""What every sidecar says of a group's maps; every picture says so in short."""
+"""Note in every sidecar of a group; each picture has a short form."""
 
 TABLE = "group_lesions.tsv"
 
 DICTIONARY = "group_lesions.json"
-"""Of the table; it also names what else there is."""
+"""Data dictionary of the table; it also lists the group's other files."""
 
 PAGE = "group.html"
 
 PICTURES = "figures"
-"""The folder of the page's pictures; their names begin with group_."""
+"""Folder of the page's pictures, whose names begin with group_."""
 
 # fmt: off
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -61,24 +61,24 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "outlier": {"Description": OUTLIER_RULE, "Levels": {"yes": "Outlier", "no": "No outlier"}},
 }
 # fmt: on
-"""The table's columns, and its data dictionary."""
+"""Columns of the table with their entries in the data dictionary."""
 
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """What the group level wrote. All of it is on disk: group_lesions.json names the files and has the rest."""
+    """Results of the group level. All of them are on disk: group_lesions.json lists the files and has the rest."""
 
     maps: dict[str, Path]
-    """`lesions_n`, `lesions_share`; `mean_r`, `mean_z`, `mean_n`; `network_n`, and for each threshold
+    """Paths by name: `lesions_n`, `lesions_share`; `mean_r`, `mean_z`, `mean_n`; `network_n`, and for each threshold
     `networkT7above_share` and `networkT7below_share`."""
     table: Path
-    """group_lesions.tsv, with its data dictionary beside it: a row for each lesion."""
+    """group_lesions.tsv, with one row per lesion and its data dictionary in the same folder."""
     similarity: Path
-    """Spatial correlations of the r-maps, lesion by lesion, in the table's order."""
+    """Matrix of spatial correlations between r-maps, in the table's order."""
     order: tuple[str, ...]
-    """The lesions' names in the order of the clustering."""
+    """Names of the lesions in the order of the clustering."""
     outliers: tuple[str, ...]
-    """The names of those that `OUTLIER_RULE` finds."""
+    """Names of the outliers by `OUTLIER_RULE`."""
     left_out: tuple[LeftOut, ...]
     """Lesions of the dataset that are not in the group."""
     warnings: tuple[str, ...]
@@ -86,7 +86,7 @@ class GroupSummary:
 
 
 class GroupWriter:
-    """Writes a group's files at the root of the participants' maps, each with a sidecar."""
+    """Writes a group's files, each with a sidecar, to the root of the participants' maps."""
 
     def __init__(
         self, origin: Origin, lesions: Sequence[GroupLesion], maps_dir: Path, links: Mapping[str, str]
@@ -97,7 +97,7 @@ class GroupWriter:
         self.links = links
 
     def remove_earlier(self) -> None:
-        """Remove what an earlier run said of another group in the same connectome, so that nothing is mixed."""
+        """Remove the files of an earlier group in the same connectome, so that no files of two groups are mixed."""
         for path in self.maps_dir.glob("space-*_stat-*.json"):
             try:
                 sidecar = read_json_object(path)
@@ -111,7 +111,7 @@ class GroupWriter:
             path.unlink(missing_ok=True)
 
     def write_maps(self, sums: GroupSums) -> dict[str, Path]:
-        """Write all maps, and tell their paths as `GroupSummary.maps` has them."""
+        """Write all maps and return their paths as in `GroupSummary`."""
         n = len(self.lesions)
         masks = [
             f"bids:{self.links[lesion.mask.dataset]}:"
@@ -164,7 +164,7 @@ class GroupWriter:
         return paths
 
     def write_similarity(self, similarity: Array, n_voxels: int) -> Path:
-        """Write the matrix with the lesions' names at both edges."""
+        """Write the similarity matrix, with the lesions' names as header and first column."""
         path = self.maps_dir / f"{self._stem('r', 'similarity')}_relmat.tsv"
         names = [lesion.name for lesion in self.lesions]
         rows = ([name, *(f"{r:.6f}" for r in row)] for name, row in zip(names, similarity, strict=True))
@@ -174,7 +174,7 @@ class GroupWriter:
         return path
 
     def write_table(self, rows: Sequence[Mapping[str, Any]], summary: GroupSummary) -> None:
-        """Write group_lesions.tsv, and then its data dictionary, which also says what else there is."""
+        """Write group_lesions.tsv, and then its data dictionary, which also lists the other files."""
         write_table(summary.table, list(COLUMNS), ([_cell(row[name]) for name in COLUMNS] for row in rows))
         self._write_sidecar(
             summary.table,
@@ -204,7 +204,7 @@ class GroupWriter:
     ) -> Path:
         path = self.maps_dir / f"{self._stem(stat, what)}_statmap.nii.gz"
         like = open_image(self.maps_dir / self.lesions[0].maps["r"], "map")
-        # The header has the codes of the space; not the type, which nibabel keeps unless it is told.
+        # The header provides the codes of the space; its dtype is replaced, which nibabel would otherwise keep.
         dtype = np.int32 if values.dtype.kind == "i" else np.float32
         image = nib.Nifti1Image(values.astype(dtype), like.affine, like.header, dtype=dtype)
         with renamed_when_whole(path) as temporary:
@@ -231,7 +231,7 @@ class GroupWriter:
 
 
 def _cell(value: object) -> str:
-    """Write a value as BIDS wants it in a table."""
+    """Format a value as a cell of a BIDS table."""
     if isinstance(value, float):
         return f"{value:.6g}" if np.isfinite(value) else "n/a"
     return str(value)
