@@ -1,4 +1,4 @@
-"""Who holds which lesion, between processes on this and on another host."""
+"""Claims of lesions, between processes on the same host and on different ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ with claiming(Path(sys.argv[1]), "theirs", lambda claim: None) as claims:
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a process that holds lesions a and b."""
+    """Start a process that holds the lesions a and b."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "held\n"
@@ -35,7 +35,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def move_to_another_host(folder: Path) -> None:
-    """Have files say that their process is elsewhere."""
+    """Make the files of a process look like those of a process on another host."""
     claim, lock = folder / "theirs.json", folder / "theirs.lock"
     host, _ = locks._this_host()
     claim.write_text(claim.read_text().replace(host, "elsewhere"))
@@ -44,23 +44,23 @@ def move_to_another_host(folder: Path) -> None:
 
 
 def take(folder: Path, *lesions: str) -> tuple[dict[str, Claim], list[Claim]]:
-    """Claim lesions as another run: those that are held, and what was cleaned up."""
+    """Claim lesions as another run; return the claims on held lesions, and the claims that were cleaned up."""
     cleaned: list[Claim] = []
     with claiming(folder, "ours", cleaned.append) as ours:
         held = ours.take(lesions)
     return held, cleaned
 
 
-def test_a_living_process_holds(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """What a living process holds is refused with its process, and nothing of it is removed."""
+def test_lesions_of_a_living_process_are_held(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """A lesion of a living process is refused, with the process, and its files stay."""
     held, cleaned = take(tmp_path, "b", "c")
     assert {lesion: claim.pid for lesion, claim in held.items()} == {"b": holder.pid}
     assert cleaned == []
     assert {path.name for path in tmp_path.iterdir()} == {"theirs.json", "theirs.lock"}
 
 
-def test_a_dead_process_does_not(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """What a process held that was killed is free at once, after one cleaning."""
+def test_lesions_of_a_dead_process_are_free(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """The lesions of a killed process are free at once, after cleaning up once."""
     holder.kill()
     holder.wait()
     held, cleaned = take(tmp_path, "b", "c")
@@ -73,11 +73,11 @@ def test_a_dead_process_does_not(tmp_path: Path, holder: subprocess.Popen[str]) 
 def test_a_process_on_another_host(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
-    """Whether a process elsewhere lives shows by its lock's time: it is waited for, but not for other lesions."""
-    monkeypatch.setattr(locks, "SILENCE_S", 3.0)
-    monkeypatch.setattr(locks, "BEAT_S", 1.0)
+    """A heartbeat is awaited from a process on another host, but only if one of its lesions is wanted."""
+    monkeypatch.setattr(locks, "LEASE_S", 3.0)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 1.0)
     if alive:
-        # Its own claim, seen from a host where no such process is.
+        # Its own claim, seen from a host without such a process.
         claim = tmp_path / "theirs.json"
         claim.write_text(claim.read_text().replace(locks._this_host()[0], "elsewhere"))
         ticking = subprocess.Popen(["sh", "-c", f"while sleep 0.3; do touch -c {tmp_path}/theirs.lock; done"])
@@ -96,9 +96,9 @@ def test_a_process_on_another_host(
     assert len(cleaned) == (not alive)
 
 
-def test_a_damaged_claim_is_no_obstacle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that is no claim is told about, and removed with its run."""
+def test_a_damaged_claim_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged claim causes a warning, and is removed."""
     (tmp_path / "theirs.json").write_text("{")
     assert take(tmp_path, "a") == ({}, [])
-    assert "theirs.json is no claim" in caplog.text
+    assert "theirs.json is not a valid claim" in caplog.text
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Compiled kernels are kept in a folder of the user's own, and those of a container image are found there."""
+"""Compiled kernels are kept in a folder of the user, and those of a container image are copied there."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ print(sum(kernels.quantize.stats.cache_hits.values()), sum(kernels.quantize.stat
 
 @pytest.fixture
 def cpuinfo(tmp_path: Path) -> Path:
-    """Give what Linux says of a processor of the image's family."""
+    """Return Linux's description of a processor of the image's family."""
     path = tmp_path / "cpuinfo"
     path.write_text(f"processor\t: 0\nflags\t\t: fpu {' '.join(CPU_FLAGS)} sse\n\nprocessor\t: 1\nflags\t\t: none\n")
     return path
@@ -27,7 +27,7 @@ def cpuinfo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a folder of compiled code as an image has it: under a link."""
+    """Return a folder of compiled code under a link, as in an image."""
     image = tmp_path / "opt" / "5ba1"
     (image / "package").mkdir(parents=True)
     (image / "package" / "kernel.nbi").write_text("index")
@@ -41,7 +41,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("image")
 def test_kernels_of_an_image_are_copied_once(tmp_path: Path, cpuinfo: Path) -> None:
-    """Numba is pointed at a copy, which a later run uses as it left it."""
+    """Numba uses a copy, which later runs use and keep as it is."""
     for _ in range(2):
         keep_in(tmp_path, cpuinfo)
         assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "5ba1")
@@ -54,10 +54,10 @@ def test_kernels_of_an_image_are_copied_once(tmp_path: Path, cpuinfo: Path) -> N
 
 @pytest.mark.usefixtures("image")
 @pytest.mark.parametrize("case", ["an older processor", "another architecture", "another processor by name"])
-def test_kernels_that_cannot_run_here_are_left(
+def test_kernels_that_cannot_run_here_are_not_copied(
     tmp_path: Path, cpuinfo: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without AVX2, or where the user names a processor, numba compiles for what it finds."""
+    """Without AVX2, or if the user names a processor, numba compiles the kernels."""
     if case == "an older processor":
         cpuinfo.write_text(cpuinfo.read_text().replace("avx2", ""))
     elif case == "another architecture":
@@ -72,7 +72,7 @@ def test_kernels_that_cannot_run_here_are_left(
 
 @pytest.mark.usefixtures("image")
 def test_full_disk_loses_the_copy_only(tmp_path: Path, cpuinfo: Path) -> None:
-    """Where the copy cannot be made whole, none is left, and the run goes on."""
+    """An incomplete copy is removed, and the run continues without it."""
     (tmp_path / "opt" / "5ba1" / "package" / "gone.nbc").symlink_to("nowhere")
     keep_in(tmp_path, cpuinfo)
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path)
@@ -80,7 +80,7 @@ def test_full_disk_loses_the_copy_only(tmp_path: Path, cpuinfo: Path) -> None:
 
 
 def test_a_container_writes_nothing_to_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a container the folder is below the temporary one, elsewhere in the user's cache."""
+    """In a container the folder is in the temporary one, elsewhere in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert choose_folder() == tmp_path / "cache" / "bids-lacuna"
     monkeypatch.setenv("BIDS_LACUNA_CONTAINER_TYPE", "docker")
@@ -88,7 +88,7 @@ def test_a_container_writes_nothing_to_the_home(tmp_path: Path, monkeypatch: pyt
 
 
 def test_numba_finds_the_kernels_of_an_image(tmp_path: Path) -> None:
-    """What one process compiled for the family another finds in its copy, and compiles nothing."""
+    """A process compiles nothing if its copy has kernels that were compiled for the processor family."""
     image, home = tmp_path / "image", tmp_path / "home"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     building = environ | {"NUMBA_CACHE_DIR": str(image), "NUMBA_CPU_NAME": CPU, "NUMBA_CPU_FEATURES": ""}

@@ -1,4 +1,4 @@
-"""What is told of a run's progress where there is no terminal, and where there is one."""
+"""Progress with and without a terminal."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ with progress.Progress(8, "mapping batch 1 of 2", "lesion") as bar:
 """
 
 
-def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a terminal, the log has the share that is done, the rate since the last line, and the time left."""
+def test_a_log_has_a_line_per_minute(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a terminal, the log has the finished fraction, the rate since the last line, and the time left."""
     times = iter([100.0, 100.0, 130.0, 161.0, 200.0, 225.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
     with (
@@ -36,15 +36,15 @@ def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     ):
         for n in (10, 100, 22, 100, 28):
             counted.update(n)
-    # At 161 s 222 of 1000 are done, 132 of them in 61 s; at 225 s 350, 128 of them in 64 s.
+    # After 161 s, 222 of 1000 are done, 132 of them in 61 s; after 225 s 350, 128 of them in 64 s.
     assert [record.message for record in caplog.records] == [
         "mapping: 22 % of 1,000 lesion, 2.16 lesion/s, 05:59 left",
         "mapping: 35 % of 1,000 lesion, 2 lesion/s, 05:25 left",
     ]
 
 
-def test_bytes_are_told_as_such(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Half of 3 GiB, 1 MiB in a second: 1536 seconds are left."""
+def test_bytes_have_prefixes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """At half of 3 GiB and 1 MiB per second, 1536 seconds are left."""
     times = iter([0.0, 1536.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
     with (

@@ -199,7 +199,7 @@ def test_a_killed_run_is_taken_up(
     status, said = finish(start(bids, out, connectome))
     assert status == 0, said
     assert f"process {killed.pid} on" in said
-    assert "ended without a word" in said
+    assert "was killed: its incomplete files are removed" in said
     assert set(statuses(out)[-1]) <= {"done", "skipped"}
     assert contents(out) == undisturbed
 

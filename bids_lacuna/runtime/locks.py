@@ -1,4 +1,4 @@
-"""Which run maps which lesion, where several write into one folder: lock files with host, process and time."""
+"""Claims: which run maps which lesion, if several runs write into one folder."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from bids_lacuna.files import read_json_object, remove_unfinished, write_json
 
 logger = logging.getLogger(__name__)
 
-SILENCE_S = 120.0
-"""A run on another host is taken for dead when its lock file has not been touched for so long."""
+LEASE_S = 120.0
+"""Seconds without a heartbeat after which the lock of a run on another host expires."""
 
-BEAT_S = 20.0
-"""How often a run touches its lock file. All runs have to agree on both numbers."""
+HEARTBEAT_S = 20.0
+"""Seconds between heartbeats, which touch the run's lock file. All runs must use the same two intervals."""
 
 POLL_S = 0.2
-"""How often a lock that another run holds is looked at."""
+"""Seconds between two attempts to take a lock that another run holds."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What one run says of itself."""
+    """The lesions of one run, and where the run is."""
 
     run: str
-    """Its name, also that of its folder of logs."""
+    """Name of the run, and of its log folder."""
     host: str
     pid: int
     pid_namespace: int
-    """Containers that share a host's name count their processes apart."""
+    """Distinguishes containers with the same host name, which number their processes separately."""
     since: str
-    """Local time."""
+    """Start of the claim, in local time."""
     lesions: tuple[str, ...]
-    """What it maps: one name for each lesion."""
+    """One name for each lesion."""
 
     @property
     def is_of_this_host(self) -> bool:
-        """Whether the system knows if the process is alive."""
+        """Whether the operating system can tell if the process is alive."""
         return (self.host, self.pid_namespace) == _this_host()
 
     def __str__(self) -> str:
-        """Tell a user where to look."""
+        """Describe the run for a user who looks for it."""
         return f"the run {self.run} (process {self.pid} on {self.host}, since {self.since})"
 
 
 class Claims:
-    """The lesions that a run holds against other runs in the same folder; made by `claiming`.
+    """The lesions that a run holds in a folder that it shares with other runs; created by `claiming`.
 
-    A run has two files: its lock, which it touches as long as it lives, and its claim, which names its lesions.
+    A run has two files: its lock, with a heartbeat while the process is alive, and its claim, with its lesions.
     """
 
     def __init__(self, folder: Path, run: str, clean: Callable[[Claim], None]) -> None:
@@ -66,28 +66,28 @@ class Claims:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other runs from claiming, and from whatever else they do in such a block."""
+        """Exclude other runs from `take`, and from their own `exclusive` blocks, until the block ends."""
         with _lease(self._folder / "claiming").acquire(poll_interval=POLL_S):
             yield
 
     def take(self, lesions: Collection[str]) -> dict[str, Claim]:
-        """Claim lesions, but for those that another run holds.
+        """Claim lesions, except those that another run holds.
 
-        Where that run is on another host, it may take two minutes to see whether it is still alive.
+        If that run is on another host, it may take two minutes to find out whether it is alive.
 
         Parameters
         ----------
         lesions
-            One name for each.
+            One name for each lesion.
 
         Returns
         -------
         dict
-            Who holds it, for each lesion that was not to be had.
+            The other run's claim, for each lesion that could not be claimed.
         """
-        silent = self._await_signs_of_life(lesions)
+        expired = self._await_heartbeats(lesions)
         with self.exclusive():
-            self._remove_dead(silent)
+            self._remove_dead(expired)
             held = {lesion: claim for claim in self._claims_of_others() for lesion in claim.lesions}
             host, pid_namespace = _this_host()
             taken = tuple(lesion for lesion in lesions if lesion not in held)
@@ -96,8 +96,8 @@ class Claims:
         return {lesion: held[lesion] for lesion in lesions if lesion in held}
 
     def release(self) -> None:
-        """Let go of all lesions."""
-        # The folder may be gone by now.
+        """Release all lesions."""
+        # The folder may have been deleted.
         with suppress(OSError):
             self._claim_path(self._run).unlink(missing_ok=True)
 
@@ -109,44 +109,44 @@ class Claims:
         runs = {path.stem for pattern in ("*.lock", "*.json") for path in self._folder.glob(pattern)}
         return sorted(runs - {self._run})
 
-    def _await_signs_of_life(self, lesions: Collection[str]) -> dict[str, tuple[int, int]]:
-        """Wait for runs on other hosts that hold any of the lesions; give the locks of those that stayed silent."""
+    def _await_heartbeats(self, lesions: Collection[str]) -> dict[str, tuple[int, int]]:
+        """Wait for heartbeats of runs on other hosts that hold any of the lesions; return those without one."""
         wanted = set(lesions)
         waited_for = {
-            claim.run: self._beat(claim.run)
+            claim.run: self._heartbeat(claim.run)
             for claim in self._claims_of_others()
             if not claim.is_of_this_host and not wanted.isdisjoint(claim.lesions)
         }
         if waited_for:
             logger.info(
-                "waiting up to %.0f s to see whether other runs that hold some lesions are still alive: %s",
-                SILENCE_S,
+                "waiting up to %.0f s for heartbeats of other runs that hold some of the lesions: %s",
+                LEASE_S,
                 ", ".join(waited_for),
             )
-        deadline = time.monotonic() + SILENCE_S
+        deadline = time.monotonic() + LEASE_S
         while waited_for and time.monotonic() < deadline:
             time.sleep(POLL_S)
-            waited_for = {run: beat for run, beat in waited_for.items() if self._beat(run) == beat}
+            waited_for = {run: beat for run, beat in waited_for.items() if self._heartbeat(run) == beat}
         return {run: beat for run, beat in waited_for.items() if beat}
 
-    def _beat(self, run: str) -> tuple[int, int] | None:
-        """Give what tells whether a run has touched its lock meanwhile; None without a lock."""
+    def _heartbeat(self, run: str) -> tuple[int, int] | None:
+        """Return what changes with each heartbeat of a run; None without a lock file."""
         with suppress(FileNotFoundError), self._lock_path(run).open("rb") as file:
-            # Of an open file: network file systems may answer from memory otherwise.
+            # fstat, since network file systems may answer stat from a cache.
             status = os.fstat(file.fileno())
             return status.st_ino, status.st_mtime_ns
         return None
 
-    def _remove_dead(self, silent: dict[str, tuple[int, int]]) -> None:
-        """Clean up after runs that were killed: on this host, or on another one and silent."""
+    def _remove_dead(self, expired: dict[str, tuple[int, int]]) -> None:
+        """Clean up after killed runs: those on this host, and those on other hosts whose locks have expired."""
         for run in self._other_runs():
-            if run in silent and self._beat(run) == silent[run]:
+            if run in expired and self._heartbeat(run) == expired[run]:
                 self._lock_path(run).unlink()
-            # The lock of a process that is dead can be had.
+            # The lock of a dead process on this host can be acquired.
             with suppress(Timeout, LeaseSettingsMismatch), _lease(self._lock_path(run)).acquire(timeout=0):
                 path = self._claim_path(run)
                 if claim := _read_claim(path):
-                    logger.info("%s has ended without a word; what it left half-written is removed", claim)
+                    logger.info("%s was killed: its incomplete files are removed", claim)
                     self._clean(claim)
                 path.unlink(missing_ok=True)
         remove_unfinished(self._folder)
@@ -160,21 +160,21 @@ class Claims:
 
 @contextmanager
 def claiming(folder: Path, run: str, clean: Callable[[Claim], None]) -> Iterator[Claims]:
-    """Be one of several runs that write into one folder, and let go of all lesions when the block ends.
+    """Join the runs that write into one folder, and release all lesions when the block ends.
 
     Parameters
     ----------
     folder
-        Of the lock files: the same for all runs, and made when missing.
+        Folder of the lock files, the same for all runs; created if missing.
     run
-        A name that no other run has.
+        Name that no other run has.
     clean
-        Removes what a run that was killed left half-written; called when no other run can be writing it.
+        Removes the incomplete files of a killed run; called while no other run can write them.
 
     Raises
     ------
     OSError
-        The folder cannot be written to.
+        If the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     claims = Claims(folder, run, clean)
@@ -186,20 +186,24 @@ def claiming(folder: Path, run: str, clean: Callable[[Claim], None]) -> Iterator
 
 
 def _lease(path: Path) -> SoftFileLease:
-    """Make a lock that needs nothing of the file system but that two processes cannot create the same file."""
+    """Return a lock that only requires of the file system that no two processes can create the same file."""
     return SoftFileLease(
-        path, lease_duration=SILENCE_S, heartbeat_interval=BEAT_S, on_compromise=_warn_of_loss, thread_local=False
+        path,
+        lease_duration=LEASE_S,
+        heartbeat_interval=HEARTBEAT_S,
+        on_compromise=_warn_of_lost_lock,
+        thread_local=False,
     )
 
 
-def _warn_of_loss(loss: LeaseCompromise) -> None:
+def _warn_of_lost_lock(loss: LeaseCompromise) -> None:
     logger.warning(
-        "the lock file %s is lost (%s): another run may map the same lesions now", loss.lock_file, loss.reason
+        "the lock file %s was lost (%s): another run may map the same lesions now", loss.lock_file, loss.reason
     )
 
 
 def _this_host() -> tuple[str, int]:
-    """Give the host's name and what tells its containers apart."""
+    """Return the host's name, and a number that distinguishes containers on it."""
     try:
         return socket.gethostname(), Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
@@ -207,12 +211,12 @@ def _this_host() -> tuple[str, int]:
 
 
 def _read_claim(path: Path) -> Claim | None:
-    """Read what a run claims; None where it has ended meanwhile, or its file is damaged."""
+    """Read the claim of a run; None if the run has ended, or the file is damaged."""
     try:
         content = read_json_object(path)
         return Claim(**{**content, "run": path.stem, "lesions": tuple(map(str, content["lesions"]))})
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s is no claim of a run (%s): it is not taken into account", path, error)
+        logger.warning("%s is not a valid claim (%s): it is ignored", path, error)
         return None

@@ -1,4 +1,4 @@
-"""What a run says: on the terminal, in a file that keeps all of it, and in a crash file for each kind of failure."""
+"""Logging: to the terminal, to a file with all messages, and to a crash file for each kind of failure."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ logger = logging.getLogger("bids_lacuna")
 LOG_FILE = "bids-lacuna.log"
 
 LIBRARIES = ("numpy", "numba", "scipy", "nibabel", "pybids", "h5py")
-"""Those that numbers, or the finding of masks, depend on."""
+"""Libraries that determine the numbers, or which masks are found."""
 
-PLACE = re.compile(r"\S*/\S*|\S+\.nii(\.gz)?\b")
-"""A path or the name of an image in a sentence."""
+FILE_NAME = re.compile(r"\S*/\S*|\S+\.nii(\.gz)?\b")
+"""A path, or the name of an image, in a sentence."""
 
 ENVIRONMENT = re.compile(
     "(SLURM_(JOB|ARRAY|MEM|CPUS|N|TASKS)|OMP_|OPENBLAS_|MKL_|NUMBA_|BIDS_LACUNA_|APPTAINER_CONTAINER|"
     "SINGULARITY_CONTAINER|PYTHON[A-Z]*$|(TMPDIR|HOME|LANG|LC_[A-Z]+)$)"
 )
-"""Names of variables that decide on memory, threads, folders and text."""
+"""Names of environment variables that determine memory, threads, folders and text encoding."""
 
 NAMES_SHOWN = 3
-"""Of lesions that failed together: a whole batch may."""
+"""Lesions that are named if many fail together, up to a whole batch."""
 
 NEVER = logging.CRITICAL + 1
+"""Level above that of any message."""
 
 EARLY_RECORDS = 10_000
-"""Kept at most until the file is open."""
+"""Maximum number of messages kept until the log file is open."""
 
 
 def versions_of(libraries: Sequence[str]) -> dict[str, str]:
-    """Tell the versions of Python and of those of the libraries that are installed."""
+    """Return the versions of Python and of the installed ones of some libraries."""
     found = {"Python": platform.python_version()}
     for library in libraries:
         with suppress(PackageNotFoundError):
@@ -53,22 +54,22 @@ def versions_of(libraries: Sequence[str]) -> dict[str, str]:
 
 
 def kind_of(reason: str) -> str:
-    """Say what a failure has in common with others: its reason without the files that it names."""
-    return PLACE.sub("…", reason)
+    """Return the kind of a failure: its reason without file names."""
+    return FILE_NAME.sub("…", reason)
 
 
 def name_some(names: Sequence[str]) -> str:
-    """Name the first of many lesions."""
+    """List the first of many lesions, and the number of the others."""
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN} more" if names[NAMES_SHOWN:] else "")
 
 
 def log_failure(whose: logging.Logger, names: Sequence[str], reason: str) -> None:
-    """Log why some lesions failed; in an `except` block, its traceback goes to -v, the log file and a crash file.
+    """Log why some lesions failed; in an `except` block, also the traceback, for -v, the log file and a crash file.
 
     Parameters
     ----------
     whose
-        The logger of the module that knows.
+        Logger of the calling module.
     """
     whose.error("failed: %s: %s", name_some(names), reason, extra={"reason": reason})
     if sys.exc_info()[0] is not None:
@@ -77,13 +78,13 @@ def log_failure(whose: logging.Logger, names: Sequence[str], reason: str) -> Non
 
 @contextmanager
 def on_terminal(verbosity: int) -> Iterator[None]:
-    """Log on the terminal, and nowhere else, until the block ends.
+    """Log to the terminal only, until the block ends.
 
     Parameters
     ----------
     verbosity
-        -1: warnings and errors. 0: what happens, and of many failures of one kind only the first. 1: all that the
-        program logs. 2: what libraries log, too.
+        -1: warnings and errors. 0: also information. Both show only the first failure of each kind. 1: all messages
+        of the program. 2: also those of libraries.
     """
     console = logging.StreamHandler()
     console.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
@@ -95,11 +96,11 @@ def on_terminal(verbosity: int) -> Iterator[None]:
     before = root.handlers[:], root.level, logger.level, numba.level
     root.handlers[:] = [console]
     root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
-    # Each step of a compilation: hundreds of thousands of lines.
+    # numba logs each step of a compilation at level DEBUG: hundreds of thousands of lines.
     numba.setLevel(logging.INFO)
     early = MemoryHandler(EARLY_RECORDS, flushLevel=NEVER)
     logger.addHandler(early)
-    # Of all there is; what reaches the terminal is the handler's choice.
+    # The log file has all messages; the console's own level selects those for the terminal.
     logger.setLevel(logging.DEBUG)
     try:
         yield
@@ -113,17 +114,17 @@ def on_terminal(verbosity: int) -> Iterator[None]:
 
 @contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
-    """Keep all that is logged in a file, from the program's first word on, and a crash file of each kind of failure.
+    """Log all messages to a file, including those before the block, and write a crash file for each kind of failure.
 
     Parameters
     ----------
     folder
-        Made when missing.
+        Log folder; created if missing.
 
     Raises
     ------
     OSError
-        The folder cannot be written to.
+        If the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = _LogFile(folder / LOG_FILE, encoding="utf-8", errors="backslashreplace")
@@ -143,7 +144,7 @@ def kept_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logger.debug("the run ends: %s", error, exc_info=True)
+        logger.debug("the run failed: %s", error, exc_info=True)
         raise
     except KeyboardInterrupt:
         logger.debug("interrupted")
@@ -155,33 +156,33 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 
 class LineFormatter(logging.Formatter):
-    """Gives each message one line, whatever names of files it has; tracebacks have theirs."""
+    """Formats each message as one line, whatever characters file names have; tracebacks keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        """Put a message into one line."""
+        """Format a message as one line."""
         return one_line(super().formatMessage(record))
 
 
 def _environment() -> list[str]:
-    """List the environment variables that decide how the run goes; others are nobody's business."""
+    """List the environment variables that affect a run; others may be private."""
     return [f"{name}={value}" for name, value in sorted(os.environ.items()) if ENVIRONMENT.match(name)]
 
 
 def _software() -> str:
-    """List the versions that a run depends on."""
+    """List the versions of libraries, and of the operating system."""
     found = [f"{name} {number}" for name, number in versions_of(LIBRARIES).items()]
     return ", ".join([*found, platform.platform()])
 
 
 class _FirstOfItsKind(logging.Filter):
-    """Lets one failure of each kind through."""
+    """Passes only the first failure of each kind."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is shown; one of a failure has its `reason`."""
+        """Return whether a record is shown; records of failures have a `reason`."""
         reason = getattr(record, "reason", None)
         if reason is None:
             return True
@@ -192,19 +193,19 @@ class _FirstOfItsKind(logging.Filter):
 
 
 class _LogFile(logging.FileHandler):
-    """A file that may become unwritable without harm to the run."""
+    """A log file that may become unwritable without stopping the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
-        """Go on: the terminal has what the file lacks."""
+        """Ignore the error: the message is on the terminal."""
 
     def close(self) -> None:
-        """Close the file; on a full disk without its last lines."""
+        """Close the file; its last lines are lost if the disk is full."""
         with suppress(OSError):
             super().close()
 
 
 class _CrashFiles(logging.Handler):
-    """Writes a file with the traceback for the first failure of each kind: the same error in the same line."""
+    """Writes the traceback of the first failure of each kind, an error type in one line of code, to a file."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -212,7 +213,7 @@ class _CrashFiles(logging.Handler):
         self._seen: set[tuple[type[BaseException], str, int | None]] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a file, if this is the traceback of a failure of another kind."""
+        """Write a file if the record has a traceback of a new kind."""
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return
@@ -229,9 +230,9 @@ class _CrashFiles(logging.Handler):
             f"{shlex.join(sys.argv)}\n"
             f"{_software()}\n\n"
             f"{''.join(traceback.format_exception(error))}\n"
-            f"Further failures of this kind have no file of their own: {LOG_FILE} has them all, lesions.tsv each "
-            "lesion's reason.\n"
+            f"Further failures of this kind have no crash file: {LOG_FILE} has all tracebacks, lesions.tsv the "
+            "reason for each lesion.\n"
         )
-        # A full disk may be what failed.
+        # A full disk may be the failure.
         with suppress(OSError):
             (self._folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
