@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, label
 
 from bids_lacuna._version import __version__
+from bids_lacuna.files import write_json, write_table
 
 Array = np.ndarray
 
@@ -154,7 +154,7 @@ def write_demo_dataset(bids_dir: Path, seed: int = SEED) -> None:
         image.set_sform(LESION_AFFINE, "mni")
         image.set_qform(LESION_AFFINE, "mni")
         nib.save(image, path)
-        _write_json(path.with_name(path.name.replace(".nii.gz", ".json")), _mask_sidecar(lesion))
+        write_json(path.with_name(path.name.replace(".nii.gz", ".json")), _mask_sidecar(lesion))
         logger.info("%s: %d voxels of 2 mm", path, np.count_nonzero(mask))
     _write_descriptions(bids_dir)
     logger.info("%s: %d lesion masks, %s", bids_dir, len(LESIONS), NOTICE)
@@ -264,7 +264,7 @@ def _mask_sidecar(lesion: DemoLesion) -> dict[str, Any]:
 
 def _write_descriptions(bids_dir: Path) -> None:
     """Write what a dataset has at its top."""
-    _write_json(
+    write_json(
         bids_dir / "dataset_description.json",
         {
             "Name": f"Demo lesions of bids-lacuna ({NOTICE})",
@@ -278,17 +278,13 @@ def _write_descriptions(bids_dir: Path) -> None:
     sites: dict[str, dict[str, None]] = {}
     for lesion in LESIONS:
         sites.setdefault(lesion.participant, {})[lesion.site] = None
-    rows = [f"sub-{participant}\t{', '.join(names)}" for participant, names in sites.items()]
-    (bids_dir / "participants.tsv").write_text("\n".join(["participant_id\tlesion_site", *rows]) + "\n")
-    _write_json(
+    rows = [(f"sub-{participant}", ", ".join(names)) for participant, names in sites.items()]
+    write_table(bids_dir / "participants.tsv", ["participant_id", "lesion_site"], rows)
+    write_json(
         bids_dir / "participants.json",
         {"lesion_site": {"Description": f"Where the made-up lesions lie; {NOTICE}"}},
     )
     (bids_dir / "README").write_text(README)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
