@@ -1,4 +1,4 @@
-"""A made-up BIDS dataset of lesion masks and a made-up connectome, to try the program on within a minute."""
+"""A synthetic BIDS dataset of lesion masks and a synthetic connectome, to try the program within a minute."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = np.ndarray
 logger = logging.getLogger(__name__)
 
 SEED = 20_150_903
-"""Of all random numbers: the same seed gives the same bytes."""
+"""Seed of all random numbers: the same seed gives the same bytes."""
 
 SPACE = "MNI152NLin6Asym"
 
@@ -32,15 +32,15 @@ NOTICE = "SYNTHETIC, not for science"
 LESION_SHAPE = (91, 109, 91)
 
 LESION_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
-"""2 mm, stored from left to right."""
+"""Voxels of 2 mm, stored from left to right."""
 
 CONNECTOME_SHAPE = (46, 55, 46)
 
 CONNECTOME_AFFINE = np.array([[-4.0, 0, 0, 90], [0, 4, 0, -126], [0, 0, 4, -72], [0, 0, 0, 1]])
-"""4 mm, stored from right to left as GSP1000 is: who matches voxels by their indices gets mirrored maps."""
+"""Voxels of 4 mm, stored from right to left as in GSP1000: matching voxels by index would mirror the maps."""
 
 CONNECTOME_FILES = {"synthetic_part-1.h5": (8, 120), "synthetic_part-2.h5": (8, 100)}
-"""Connectome subjects and timepoints of each file."""
+"""Numbers of connectome subjects and timepoints by file."""
 
 N_NETWORKS = 10
 
@@ -52,31 +52,31 @@ BRAIN = (
     ((0, -62, -36), (50, 32, 22)),  # cerebellum
     ((0, -26, -42), (10, 12, 26)),  # brainstem
 )
-"""Ellipsoids that together look like a brain: centre and radii in mm."""
+"""Ellipsoids that together resemble a brain: centre and radii in mm."""
 
 DROPOUT_CENTRE_MM = (24, 38, -12)
-"""Where the last connectome subject has no signal, as above the sinuses of many real ones."""
+"""Centre of a region without signal in the last connectome subject, as above the sinuses of many real ones."""
 
 DROPOUT_RADIUS_MM = 12
 
 
 @dataclass(frozen=True)
 class DemoLesion:
-    """One made-up lesion."""
+    """One synthetic lesion."""
 
     participant: str
     site: str
-    """In words; a column of participants.tsv."""
+    """Location in words, for participants.tsv."""
     centre_mm: tuple[int, int, int]
     radius_mm: float
-    """Of the sphere that the irregular blob is made from."""
+    """Radius of the sphere that is deformed into the lesion."""
     session: str | None = None
     label: str = "lesion"
     """The `label` entity of the mask's name."""
 
     @property
     def mask_path(self) -> Path:
-        """Of the mask, in its dataset."""
+        """Path of the mask in its dataset."""
         folder, name = Path(f"sub-{self.participant}"), f"sub-{self.participant}"
         if self.session:
             folder, name = folder / f"ses-{self.session}", f"{name}_ses-{self.session}"
@@ -93,7 +93,7 @@ LESIONS = (
     DemoLesion("05", "right frontal lobe", (34, 36, 22), 19),
     DemoLesion("06", "left occipital lobe", (-14, -84, 8), 16),
 )
-"""One participant with two sessions, one with two lesions at a time, and one with a lacune."""
+"""Lesions; one participant has two sessions, one has two lesions in one session, and one has a lacune."""
 
 README = f"""\
 Demo lesions of bids-lacuna
@@ -106,7 +106,7 @@ Six participants, eight masks in the space {SPACE}. sub-02 was "seen" twice,
 sub-03 has two lesions at a time, told apart by their label, and sub-04 has a
 lacune of a few voxels. participants.tsv says where each lesion lies.
 """
-"""Of the dataset."""
+"""README of the dataset."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,15 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Command-line arguments; by default those of this process.
+        Command-line arguments, by default those of this process.
 
     Returns
     -------
     int
-        The exit status.
+        Exit status.
     """
     parser = argparse.ArgumentParser(prog="python -m bids_lacuna.demo", description=__doc__)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="gets the folders bids and connectome")
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="parent of the new folders bids and connectome"
+    )
     directory = parser.parse_args(argv).directory
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     write_demo_dataset(directory / "bids")
@@ -132,16 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_demo_dataset(bids_dir: Path, seed: int = SEED) -> None:
-    """Write a BIDS derivative dataset with the lesion masks of six made-up participants.
+    """Write a BIDS derivative dataset with lesion masks of six synthetic participants.
 
     The masks are irregular blobs on the 2 mm grid of MNI152NLin6Asym; `LESIONS` lists them.
 
     Parameters
     ----------
     bids_dir
-        Folder of the dataset; made if needed, and files of the same names are replaced.
+        Folder of the dataset, created if needed; existing files of the same names are replaced.
     seed
-        Of the blobs' outlines.
+        Seed of the outlines.
     """
     centres_mm = _voxel_centres(LESION_SHAPE, LESION_AFFINE)
     brain = _inside_brain(centres_mm)
@@ -161,17 +163,17 @@ def write_demo_dataset(bids_dir: Path, seed: int = SEED) -> None:
 
 
 def write_demo_connectome(connectome_dir: Path, seed: int = SEED) -> None:
-    """Write a connectome of 16 made-up connectome subjects, as two HDF5 files in Lacuna's layout.
+    """Write a connectome of 16 synthetic connectome subjects as two HDF5 files in Lacuna's layout.
 
-    The series are low-frequency time courses of ten smooth, bilateral networks, the same for all subjects, and
-    noise. The last subject has no signal in a small region.
+    The time series are low-frequency signals of ten smooth, bilateral networks, which are the same for all subjects,
+    plus noise. The last subject has no signal in a small region.
 
     Parameters
     ----------
     connectome_dir
-        Folder of the files; made if needed, and files of the same names are replaced.
+        Folder of the files, created if needed; existing files of the same names are replaced.
     seed
-        Of networks, time courses and noise.
+        Seed of networks, signals and noise.
     """
     connectome_dir.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -208,12 +210,12 @@ def write_demo_connectome(connectome_dir: Path, seed: int = SEED) -> None:
 
 
 def _voxel_centres(shape: tuple[int, int, int], affine: Array) -> Array:
-    """Shape (x, y, z, 3): world coordinates of a volume's voxels in mm."""
+    """Return the world coordinates of a volume's voxels in mm: shape (x, y, z, 3)."""
     return nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
 
 
 def _inside_brain(centres_mm: Array) -> Array:
-    """Tell which voxels lie in one of the brain's ellipsoids."""
+    """Return whether each voxel lies in one of the brain's ellipsoids."""
     inside = np.zeros(centres_mm.shape[:-1], dtype=bool)
     for centre, radii in BRAIN:
         inside |= np.linalg.norm((centres_mm - centre) / radii, axis=-1) <= 1
@@ -221,7 +223,7 @@ def _inside_brain(centres_mm: Array) -> Array:
 
 
 def _blob(lesion: DemoLesion, centres_mm: Array, brain: Array, rng: np.random.Generator) -> Array:
-    """Dent a sphere with smooth noise, and keep the piece around its centre that lies in the brain."""
+    """Deform a sphere with smooth noise, and keep the connected piece around its centre inside the brain."""
     distances = np.linalg.norm(centres_mm - lesion.centre_mm, axis=-1)
     noise = _smooth_noise(distances.shape, lesion.radius_mm / 4, rng)
     pieces, _ = label(brain & (distances * np.exp(noise / 3) <= lesion.radius_mm))
@@ -235,21 +237,21 @@ def _smooth_noise(shape: tuple[int, ...], width_voxels: float, rng: np.random.Ge
 
 
 def _bilateral_networks(mask: Array, rng: np.random.Generator) -> Array:
-    """Shape (n_networks, n_voxels): how strongly each voxel takes part, alike on the left and the right."""
+    """Make the weight of each voxel in each network, alike on both sides: shape (n_networks, n_voxels)."""
     fields = [_smooth_noise(mask.shape, 3, rng) for _ in range(N_NETWORKS)]
-    # The grid's first axis runs from 90 to -90 mm, so to reverse it is to mirror the brain.
+    # The grid's first axis runs from 90 to -90 mm: reversing it mirrors the brain.
     peaks = [np.maximum(field + field[::-1] - 1, 0) for field in fields]
     return np.stack([peak[mask] for peak in peaks]).astype(np.float32)
 
 
 def _series(networks: Array, n_timepoints: int, rng: np.random.Generator) -> Array:
-    """Shape (n_timepoints, n_voxels), float32: one connectome subject's signal."""
+    """Make the time series of one connectome subject: shape (n_timepoints, n_voxels), float32."""
     courses = gaussian_filter1d(rng.standard_normal((n_timepoints, len(networks))), 1, axis=0)
     signal = (courses / courses.std(axis=0)).astype(np.float32) @ networks
-    # Without the brain's mean signal, as most real ones are stored: it is what makes anticorrelations.
+    # Global signal regression, as in most published connectomes, creates anticorrelations.
     signal -= signal.mean(axis=1, keepdims=True)
     noise = rng.standard_normal(signal.shape, dtype=np.float32)
-    # Whole numbers, as scanners give: they take a third of the bytes once compressed.
+    # Integers, as from scanners, compress to a third of the size.
     return np.rint(500 + 2 * signal + 5 * noise)
 
 
@@ -263,7 +265,7 @@ def _mask_sidecar(lesion: DemoLesion) -> dict[str, Any]:
 
 
 def _write_descriptions(bids_dir: Path) -> None:
-    """Write what a dataset has at its top."""
+    """Write the files at the dataset's root."""
     write_json(
         bids_dir / "dataset_description.json",
         {

@@ -1,4 +1,4 @@
-"""The made-up dataset and connectome are what they claim to be."""
+"""The synthetic dataset and connectome have the properties that the documentation promises."""
 
 import json
 
@@ -15,7 +15,7 @@ from bids_lacuna.connectome.connectome import Connectome
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Give a folder that `python -m bids_lacuna.demo` has written to."""
+    """Return a folder that `python -m bids_lacuna.demo` has written to."""
     directory = tmp_path_factory.mktemp("demo")
     assert demo.main([str(directory)]) == 0
     return directory
@@ -23,7 +23,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def all_series(written):
-    """Give the series of the 16 connectome subjects, each of shape (n_timepoints, n_voxels)."""
+    """Return the time series of the 16 connectome subjects, each of shape (n_timepoints, n_voxels)."""
     series = []
     for path in sorted((written / "connectome").iterdir()):
         with h5py.File(path) as file:
@@ -32,13 +32,13 @@ def all_series(written):
 
 
 def load_mask(written, lesion):
-    """Give a mask's voxels and its affine."""
+    """Return the voxels and the affine of a mask."""
     image = nib.load(written / "bids" / lesion.mask_path)
     return np.asarray(image.dataobj), image.affine
 
 
 def contents(directory):
-    """Give the bytes of all files below a folder by their paths in it."""
+    """Return the bytes of all files below a folder, by relative path."""
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
@@ -48,8 +48,8 @@ def test_dataset_is_valid_bids(written, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_nobody_takes_it_for_data(written):
-    """The dataset's name, its README and the sidecar of each mask say that it is made up."""
+def test_it_is_labelled_as_synthetic(written):
+    """The dataset's name, its README and the sidecar of each mask say that the data are synthetic."""
     sidecars = sorted((written / "bids").rglob("*_mask.json"))
     assert len(sidecars) == len(demo.LESIONS)
     for path in (written / "bids" / "dataset_description.json", written / "bids" / "README", *sidecars):
@@ -60,13 +60,13 @@ def test_nobody_takes_it_for_data(written):
 
 
 def test_same_seed_writes_the_same_bytes(written, tmp_path):
-    """A second run changes nothing, so that finished maps of the first still belong to it."""
+    """A second run changes nothing, so that finished maps remain valid."""
     assert demo.main([str(tmp_path)]) == 0
     assert contents(tmp_path) == contents(written)
 
 
 def test_another_seed_draws_other_lesions(written, tmp_path):
-    """The seed decides the outlines, not the names."""
+    """The seed determines the outlines, not the names."""
     demo.write_demo_dataset(tmp_path, seed=7)
     ours, theirs = contents(tmp_path), contents(written / "bids")
     assert ours.keys() == theirs.keys()
@@ -75,8 +75,8 @@ def test_another_seed_draws_other_lesions(written, tmp_path):
 
 
 @pytest.mark.parametrize("lesion", demo.LESIONS, ids=lambda lesion: lesion.mask_path.name)
-def test_lesion_is_one_piece_where_it_is_said_to_be(written, lesion):
-    """Each mask is a single blob of zeros and ones, on the side that its site names, and no ball."""
+def test_lesion_is_one_piece_at_its_site(written, lesion):
+    """Each mask is one irregular, connected blob of zeros and ones, on the side that its site names."""
     mask, affine = load_mask(written, lesion)
     assert mask.dtype == np.uint8
     assert set(np.unique(mask)) == {0, 1}
@@ -90,7 +90,7 @@ def test_lesion_is_one_piece_where_it_is_said_to_be(written, lesion):
 
 
 def test_sizes_span_a_lacune_to_a_large_infarct(written):
-    """There is a lacune of a few voxels, a large infarct, and one that shrinks between two sessions."""
+    """There is a lacune of a few voxels, a large infarct, and a lesion that shrinks between two sessions."""
     n_voxels = {lesion: np.count_nonzero(load_mask(written, lesion)[0]) for lesion in demo.LESIONS}
     first, second = (n for lesion, n in n_voxels.items() if lesion.session)
     assert 0 < min(n_voxels.values()) < 20
@@ -99,7 +99,7 @@ def test_sizes_span_a_lacune_to_a_large_infarct(written):
 
 
 def test_participants_are_listed_with_their_lesions(written):
-    """participants.tsv has a row for each folder, and participants.json says what its column means."""
+    """participants.tsv has a row for each folder, and participants.json describes its column."""
     header, *rows = (written / "bids" / "participants.tsv").read_text().splitlines()
     folders = sorted(path.name for path in (written / "bids").glob("sub-*"))
     assert [row.split("\t")[0] for row in rows] == folders
@@ -109,7 +109,7 @@ def test_participants_are_listed_with_their_lesions(written):
 
 
 def test_connectome_opens(written):
-    """The program's own reader takes both files for one connectome on a grid of 4 mm, stored right to left."""
+    """The program reads both files as one connectome on a grid of 4 mm, stored from right to left."""
     connectome = Connectome.open(written / "connectome")
     assert (connectome.n_subjects, connectome.n_timepoints) == (16, 120)
     assert connectome.space == demo.SPACE
@@ -118,7 +118,7 @@ def test_connectome_opens(written):
 
 
 def test_connectome_has_lacunas_layout(written):
-    """Datasets, chunks and attributes are those of the files that people have; together they stay under 60 MB."""
+    """Datasets, chunks and attributes are as in Lacuna's own files, and the files together stay under 60 MB."""
     paths = sorted((written / "connectome").iterdir())
     assert sum(path.stat().st_size for path in paths) < 60e6
     for path, (n_subjects, n_timepoints) in zip(paths, demo.CONNECTOME_FILES.values(), strict=True):
@@ -136,14 +136,14 @@ def test_connectome_has_lacunas_layout(written):
 
 
 def test_last_connectome_subject_has_a_hole(all_series):
-    """Only the last subject lacks signal, in a small region: its n is 15 in maps."""
+    """Only the last subject has no signal in a small region, where n of the maps is 15."""
     n_constant = [np.count_nonzero(np.ptp(series, axis=0) == 0) for series in all_series]
     assert n_constant[:-1] == [0] * 15
     assert 20 < n_constant[-1] < 200
 
 
 def test_networks_are_bilateral(written, all_series):
-    """A voxel's series resembles that of its mirror image more than that of a voxel elsewhere."""
+    """The time series of a voxel resembles that of the mirrored voxel more than that of another voxel."""
     grid = Connectome.open(written / "connectome").grid
     mirrored = grid.vector(grid.volume(np.arange(grid.n_voxels), outside=-1)[::-1])
     elsewhere = np.random.default_rng(11).permutation(grid.n_voxels)
