@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from bidsschematools.schema import load_schema
 from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.dataset import prepare_dataset
 from bids_lacuna.derivatives.names import ENTITY_ORDER, MapSettings, expected_maps, map_path
-from bids_lacuna.derivatives.records import decide
+from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, lesion_provenance
+from bids_lacuna.files import write_json
 from bids_lacuna.grid import Grid
+from bids_lacuna.runtime.locks import Claim, claiming
 
 
 def settings(voxel_size_mm: tuple[float, float, float] = (2, 2, 2)) -> MapSettings:
@@ -77,13 +80,13 @@ def test_resolution_is_the_grids_voxel_size(sizes: tuple[float, float, float], l
 
 def test_the_right_space_is_chosen(tmp_path: Path) -> None:
     """Of one lesion in two spaces the connectome's is mapped; one in other spaces only fails, with both named."""
-    names = [
+    found = [
         f"sub-01_space-{synthetic.SPACE}_label-lesion_mask",
         "sub-01_space-T1w_label-lesion_mask",
         "sub-02_space-T1w_label-lesion_mask",
         "sub-03_label-lesion_mask",
     ]
-    records = decide([mask(name) for name in names], tmp_path, settings())
+    records = decide([mask(name) for name in found], tmp_path, settings())
     assert [record.status for record in records] == ["pending", "skipped", "failed", "failed"]
     assert "T1w" in records[2].reason
     assert synthetic.SPACE in records[2].reason
@@ -94,6 +97,57 @@ def test_a_name_that_says_no_space_takes_the_sidecars(tmp_path: Path) -> None:
     """A mask whose space is only in its sidecar is mapped."""
     known = replace(mask("sub-03_label-lesion_mask"), space=synthetic.SPACE)
     assert [record.status for record in decide([known], tmp_path, settings())] == ["pending"]
+
+
+def write_maps(record: LesionRecord, output_dir: Path) -> None:
+    """Write what another run with the same settings leaves of a lesion that it has mapped."""
+    for path in expected_maps(record.mask, settings()):
+        write_json(
+            output_dir / f"{str(path).removesuffix('.nii.gz')}.json", lesion_provenance(record.mask, settings())
+        )
+        (output_dir / path).touch()
+
+
+def names(*records: LesionRecord) -> list[str]:
+    """Return the names by which runs claim lesions."""
+    return [str(map_path(record.mask, settings(), stat="r")) for record in records]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_lesion_that_another_run_has_just_finished_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Maps are looked for again after claiming: the run that held the lesion before may just have written them."""
+    finished, missing = decide(
+        [replace(mask(f"sub-0{n}_label-lesion_mask"), space=synthetic.SPACE) for n in (1, 2)], tmp_path, settings()
+    )
+    with claiming(tmp_path / "locks", "ours", lambda _: None) as ours:
+        take = ours.take
+
+        def take_a_moment_later(lesions: Collection[str]) -> dict[str, Claim]:
+            write_maps(finished, tmp_path)
+            return take(lesions)
+
+        monkeypatch.setattr(ours, "take", take_a_moment_later)
+        assert claim_pending([finished, missing], ours, tmp_path, settings(), overwrite) == 0
+    assert (finished.status, missing.status) == ("pending" if overwrite else "skipped", "pending")
+
+
+def test_a_lesion_that_another_run_holds_fails_unless_it_is_finished(tmp_path: Path) -> None:
+    """A finished lesion of a run that still maps others is skipped; the others fail, and name that run."""
+    records = finished, held, free = decide(
+        [replace(mask(f"sub-0{n}_label-lesion_mask"), space=synthetic.SPACE) for n in (1, 2, 3)], tmp_path, settings()
+    )
+    with (
+        claiming(tmp_path / "locks", "theirs", lambda _: None) as theirs,
+        claiming(tmp_path / "locks", "ours", lambda _: None) as ours,
+    ):
+        theirs.take(names(finished, held))
+        write_maps(finished, tmp_path)
+        assert claim_pending(records, ours, tmp_path, settings()) == 2
+    assert [record.status for record in records] == ["skipped", "failed", "pending"]
+    assert "the run theirs" in held.reason
+    assert free.reason == ""
 
 
 def test_jobs_of_an_array_share_a_folder(tmp_path: Path) -> None:
