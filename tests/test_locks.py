@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from bids_lacuna.runtime import locks
-from bids_lacuna.runtime.locks import Claim, claiming
+from bids_lacuna.runtime.locks import Claim, Claims, claiming
 
 HOLD = """
 import sys, time
@@ -34,13 +36,18 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def move_to_another_host(folder: Path) -> None:
-    """Make the files of a process look like those of a process on another host."""
-    claim, lock = folder / "theirs.json", folder / "theirs.lock"
-    host, _ = locks._this_host()
-    claim.write_text(claim.read_text().replace(host, "elsewhere"))
-    lines = ["host=elsewhere" if line.startswith("host=") else line for line in lock.read_text().splitlines()]
-    lock.write_text("\n".join(lines) + "\n")
+def claim_elsewhere(folder: Path, where: str) -> None:
+    """Make the claim of a process look like that of a process on another host, or in another container here."""
+    path = folder / "theirs.json"
+    claim = json.loads(path.read_text())
+    path.write_text(json.dumps(claim | ({"host": "elsewhere"} if where == "host" else {"pid_namespace": 7})))
+
+
+def lock_elsewhere(folder: Path) -> None:
+    """Make the lock of a process look like that of a process that cannot be seen from here."""
+    path = folder / "theirs.lock"
+    lines = ["host=elsewhere" if line.startswith("host=") else line for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
 
 
 def take(folder: Path, *lesions: str) -> tuple[dict[str, Claim], list[Claim]]:
@@ -56,6 +63,9 @@ def test_lesions_of_a_living_process_are_held(tmp_path: Path, holder: subprocess
     held, cleaned = take(tmp_path, "b", "c")
     assert {lesion: claim.pid for lesion, claim in held.items()} == {"b": holder.pid}
     assert cleaned == []
+    with claiming(tmp_path, "third", cleaned.append) as third:
+        third.take(["b", "c"])
+        assert json.loads((tmp_path / "third.json").read_text())["lesions"] == ["c"]
     assert {path.name for path in tmp_path.iterdir()} == {"theirs.json", "theirs.lock"}
 
 
@@ -69,22 +79,20 @@ def test_lesions_of_a_dead_process_are_free(tmp_path: Path, holder: subprocess.P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("alive", [True, False])
-def test_a_process_on_another_host(
-    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, alive: bool
+@pytest.mark.parametrize(("alive", "where"), [(True, "host"), (False, "host"), (False, "container")])
+def test_a_process_that_cannot_be_seen(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, alive: bool, where: str
 ) -> None:
     """A heartbeat is awaited from a process on another host, but only if one of its lesions is wanted."""
     monkeypatch.setattr(locks, "LEASE_S", 3.0)
     monkeypatch.setattr(locks, "HEARTBEAT_S", 1.0)
+    claim_elsewhere(tmp_path, where)
     if alive:
-        # Its own claim, seen from a host without such a process.
-        claim = tmp_path / "theirs.json"
-        claim.write_text(claim.read_text().replace(locks._this_host()[0], "elsewhere"))
         ticking = subprocess.Popen(["sh", "-c", f"while sleep 0.3; do touch -c {tmp_path}/theirs.lock; done"])
     else:
         holder.kill()
         holder.wait()
-        move_to_another_host(tmp_path)
+        lock_elsewhere(tmp_path)
     try:
         assert take(tmp_path, "c") == ({}, [])
         held, cleaned = take(tmp_path, "b", "c")
@@ -94,6 +102,45 @@ def test_a_process_on_another_host(
             ticking.wait()
     assert list(held) == (["b"] if alive else [])
     assert len(cleaned) == (not alive)
+
+
+@pytest.mark.usefixtures("holder")
+def test_a_late_heartbeat_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose heartbeat comes when its lock has just expired keeps its lesions."""
+    claim_elsewhere(tmp_path, "host")
+    lock_elsewhere(tmp_path)
+    heartbeats: list[None] = []
+
+    def expired(claims: Claims, _lesions: Collection[str]) -> dict[str, tuple[int, int] | None]:
+        before = claims._heartbeat("theirs")
+        (tmp_path / "theirs.lock").touch()
+        heartbeats.append(None)
+        return {"theirs": before}
+
+    monkeypatch.setattr(Claims, "_await_heartbeats", expired)
+    held, cleaned = take(tmp_path, "b", "c")
+    assert heartbeats
+    assert (list(held), cleaned) == (["b"], [])
+
+
+def test_one_run_claims_at_a_time(tmp_path: Path) -> None:
+    """A run cannot claim lesions during another one's exclusive block."""
+    with claiming(tmp_path, "ours", print) as ours, claiming(tmp_path, "theirs", print) as theirs:
+        taking = threading.Thread(target=theirs.take, args=(["a"],), daemon=True)
+        with ours.exclusive():
+            taking.start()
+            taking.join(3 * locks.POLL_S)
+            assert not (tmp_path / "theirs.json").exists()
+        taking.join(60)
+        assert (tmp_path / "theirs.json").exists()
+
+
+def test_unfinished_files_are_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A claim that a killed run was writing is removed, and not taken for a damaged one."""
+    (tmp_path / f".{'0' * 32}.theirs.json").write_text("{")
+    assert take(tmp_path, "a") == ({}, [])
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.text == ""
 
 
 def test_a_damaged_claim_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

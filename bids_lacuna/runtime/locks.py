@@ -106,8 +106,9 @@ class Claims:
         return [claim for path in paths if (claim := _read_claim(path))]
 
     def _other_runs(self) -> list[str]:
-        runs = {path.stem for pattern in ("*.lock", "*.json") for path in self._folder.glob(pattern)}
-        return sorted(runs - {self._run})
+        paths = (path for pattern in ("*.lock", "*.json") for path in self._folder.glob(pattern))
+        # Another run may be writing its claim, under a hidden name.
+        return sorted({path.stem for path in paths if not path.name.startswith(".")} - {self._run})
 
     def _await_heartbeats(self, lesions: Collection[str]) -> dict[str, tuple[int, int]]:
         """Wait for heartbeats of runs on other hosts that hold any of the lesions; return those without one."""
