@@ -123,9 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status.
     """
     parser = argparse.ArgumentParser(prog="python -m bids_lacuna.demo", description=__doc__)
-    parser.add_argument(
-        "directory", type=Path, metavar="DIR", help="parent of the new folders bids and connectome"
-    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="parent of the new folders bids and connectome")
     directory = parser.parse_args(argv).directory
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     write_demo_dataset(directory / "bids")
