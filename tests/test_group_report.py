@@ -1,4 +1,4 @@
-"""The group's page: what it tells, that it stands alone, and how it behaves in a browser."""
+"""The group's page: its contents, that it is self-contained, and how it behaves in a browser."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ BOXES = {
     "sub-03_label-lesion": synthetic.box((3, 0, 0), (2, 2, 2)),
     "sub-04_label-lesion": synthetic.box((0, 4, 8), (2, 1, 1)),
 }
-"""Stored from right to left, so that a low index is on the right."""
+"""Boxes in arrays stored from right to left: low indices are on the right."""
 
 OUTLIER = "sub-04_label-lesion"
-"""Its maps have nothing of those of the others."""
+"""Its maps have nothing in common with the others."""
 
 LEFT_OUT = "sub-05_label-lesion"
 """It has no maps."""
 
 
 class Elements(HTMLParser):
-    """All start tags of a page with their attributes, and its text."""
+    """The start tags of a page with their attributes, its text and its tables' rows."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Elements(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep a tag."""
+        """Record a tag."""
         self.tags.append((tag, dict(attrs)))
         if tag == "tr":
             self.rows.append([])
@@ -63,28 +63,28 @@ class Elements(HTMLParser):
             self.in_cell = True
 
     def handle_endtag(self, tag: str) -> None:
-        """Notice the end of a cell."""
+        """Note the end of a cell."""
         if tag in ("td", "th"):
             self.in_cell = False
 
     def handle_data(self, data: str) -> None:
-        """Keep text, that of a table by its cells as well."""
+        """Record text, and a table's text by cell."""
         self.text += data
         if self.in_cell:
             self.rows[-1][-1] += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """Give the attributes of each element of a kind."""
+        """Return the attributes of each element with a tag."""
         return [attributes for name, attributes in self.tags if name == tag]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the program as a user does."""
+    """Run the program as users do."""
     return subprocess.run([sys.executable, RUN, *map(str, arguments)], capture_output=True, text=True)
 
 
 def path_of(name: str) -> str:
-    """Tell where a lesion's mask is in its dataset, without the extension."""
+    """Return the path of a lesion's mask in its dataset, without the extension."""
     folders = [part for part in name.split("_") if part[:3] in ("sub", "ses")]
     before, label = name.rsplit("_", 1)
     return "/".join([*folders, "anat", f"{before}_space-{synthetic.SPACE}_{label}_mask"])
@@ -92,7 +92,7 @@ def path_of(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Describe five lesions with maps and leave out one without; of two participants there are pages."""
+    """Describe five lesions with maps and leave out one without; two participants have pages."""
     root = tmp_path_factory.mktemp("grouped")
     bids, out = root / "bids", root / "out"
     masks = {path_of(name): box for name, box in {**BOXES, LEFT_OUT: synthetic.box((1, 1, 1))}.items()}
@@ -126,20 +126,20 @@ def table(out: Path) -> list[dict[str, str]]:
 
 
 def number(text: str) -> float:
-    """Read a number as the page writes it."""
+    """Return a number as written on the page."""
     return float(text.replace("\N{MINUS SIGN}", "-").replace("\N{NARROW NO-BREAK SPACE}", ""))
 
 
 def linked_files(out: Path, page: Elements) -> list[str]:
-    """List the links to files, and make sure that each file is there."""
+    """Return the links to files, after checking that each file exists."""
     links = [str(a["href"]) for a in page.all("a")] + [str(image["src"]) for image in page.all("img")]
     files = [link for link in links if not link.startswith("#")]
     assert all(link.startswith("./") and (out / unquote(link.partition("#")[0])).is_file() for link in files)
     return files
 
 
-def test_the_page_stands_alone(grouped: Path, page: Elements) -> None:
-    """Every link and picture is a file of the output or a place in the page, and nothing is of the web."""
+def test_the_page_is_self_contained(grouped: Path, page: Elements) -> None:
+    """Every link and picture is a file in the output or a section of the page; nothing comes from the web."""
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     places = {str(a["href"]).removeprefix("#") for a in page.all("a") if str(a["href"]).startswith("#")}
@@ -151,8 +151,8 @@ def test_the_page_stands_alone(grouped: Path, page: Elements) -> None:
     assert {"./group_lesions.tsv", "./group_lesions.json", *(f"./{name}" for name in names)} <= set(files)
 
 
-def test_rows_are_those_of_the_table(grouped: Path, page: Elements) -> None:
-    """Numbers, places and outliers are those of group_lesions.tsv; a name is a link where there is a page."""
+def test_rows_match_the_table(grouped: Path, page: Elements) -> None:
+    """Numbers, positions and outliers match group_lesions.tsv; a name is a link if there is a page."""
     rows = [row for row in page.rows if len(row) == 12][1:]
     assert [row[0] for row in rows] == list(BOXES)
     for row, cells in zip(rows, table(grouped), strict=True):
@@ -171,8 +171,8 @@ def test_rows_are_those_of_the_table(grouped: Path, page: Elements) -> None:
     assert {link.partition("#")[0] for link in linked} == {"./sub-01.html", "./sub-02.html"}
 
 
-def test_the_page_tells_what_the_group_is(grouped: Path, page: Elements) -> None:
-    """Outliers and lesions left out are named, with the rule and the reason; so are warnings and what was run."""
+def test_the_page_describes_the_group(grouped: Path, page: Elements) -> None:
+    """The page names outliers with the rule, lesions left out with the reason, warnings, and what was run."""
     description = json.loads((grouped / "group_lesions.json").read_text())
     assert description["Outliers"] == [OUTLIER]
     assert f"{OUTLIER}: r with the group mean" in page.text
@@ -192,7 +192,7 @@ def test_the_page_tells_what_the_group_is(grouped: Path, page: Elements) -> None
 
 
 def test_pictures_are_described_and_stamped(grouped: Path, page: Elements) -> None:
-    """Each picture has its true size, a text, and below it and on it the sentence that it is descriptive."""
+    """Each picture has its true size, an alternative text, and the stamp "Descriptive" on it and below it."""
     images = [image for image in page.all("img") if "tiles" not in str(image["src"])]
     shown = [re.sub(r".*/group_|\.png", "", str(image["src"])) for image in images]
     networks = ["networkT2p5above", "networkT2p5below"]
@@ -209,7 +209,7 @@ def test_pictures_are_described_and_stamped(grouped: Path, page: Elements) -> No
 
 
 def test_each_lesion_has_its_own_tile(grouped: Path, page: Elements) -> None:
-    """The part of the sheet that is shown for a lesion has it in red, on its own side in the axial slice."""
+    """The part of the sheet shown for a lesion has it in red, on its side of the axial slice."""
     tiles = [image for image in page.all("img") if "tiles" in str(image["src"])]
     assert len(tiles) == len(BOXES)
     for image, cells in zip(tiles, table(grouped), strict=True):
@@ -233,8 +233,8 @@ def test_the_output_is_a_valid_bids_derivative(grouped: Path, tmp_path: Path) ->
 EVIL = """<script>alert("1")</script>'"""
 
 
-def test_markup_stays_text_and_damage_is_told(grouped: Path, tmp_path: Path) -> None:
-    """Made anew by --reports-only, the page has names with tags in them as text, and says what cannot be drawn."""
+def test_markup_stays_text_and_damage_is_reported(grouped: Path, tmp_path: Path) -> None:
+    """Rewritten by --reports-only, the page has tags in names as text, and says what cannot be drawn."""
     shutil.copytree(grouped.parent, tmp_path, dirs_exist_ok=True)
     bids, out = tmp_path / "bids", tmp_path / "out"
     for name in ("group_lesions.tsv", "group_lesions.json"):
@@ -258,11 +258,11 @@ def test_markup_stays_text_and_damage_is_told(grouped: Path, tmp_path: Path) -> 
     for told in (found.text, result.stderr):
         assert "a picture could not be drawn: there is no map at" in told
         assert "1 of the 5 lesions could not be drawn" in told
-        assert "its mask has been changed since it was mapped" in told
+        assert "its mask has changed since it was mapped" in told
 
 
 def test_in_a_browser(grouped: Path) -> None:
-    """At both widths: no error, no request to elsewhere, sorting, filtering, a link, and nothing for axe-core."""
+    """At both widths, sorting, filtering and links work, without errors, web requests or axe violations."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert path, "a browser is needed: `make browser` installs Chromium"
     errors, requests = [], []
@@ -280,7 +280,7 @@ def test_in_a_browser(grouped: Path) -> None:
             lesions = page.get_by_role("table", name="Lesions of the group")
             lesions.get_by_role("button", name="r with group mean").click()
             assert OUTLIER in lesions.locator("tbody tr").first.inner_text()
-            words = page.get_by_role("searchbox", name="Show the lesions whose row has the words")
+            words = page.get_by_role("searchbox", name="Show only lesions whose row contains")
             count = page.locator("output")
             assert count.inner_text() == "5 of 5"
             for typed, n in (("LESION right", 2), ("sub-02", 1), ("nothing", 0), ("", 5)):

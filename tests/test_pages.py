@@ -1,10 +1,10 @@
-"""What all pages share: numbers, links, and that nothing put into them can be markup."""
+"""Numbers and links on pages, and that nothing put into them becomes markup."""
 
 from __future__ import annotations
 
 import pytest
 
-from bids_lacuna.report.pages import anchor, decimal, href, place
+from bids_lacuna.report.pages import anchor, decimal, href, position
 
 
 @pytest.mark.parametrize(
@@ -21,23 +21,23 @@ from bids_lacuna.report.pages import anchor, decimal, href, place
     ],
 )
 def test_decimal(number: float | None, text: str) -> None:
-    """Three digits, a real minus, and a dash for what is not known."""
+    """Numbers have three digits and a true minus sign; unknown ones are a dash."""
     assert decimal(number) == text
 
 
-def test_place() -> None:
-    """Coordinates are whole millimetres."""
-    assert place((-40.2, 7.6, 0)) == "\N{MINUS SIGN}40, 8, 0"
+def test_position() -> None:
+    """Coordinates are rounded to whole millimetres."""
+    assert position((-40.2, 7.6, 0)) == "\N{MINUS SIGN}40, 8, 0"
 
 
 @pytest.mark.parametrize("name", ["a b.png", 'a"b.png', "javascript:alert(1)", "a#b?c%20.png", "<b>.png"])
 def test_links_stay_links_to_files(name: str) -> None:
-    """A file's name cannot end the attribute, name a protocol, or become a query or fragment."""
+    """A file name cannot end the attribute, name a protocol, or become a query or fragment."""
     link = href(name)
     assert link.startswith("./")
     assert not set(link) & set("\"'<>#?: ")
 
 
 def test_anchor() -> None:
-    """A place's name has letters, digits and hyphens only."""
+    """An id has only letters, digits and hyphens."""
     assert anchor('lesion "1"_ü') == "lesion--1---"

@@ -1,4 +1,4 @@
-"""The participants' pages: what they tell, that they stand alone, and how they behave in a browser."""
+"""The participants' pages: their contents, that they are self-contained, and how they behave in a browser."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Elements(HTMLParser):
-    """All start tags of a page with their attributes, and its text."""
+    """The start tags of a page with their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -46,26 +46,26 @@ class Elements(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep a tag."""
+        """Record a tag."""
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        """Keep text."""
+        """Record text."""
         self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """Give the attributes of each element of a kind."""
+        """Return the attributes of each element with a tag."""
         return [attributes for name, attributes in self.tags if name == tag]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the program as a user does."""
+    """Run the program as users do."""
     return subprocess.run([sys.executable, RUN, *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Map lesions of two participants of the demo, one of whom has an empty mask, too; give the output."""
+    """Map lesions of two participants of the demo, one of whom also has an empty mask; return the output."""
     folder = tmp_path_factory.mktemp("finished")
     demo.main([str(folder)])
     empty = f"sub-04_space-{demo.SPACE}_label-stroke_mask.nii.gz"
@@ -86,7 +86,7 @@ def pages(finished: Path) -> dict[str, Elements]:
 
 
 def test_each_lesion_has_its_section(finished: Path, pages: dict[str, Elements]) -> None:
-    """Sessions and labels are headings, and the table of contents leads to each of them."""
+    """Sessions and labels are in the headings, and the table of contents links to each."""
     headings = {
         "02": ["Session 1: lesion, in connectome connectome", "Session 2: lesion, in connectome connectome"],
         "04": ["Lesion, in connectome connectome"],
@@ -103,8 +103,8 @@ def test_each_lesion_has_its_section(finished: Path, pages: dict[str, Elements])
         )
 
 
-def test_pages_stand_alone(finished: Path, pages: dict[str, Elements]) -> None:
-    """Every link and picture is a file of the output, nothing is of the web, and a page stays under 5 MB."""
+def test_pages_are_self_contained(finished: Path, pages: dict[str, Elements]) -> None:
+    """Every link and picture is a file in the output, nothing comes from the web, and a page stays under 5 MB."""
     for page in pages.values():
         links = [a["href"] for a in page.all("a")] + [image["src"] for image in page.all("img")]
         links += [frame["data-src"] for frame in page.all("iframe")]
@@ -116,7 +116,7 @@ def test_pages_stand_alone(finished: Path, pages: dict[str, Elements]) -> None:
 
 
 def test_pictures_are_described(finished: Path, pages: dict[str, Elements]) -> None:
-    """Each picture has a sentence for those who do not see it, and its true size."""
+    """Each picture has an alternative text and its true size."""
     for page in pages.values():
         images = page.all("img")
         assert len(images) in (6, 12)
@@ -128,7 +128,7 @@ def test_pictures_are_described(finished: Path, pages: dict[str, Elements]) -> N
 
 
 def facts(page: str) -> list[dict[str, str]]:
-    """Read the list of facts of each lesion."""
+    """Return the facts of each lesion."""
     lists = re.findall(r"<dl>(.*?)</dl>", page, re.DOTALL)
     return [
         {name: html.unescape(value) for name, value in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", each)}
@@ -137,12 +137,12 @@ def facts(page: str) -> list[dict[str, str]]:
 
 
 def number(text: str) -> float:
-    """Read a number as the page writes it."""
+    """Return a number as written on the page."""
     return float(text.replace("\N{MINUS SIGN}", "-").replace("\N{NARROW NO-BREAK SPACE}", ""))
 
 
-def test_facts_are_those_of_the_files(finished: Path) -> None:
-    """Volume, coverage, side and the highest r with its place are what the sidecar and the map themselves say."""
+def test_facts_match_the_files(finished: Path) -> None:
+    """Volume, coverage, side and the highest r with its position match the sidecar and the map."""
     sides = ["right", "right"]
     sessions = facts((finished / "sub-02.html").read_text())
     for told, session, side in zip(sessions, ("1", "2"), sides, strict=True):
@@ -163,8 +163,8 @@ def test_facts_are_those_of_the_files(finished: Path) -> None:
         assert np.linalg.norm(np.array(centre) - (13, -18, 8)) < 6
 
 
-def test_clusters_are_of_the_map(finished: Path) -> None:
-    """Each peak in the table to download has the r and the t that the maps have there, outside the lesion."""
+def test_clusters_match_the_map(finished: Path) -> None:
+    """Each peak in the downloadable table has the r and the t of the maps at its position."""
     tables = sorted((finished / "sub-04/figures").glob("*_clusters.tsv"))
     assert len(tables) == 1
     for table in tables:
@@ -180,8 +180,8 @@ def test_clusters_are_of_the_map(finished: Path) -> None:
             assert (float(row["r"]) > 0) == (row["sign"] == "positive")
 
 
-def test_the_page_tells_of_the_run(finished: Path, pages: dict[str, Elements]) -> None:
-    """Connectome, its hash and size, command, memory, the sentence about t, failures and the methods are there."""
+def test_the_page_describes_the_run(finished: Path, pages: dict[str, Elements]) -> None:
+    """The page has the connectome, its hash and size, command, memory, the warning about t, failures and methods."""
     (log,) = finished.glob("logs/*/run.json")
     record = json.loads(log.read_text())
     assert record["finished"]
@@ -190,17 +190,17 @@ def test_the_page_tells_of_the_run(finished: Path, pages: dict[str, Elements]) -
     for page in pages.values():
         for words in (record["connectome_hash"], record["command"], "t grows with the number of connectome subjects"):
             assert words in page.text
-        assert "16 subjects only" in page.text
+        assert "only 16 subjects" in page.text
         assert (finished / "logs/CITATION.md").read_text().split("\n\n")[0] in page.text
         assert "@article{boes2015" in page.text
     assert "label-stroke_mask.nii.gz was not mapped: the mask is empty" in pages["04"].text
     assert "was not mapped" not in pages["02"].text
 
 
-def test_reports_only_remakes_the_pages(finished: Path, pages: dict[str, Elements], tmp_path: Path) -> None:
-    """From the files alone comes the same page again, pictures and all; a participant who is not there is named."""
+def test_reports_only_rewrites_the_pages(finished: Path, pages: dict[str, Elements], tmp_path: Path) -> None:
+    """--reports-only rewrites the same page and pictures from the files; an unknown participant is an error."""
     out = shutil.copytree(finished, tmp_path / "out")
-    # The masks are where the dataset's description leads from the output.
+    # The masks are where the dataset's description says, relative to the output.
     (tmp_path / "bids").symlink_to(finished.parent / "bids")
     for path in [*out.glob("*.html"), *out.glob("sub-*/figures")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -222,7 +222,7 @@ EVIL = """<script>alert("1")</script>'"""
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """Write an output whose r-map has a sidecar full of markup, and no image; and a row of a mask that failed."""
+    """Write an output whose r-map has no image and a sidecar full of markup, and a row about a mask that failed."""
     folder = tmp_path / "sub-x" / "func"
     folder.mkdir(parents=True)
     (tmp_path / "dataset_description.json").write_text(json.dumps({"DatasetLinks": {"source": "../bids"}}))
@@ -244,7 +244,7 @@ def odd(tmp_path: Path) -> Path:
 
 
 def test_markup_in_names_stays_text(odd: Path) -> None:
-    """Names, sidecars and reasons with tags in them add no element to the page and end no attribute."""
+    """Tags in names, sidecars and reasons add no element to the page and end no attribute."""
     write_participant_report(odd, "x")
     text = (odd / "sub-x.html").read_text()
     page = Elements(text)
@@ -255,25 +255,25 @@ def test_markup_in_names_stays_text(odd: Path) -> None:
     assert all(set(attributes) <= {"href", "class", "download"} for attributes in page.all("a"))
 
 
-def test_what_cannot_be_drawn_is_told(odd: Path) -> None:
-    """Without the map's image the page is there all the same; it and the caller are told what is missing."""
+def test_what_cannot_be_drawn_is_reported(odd: Path) -> None:
+    """Without the map's image, the page is written and says what is missing; so does the return value."""
     (problem,) = write_participant_report(odd, "x")
     assert "pictures could not be drawn" in problem
     text = Elements((odd / "sub-x.html").read_text()).text
     for words in (
         "pictures could not be drawn",
         "its mask cannot be read",
-        "only 29 % of the lesion lie inside",
-        "the connectome has one subject: t is not defined",
+        "only 29 % of the lesion lies inside",
+        "the connectome has one subject: t is undefined",
         "was not mapped",
-        "The logs of the run are not there any more",
+        "The logs of the run no longer exist",
     ):
         assert words in text
     assert find_participants(odd) == ["x"]
 
 
 def test_a_page_that_fails_stops_nothing(odd: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A page that cannot be written is a warning with its reason; the others are written."""
+    """A page that cannot be written is a warning with the reason; the others are written."""
     (odd / "sub-y.html").mkdir()
     (odd / "sub-y").mkdir()
     with caplog.at_level(logging.WARNING), ReportPool(odd, 1) as reports:
@@ -285,20 +285,20 @@ def test_a_page_that_fails_stops_nothing(odd: Path, caplog: pytest.LogCaptureFix
     assert (odd / "sub-x.html").is_file()
 
 
-def test_the_process_that_maps_loads_no_pictures() -> None:
-    """Having pages written loads neither nilearn nor matplotlib, which take 200 MB."""
+def test_the_mapping_process_does_not_load_nilearn() -> None:
+    """The module that submits pages loads neither nilearn nor matplotlib, which take 200 MB."""
     code = "import sys, bids_lacuna.report.methods, bids_lacuna.report.pool; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"nilearn", "matplotlib", "PIL", "jinja2"} & set(result.stdout.split())
 
 
 def test_the_group_s_page_has_one_name() -> None:
-    """The pool calls the group's page as the group's files do."""
+    """The pool has the same name for the group's page as the group package."""
     assert GROUP_PAGE == PAGE
 
 
-def test_who_gets_a_page_when(tmp_path: Path) -> None:
-    """A page is due once nothing of the participant is pending, if something happened or no page is there."""
+def test_when_a_page_is_due(tmp_path: Path) -> None:
+    """A page is due once no lesion is pending, if any was not skipped or there is no page yet."""
     masks = {label: LesionMask(tmp_path / "m.nii.gz", {"sub": label}, None, "source", tmp_path) for label in "abcde"}
     statuses = [("a", "done"), ("a", "pending"), ("b", "done"), ("b", "failed"), ("c", "skipped"), ("d", "skipped")]
     records = [LesionRecord(masks[label], status) for label, status in statuses]
@@ -311,14 +311,14 @@ def test_who_gets_a_page_when(tmp_path: Path) -> None:
     ("gib", "n_threads", "expected"), [(1, 8, 0), (2, 8, 1), (12, 8, 2), (1000, 8, 4), (1000, 3, 3)]
 )
 def test_workers_follow_memory_and_processors(gib: int, n_threads: int, expected: int) -> None:
-    """None below 1.8 GiB; else one at least, four at most, and an eighth of the memory: two of 600 MiB in 12 GiB."""
+    """Below 1.8 GiB none; otherwise one to four, within an eighth of the memory: two of 600 MiB in 12 GiB."""
     assert WORKER_BYTES == 600 * 2**20
     assert choose_n_workers(gib * 2**30, n_threads) == expected
 
 
 @pytest.fixture(scope="module")
 def browser() -> Any:
-    """Start Debian's Chromium, or Chrome."""
+    """Start Chromium or Chrome."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert path, "a browser is needed: `make browser` installs Chromium"
     with sync_playwright() as playwright:
@@ -329,7 +329,7 @@ def browser() -> Any:
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desktop", "phone"])
 def test_in_a_browser(finished: Path, browser: Browser, width: int, height: int) -> None:
-    """Without an error or a request to elsewhere: links of the contents lead on, tables sort, the viewer opens."""
+    """Links work, tables sort and the viewer opens, without an error or a request to the web."""
     page = browser.new_page(viewport={"width": width, "height": height})
     errors, requests = [], []
     page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
@@ -354,7 +354,7 @@ def test_in_a_browser(finished: Path, browser: Browser, width: int, height: int)
 
 
 def check_sorting(page: Page) -> None:
-    """Sort the table of lesions by volume, up and down."""
+    """Sort the table of lesions by volume, ascending and descending."""
     table = page.get_by_role("table", name="Lesions of this participant")
     button = table.get_by_role("button", name="Volume (mL)")
     orders = []
@@ -369,7 +369,7 @@ def check_sorting(page: Page) -> None:
 
 
 def check_viewer(page: Page) -> None:
-    """Open the first viewer: it shows slices, and starts at the lesion's centre."""
+    """Open the first viewer: it shows slices and starts at the lesion's centre."""
     page.locator("details.viewer summary").first.click()
     frame = page.frame_locator("iframe").first
     canvas = frame.locator("canvas").first
@@ -387,7 +387,7 @@ def check_viewer(page: Page) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_accessible(finished: Path, browser: Browser, width: int) -> None:
-    """axe-core finds nothing against either page."""
+    """axe-core finds no violation on either page."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     for path in finished.glob("sub-*.html"):
         page.goto(path.as_uri())

@@ -1,1 +1,1 @@
-"""Pages for people, made from what is on disk."""
+"""HTML pages of participants and of a group, made from the files on disk."""

@@ -1,4 +1,4 @@
-"""The page of a group, made from what is on disk: its table, maps and matrix, and the lesions' masks."""
+"""A group's page, made from the files on disk: its table, maps and matrix, and the lesion masks."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from bids_lacuna.report import figures
 from bids_lacuna.report.figures import LesionShape
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion
 from bids_lacuna.report.methods import combine, describe_group_methods
-from bids_lacuna.report.pages import decimal, place, write_page
+from bids_lacuna.report.pages import decimal, position, write_page
 from bids_lacuna.report.pictures import Part, Picture, Pictures
 
 STAMP = (
     "Descriptive: such maps resemble a property of the connectome, whatever the symptom; "
     "only a contrast with other lesions allows an inference."
 )
-"""What is written in each picture of network maps, and below it."""
+"""Printed on each picture of network maps, and below it."""
 
-OF_LESIONS = "Descriptive: the lesions of this group, not what their symptoms come from."
-"""What is written in pictures of the lesions themselves, and below them."""
+OF_LESIONS = "Descriptive: where the lesions of this group are, not what causes their symptoms."
+"""Printed on pictures of the lesions themselves, and below them."""
 
 SHEET = 50
-"""Lesions whose small pictures are one file: thousands of files would be slow on a cluster's disk."""
+"""Tiles in one file: thousands of files would be slow on a computing cluster's disk."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """The small picture of a lesion: a part of a sheet."""
+    """The small picture of a lesion, part of a sheet."""
 
     sheet: str
-    """From the output's root."""
+    """Path relative to the output's root."""
     top: int
-    """Pixels above it in the sheet."""
+    """Pixels above the tile in its sheet."""
     width: int
     height: int
     alt: str
@@ -52,20 +52,20 @@ class Tile:
 
 @dataclass
 class Row:
-    """What the page tells of one lesion."""
+    """The page's data on one lesion."""
 
     name: str
     participant: str
     page: str
-    """Of the participant, from the output's root; "" where there is none."""
+    """Path of the participant's page relative to the output's root; "" if there is none."""
     anchor: str
-    """Of the lesion, there."""
+    """HTML id of the lesion's section on that page."""
     volume_ml: float
     coverage_percent: float
     side: str
     n_subjects: int
     peaks: Mapping[str, tuple[float, tuple[float, float, float]]]
-    """Of r and of t: the value, and where it is in mm."""
+    """Peak value of r and of t, and its position in mm."""
     r_with_mean: float
     cluster_position: int
     is_outlier: bool
@@ -74,17 +74,17 @@ class Row:
 
 
 def write_group_report(output_dir: Path) -> list[str]:
-    """Write the group's page and its pictures, anew, from what is on disk.
+    """Write a group's page and its pictures from the files on disk.
 
     Returns
     -------
     list of str
-        What could not be drawn, in sentences; the page says so, too.
+        A sentence for each picture that could not be drawn; the page has them, too.
 
     Raises
     ------
     OSError, ValueError, KeyError
-        The group's table, or its dictionary, is missing or damaged.
+        The group's table or its dictionary is missing or damaged.
     """
     group = read_json_object(output_dir / DICTIONARY)
     lesions = _find_lesions(output_dir, group)
@@ -123,7 +123,7 @@ def write_group_report(output_dir: Path) -> list[str]:
 
 
 def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesion | None]:
-    """Find the lesions' maps, in the order of the table; None where they are gone."""
+    """Find the lesions' maps, in the order of the table; None where they are missing."""
     links = read_links(output_dir)
     sources = [str(uri).removeprefix("bids::") for uri in group["Sources"]]
     found: list[MappedLesion | None] = []
@@ -169,7 +169,7 @@ def _number(cell: str) -> float:
 
 
 def _find_runs(lesions: Sequence[MappedLesion | None], outcomes: Sequence[Outcome]) -> dict[Path, Run]:
-    """Find the runs that the lesions' maps are of, by their folders of logs."""
+    """Find the runs that wrote the lesions' maps, by log folder."""
     newest = {
         (outcome.mask, outcome.run.connectome_name): outcome
         for outcome in outcomes
@@ -189,7 +189,7 @@ def _describe_origin(
     lesions: Sequence[MappedLesion | None],
     thresholds: Sequence[float],
 ) -> list[tuple[str, str]]:
-    """Tell what the group's files were made from."""
+    """List what the group's files were made from."""
     numbers = sorted({row.n_subjects for row in rows})
     versions = sorted({str(lesion.sidecar.get("SoftwareVersion")) for lesion in lesions if lesion})
     facts = [
@@ -208,7 +208,7 @@ def _describe_origin(
 
 
 class _Drawing:
-    """Draws the pictures of a group; what cannot be drawn is told in `problems`."""
+    """Draws the pictures of a group; `problems` has a sentence for each that cannot be drawn."""
 
     def __init__(self, output_dir: Path, group: Mapping[str, Any], rows: Sequence[Row]) -> None:
         self.problems: list[str] = []
@@ -217,33 +217,33 @@ class _Drawing:
         self._rows = rows
         self._lesions = f"{len(rows)} lesion" + ("" if len(rows) == 1 else "s")
         self._pictures = Pictures(output_dir, output_dir / PICTURES / "group")
-        self._shares = self._read_thresholds()
+        self._thresholds = self._read_thresholds()
         (output_dir / PICTURES).mkdir(exist_ok=True)
 
     @property
     def thresholds(self) -> list[float]:
-        """Of the overlap of networks, the lowest first."""
-        return sorted({abs(threshold) for threshold in self._shares.values()})
+        """Thresholds of the network overlaps, lowest first."""
+        return sorted({abs(threshold) for threshold in self._thresholds.values()})
 
     def _read_thresholds(self) -> dict[str, float]:
-        """Read the threshold of each map of networks, with its sign, by the map's key."""
-        shares = {}
+        """Read the signed threshold of each network overlap, by the map's key."""
+        thresholds = {}
         for key, name in self._group["Maps"].items():
             if key.startswith("network") and key.endswith("_share"):
                 sidecar = self._output_dir / f"{name.removesuffix('.nii.gz')}.json"
-                shares[key] = float(read_json_object(sidecar)["Threshold"])
-        return shares
+                thresholds[key] = float(read_json_object(sidecar)["Threshold"])
+        return thresholds
 
     def draw_maps(self) -> list[Part]:
-        """Draw all maps, each in slices."""
+        """Draw slices of all maps."""
         parts = [
             Part("Lesion overlap", self._attempt(self._draw_lesions)),
             Part("Mean r", self._attempt(self._draw_mean, "r", "r")),
             Part("Mean Fisher z", self._attempt(self._draw_mean, "z", "Fisher z")),
         ]
-        for key, threshold in sorted(self._shares.items(), key=lambda share: (abs(share[1]), -share[1])):
+        for key, threshold in sorted(self._thresholds.items(), key=lambda item: (abs(item[1]), -item[1])):
             beyond = f"t {'>' if threshold > 0 else '<'} {decimal(threshold)}"
-            parts.append(Part(f"Network overlap, {beyond}", self._attempt(self._draw_share, key, beyond)))
+            parts.append(Part(f"Network overlap, {beyond}", self._attempt(self._draw_network, key, beyond)))
         return parts
 
     def _attempt(self, draw: Callable[..., Picture], *arguments: str) -> list[Picture]:
@@ -253,7 +253,7 @@ class _Drawing:
             self.problems.append(f"a picture could not be drawn: {error}.")
             return []
         finally:
-            # matplotlib's figures hold themselves in circles.
+            # matplotlib's figures are reference cycles.
             gc.collect()
 
     def _draw_lesions(self) -> Picture:
@@ -263,44 +263,44 @@ class _Drawing:
         path = self._pictures.path("lesions.png")
         # Four steps of whole lesions on the colour bar.
         most = 4 * max(1, ceil(facts.maximum / 4 - 1e-6))
-        title = f"Number of lesions, of {n}, and their share"
+        title = f"Number of lesions out of {n}, and percentage"
 
         def write(count: float) -> str:
             return f"{count:.0f}\n({100 * count / n:.0f} %)"
 
-        figures.draw_share(path, volume, most, "lesions", write, (title, OF_LESIONS))
+        figures.draw_overlap(path, volume, most, "lesions", write, (title, OF_LESIONS))
         what = f"{title}: at most {decimal(facts.maximum)} ({decimal(100 * facts.maximum / n)} %)"
-        return self._add("Lesion overlap", path, f"{what} at {place(facts.maximum_mm)} mm. {OF_LESIONS}")
+        return self._add("Lesion overlap", path, f"{what} at {position(facts.maximum_mm)} mm. {OF_LESIONS}")
 
     def _draw_mean(self, stat: str, name: str) -> Picture:
         volume = figures.read_map(self._output_dir / self._group["Maps"][f"mean_{stat}"])
-        threshold = figures.strongest_share_threshold(volume)
+        threshold = figures.strongest_tenth_threshold(volume)
         facts = figures.measure_map(volume, threshold)
         path = self._pictures.path(f"mean-{stat}.png")
         above = f"|mean {name}| > {decimal(threshold)}, the strongest tenth of all voxels"
         title = f"Mean {name} of {self._lesions}, where {above}"
         figures.draw_map(path, volume, threshold, name, title=(title, STAMP))
         what = (
-            f"{title}; red is positive, blue negative. Lowest {decimal(facts.minimum)} at {place(facts.minimum_mm)} "
-            f"mm, highest {decimal(facts.maximum)} at {place(facts.maximum_mm)} mm"
+            f"{title}; red is positive, blue negative. Lowest {decimal(facts.minimum)} at "
+            f"{position(facts.minimum_mm)} mm, highest {decimal(facts.maximum)} at {position(facts.maximum_mm)} mm"
         )
         return self._add(f"Mean {name}", path, f"{what}. {STAMP}")
 
-    def _draw_share(self, key: str, beyond: str) -> Picture:
+    def _draw_network(self, key: str, beyond: str) -> Picture:
         volume = figures.read_map(self._output_dir / self._group["Maps"][key])
         facts = figures.measure_map(volume, 0)
         path = self._pictures.path(f"{key.removesuffix('_share')}.png")
-        title = f"Share of the {self._lesions} with {beyond}"
-        figures.draw_share(path, volume, 1, "share", lambda share: f"{100 * share:.0f} %", (title, STAMP))
-        most = f"at most {decimal(100 * facts.maximum)} %, at {place(facts.maximum_mm)} mm"
-        what = f"{title}: {most if facts.n_above else 'none in any voxel'}. {STAMP}"
+        title = f"Fraction of the {self._lesions} with {beyond}"
+        figures.draw_overlap(path, volume, 1, "fraction", lambda fraction: f"{100 * fraction:.0f} %", (title, STAMP))
+        most = f"at most {decimal(100 * facts.maximum)} %, at {position(facts.maximum_mm)} mm"
+        what = f"{title}: {most if facts.n_above else 'zero in every voxel'}. {STAMP}"
         return self._add(f"Network overlap, {beyond}", path, what)
 
     def _add(self, name: str, path: Path, what: str) -> Picture:
         return self._pictures.add(name, path, f"Slices of the MNI template. {what}", what)
 
     def draw_similarity(self) -> list[Picture]:
-        """Draw the matrix of correlations between r-maps, in the clustering's order."""
+        """Draw the matrix of correlations between r-maps, in clustering order."""
         return self._attempt(self._draw_similarity)
 
     def _draw_similarity(self) -> Picture:
@@ -316,11 +316,11 @@ class _Drawing:
         )
         order = np.argsort([row.cluster_position for row in self._rows])
         path = self._pictures.path("similarity.png")
-        title = f"Spatial correlation of the r-maps of {self._lesions}, in the clustering's order"
+        title = f"Spatial correlation between the r-maps of {self._lesions}, in clustering order"
         names = [self._rows[number].name for number in order]
         figures.draw_similarity(path, matrix[np.ix_(order, order)], names, (title, STAMP))
         pairs = matrix[np.triu(np.ones((n, n), bool), 1)]
-        between = f"; between two lesions r is {_range(pairs)}" if pairs.size else ""
+        between = f"; r between two lesions is {_range(pairs)}" if pairs.size else ""
         what = f"{title}{between}. {self._group['Clustering']}. {STAMP}"
         return self._pictures.add("Similarity of the maps", path, f"Matrix. {what}", what)
 
@@ -336,17 +336,17 @@ class _Drawing:
         figures.draw_distributions(path, volumes_ml, coverage_percent, (title, OF_LESIONS))
         what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverage_percent)} %."
         return self._pictures.add(
-            title, path, f"Histograms. {what} {OF_LESIONS}", f"{what} The axis of volume is logarithmic. {OF_LESIONS}"
+            title, path, f"Histograms. {what} {OF_LESIONS}", f"{what} The volume axis is logarithmic. {OF_LESIONS}"
         )
 
     def draw_tiles(self, lesions: Sequence[MappedLesion | None]) -> None:
-        """Draw a small picture of each lesion, many in a file, and tell each row its own."""
+        """Draw a small picture of each lesion, many per file, and set each row's `tile`."""
         for start in range(0, len(lesions), SHEET):
             self._draw_sheet(start // SHEET + 1, self._rows[start : start + SHEET], lesions[start : start + SHEET])
         missing = [row for row in self._rows if not row.tile]
         if missing:
             self.problems.append(
-                f"{len(missing)} of the {len(self._rows)} lesions could not be drawn, such as {missing[0].name}: "
+                f"{len(missing)} of the {len(self._rows)} lesions could not be drawn, for example {missing[0].name}: "
                 f"{missing[0].why_no_tile}."
             )
 
@@ -361,9 +361,9 @@ class _Drawing:
             return
         path = self._pictures.path(f"tiles-{number:03d}.png")
         width, height = figures.draw_tiles(path, [shape for _, shape in shapes])
-        for place_in_sheet, (row, shape) in enumerate(shapes):
-            alt = f"Three slices of the MNI template through {place(shape.centre_mm)} mm, with the lesion in red"
-            row.tile = Tile(self._pictures.relative(path), place_in_sheet * height, width, height, alt)
+        for row_in_sheet, (row, shape) in enumerate(shapes):
+            alt = f"Three slices of the MNI template through {position(shape.centre_mm)} mm, with the lesion in red"
+            row.tile = Tile(self._pictures.relative(path), row_in_sheet * height, width, height, alt)
 
 
 def _range(numbers: Sequence[float] | np.ndarray) -> str:
@@ -372,9 +372,9 @@ def _range(numbers: Sequence[float] | np.ndarray) -> str:
 
 
 def _read_shape(lesion: MappedLesion | None) -> LesionShape:
-    """Read a lesion's mask, if it is the one that was mapped."""
+    """Read a lesion's mask, provided that it has not changed since it was mapped."""
     if lesion is None:
-        raise FileNotFoundError("the sidecar of its r-map is gone or damaged")
+        raise FileNotFoundError("the sidecar of its r-map is missing or damaged")
     if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
-        raise ValueError("its mask has been changed since it was mapped")
+        raise ValueError("its mask has changed since it was mapped")
     return figures.read_lesion(lesion.mask, lesion.sidecar.get("LesionThreshold"))

@@ -1,4 +1,4 @@
-"""The maps of lesions, as they are on disk."""
+"""The maps of lesions, found on disk."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MappedLesion:
-    """The maps of one lesion in one connectome, on disk."""
+    """The map files of one lesion and one connectome."""
 
     name: str
-    """What the names of its maps have in common, without the statistic."""
+    """The map files' common name, without the statistic."""
     entities: Mapping[str, str]
-    """Of the maps' names."""
+    """BIDS entities in the map files' names."""
     sidecar: Mapping[str, Any]
-    """Of the r-map."""
+    """Sidecar of the r-map."""
     r_map: Path
     t_map: Path | None
     n_map: Path | None
     binary_maps: Mapping[float, Path]
-    """By their thresholds, the lowest first."""
+    """Binary maps by threshold, lowest first."""
     source: tuple[str, str]
-    """Of the mask: its dataset's name in BIDS URIs, and the path in it."""
+    """Dataset name in BIDS URIs, and the mask's path in that dataset."""
     mask: Path
-    """Where it should be."""
+    """Path where the lesion mask should be."""
 
 
 def find_participants(output_dir: Path) -> list[str]:
-    """List the labels of all participants that have maps, or a row in a table of outcomes."""
+    """Return the labels of all participants that have maps or a row in a table of outcomes, sorted."""
     with_maps = {path.name.removeprefix("sub-") for path in output_dir.glob("sub-*") if path.is_dir()}
     in_tables = {
         outcome.row["sub"] for outcome in read_outcomes(output_dir) if outcome.row.get("sub", "n/a") != "n/a"
@@ -47,14 +47,14 @@ def find_participants(output_dir: Path) -> list[str]:
 
 
 def find_mapped_lesions(output_dir: Path, label: str) -> list[MappedLesion]:
-    """Find the lesions of a participant that have an r-map with a sidecar, in the order of their names.
+    """Find a participant's lesions that have an r-map with a sidecar, sorted by name.
 
     Raises
     ------
     ValueError
         dataset_description.json is damaged.
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     links = read_links(output_dir)
     folder = output_dir / f"sub-{label}"
@@ -68,27 +68,27 @@ def find_mapped_lesions(output_dir: Path, label: str) -> list[MappedLesion]:
 
 
 def read_links(output_dir: Path) -> Mapping[str, Any]:
-    """Read where the datasets with the masks are, by their names in BIDS URIs; raises as `find_mapped_lesions`."""
+    """Read the paths of the mask datasets by their names in BIDS URIs; raises what `find_mapped_lesions` raises."""
     links = read_json_object(output_dir / "dataset_description.json").get("DatasetLinks", {})
     return links if isinstance(links, dict) else {}
 
 
 def read_mapped_lesion(output_dir: Path, r_sidecar: Path, links: Mapping[str, Any]) -> MappedLesion:
-    """Find the maps of one lesion.
+    """Find the map files of one lesion.
 
     Parameters
     ----------
     r_sidecar
-        Of its r-map.
+        Sidecar of its r-map.
     links
-        As from `read_links`.
+        From `read_links`.
 
     Raises
     ------
     ValueError
         The sidecar is damaged.
     OSError
-        It cannot be read.
+        The sidecar cannot be read.
     """
     sidecar = read_json_object(r_sidecar)
     before, after = r_sidecar.name.removesuffix("_statmap.json").rsplit("_stat-r_", 1)
@@ -108,7 +108,7 @@ def read_mapped_lesion(output_dir: Path, r_sidecar: Path, links: Mapping[str, An
 
 
 def page_anchor(lesion: MappedLesion) -> str:
-    """Name the place of a lesion's section in its participant's page."""
+    """Return the HTML id of a lesion's section on its participant's page."""
     return anchor(f"lesion-{lesion.name}")
 
 
@@ -116,7 +116,7 @@ def _find_binary_maps(r_sidecar: Path, before: str, after: str, connectome: obje
     maps = {}
     for path in r_sidecar.parent.glob(f"{escape(before)}_stat-t_{escape(after)}T*_mask.json"):
         sidecar = read_json_object(path)
-        # The name alone may be that of a connectome whose own name goes on with a T.
+        # The name may also be that of another connectome, whose own name has a T at this place.
         if sidecar.get("ConnectomeName") == connectome and isinstance(sidecar.get("Threshold"), int | float):
             maps[float(sidecar["Threshold"])] = _image_of(path)
     return dict(sorted(maps.items()))

@@ -1,4 +1,4 @@
-"""Pages of HTML from the templates in `templates/`: all that is put into them is escaped, and nothing is fetched."""
+"""HTML pages from the templates in `templates/`: everything is escaped, and nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bids_lacuna.files import renamed_when_whole
 
 
 def write_page(path: Path, template: str, **context: Any) -> None:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Parameters
     ----------
     template
-        Its name in the folder of templates; it extends `page.html.jinja`, which has the look of all pages.
+        File name in `templates/`. Each template extends `page.html.jinja`, which all pages share.
     context
-        What the template asks for. Text is escaped; paths need the filter `href` beside it.
+        Variables of the template. Text is escaped; paths also need the filter `href`.
     """
     content = _environment().get_template(template).render(version=__version__, **context)
     with renamed_when_whole(path) as temporary:
@@ -37,22 +37,22 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"href": href, "decimal": decimal, "place": place, "anchor": anchor}
+    environment.filters |= {"href": href, "decimal": decimal, "position": position, "anchor": anchor}
     return environment
 
 
 def href(path: str) -> str:
-    """Write a relative path as a link: a name may hold %, # or ?, and its colon would be taken for a protocol's."""
+    """Return the link to a relative path: file names may contain %, # or ?, or a colon like that of a protocol."""
     return quote(f"./{path}")
 
 
 def anchor(text: str) -> str:
-    """Make the name of a place in the page from any text."""
+    """Return an HTML id made from any text."""
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)
 
 
 def decimal(number: float | None, digits: int = 3) -> str:
-    """Write a number with some significant digits and a real minus; a dash where there is none."""
+    """Return a number as text, with some significant digits and a true minus sign; a dash for None and NaN."""
     if number is None or number != number:
         return "\N{EN DASH}"
     rounded = float(f"{number:.{digits}g}")
@@ -60,6 +60,6 @@ def decimal(number: float | None, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}").replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def place(point: tuple[float, float, float]) -> str:
-    """Write coordinates in mm."""
+def position(point: tuple[float, float, float]) -> str:
+    """Return coordinates in mm as text; a dash for NaN."""
     return ", ".join(decimal(round(coordinate)) for coordinate in point) if point[0] == point[0] else "\N{EN DASH}"

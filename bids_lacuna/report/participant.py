@@ -1,4 +1,4 @@
-"""A page for each participant, made from what is on disk: maps, sidecars, lesion masks and the logs of the runs."""
+"""A participant's page, made from the files on disk: maps, sidecars, lesion masks and the logs of runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bids_lacuna.text import format_bytes
 
 
 def write_participant_report(output_dir: Path, label: str) -> list[str]:
-    """Write the page of one participant and its pictures, anew, from what is on disk.
+    """Write a participant's page and its pictures from the files on disk.
 
     Returns
     -------
     list of str
-        What could not be drawn, in sentences; the page says so, too.
+        A sentence for each picture that could not be drawn; the page has them, too.
     """
     outcomes = [outcome for outcome in read_outcomes(output_dir) if outcome.row.get("sub") == label]
     lesions = find_mapped_lesions(output_dir, label)
@@ -45,7 +45,7 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
 
 
 def _origin(lesion: MappedLesion, outcomes: Sequence[Outcome]) -> Outcome | None:
-    """Find the newest row that tells of a lesion's mapping."""
+    """Find the newest row about the mapping of a lesion."""
     name = lesion.sidecar.get("ConnectomeName")
     for outcome in reversed(outcomes):
         same_connectome = outcome.run is None or outcome.run.connectome_name == name
@@ -55,7 +55,7 @@ def _origin(lesion: MappedLesion, outcomes: Sequence[Outcome]) -> Outcome | None
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """Tell which masks failed, and have not been mapped since."""
+    """List the masks that failed and have not been mapped since."""
     newest = {}
     for outcome in outcomes:
         newest[outcome.mask, outcome.run.connectome_name if outcome.run else ""] = outcome
@@ -69,7 +69,7 @@ def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
 def _describe_runs(
     output_dir: Path, sections: Sequence[Section], origins: Sequence[Outcome | None]
 ) -> list[dict[str, Any]]:
-    """Tell what was run, once for each run, with the lesions that were mapped in it."""
+    """Describe each run, with the headings of the lesions that it mapped."""
     headings: dict[Path, list[str]] = {}
     runs: dict[Path, Run] = {}
     for section, origin in zip(sections, origins, strict=True):
@@ -91,8 +91,8 @@ def _run_rows(run: Run) -> list[tuple[str, str]]:
     sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in run.voxel_sizes_mm)
     thresholds = ", ".join(f"|t| > {threshold:g}" for threshold in run.t_thresholds) or "none"
     so_far = "" if run.finished else ", up to this participant's batch"
-    taken = "not known" if run.seconds is None else f"{timedelta(seconds=round(run.seconds))} (h:mm:ss){so_far}"
-    used = "not known" if run.peak_bytes is None else f"{format_bytes(run.peak_bytes)}{so_far}"
+    taken = "unknown" if run.seconds is None else f"{timedelta(seconds=round(run.seconds))} (h:mm:ss){so_far}"
+    used = "unknown" if run.peak_bytes is None else f"{format_bytes(run.peak_bytes)}{so_far}"
     return [
         ("Connectome", f"{run.connectome_name}, in {run.connectome_space}"),
         ("Connectome subjects", str(run.n_connectome_subjects)),
@@ -102,9 +102,9 @@ def _run_rows(run: Run) -> list[tuple[str, str]]:
         ("Thresholds", thresholds),
         ("Started", run.started.replace("T", " ")),
         ("Run time", taken),
-        ("Memory planned", f"{format_bytes(run.planned_bytes)}, of {format_bytes(run.available_bytes)}"),
+        ("Memory planned", f"{format_bytes(run.planned_bytes)} of {format_bytes(run.available_bytes)}"),
         ("Memory used", used),
-        ("Batches", f"{run.n_lesions} lesions, up to {run.batch_size} in one pass, on {run.n_threads} threads"),
+        ("Batches", f"{run.n_lesions} lesions, up to {run.batch_size} per pass, on {run.n_threads} threads"),
         ("bids-lacuna", run.version),
         ("Software", ", ".join(f"{name} {version}" for name, version in run.software.items())),
     ]

@@ -1,4 +1,4 @@
-"""The pictures of a page."""
+"""The pictures of a page and their files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a page."""
+    """A picture on a page."""
 
     name: str
     path: str
-    """From the output's root."""
+    """Relative to the output's root."""
     alt: str
     caption: str
     width: int
@@ -24,38 +24,38 @@ class Picture:
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures below one heading."""
+    """Pictures under one heading."""
 
     heading: str
     pictures: list[Picture]
 
 
 class Pictures:
-    """The pictures of one lesion, or of a group: where they lie, and how large they are."""
+    """The picture files of one lesion or of a group."""
 
     def __init__(self, output_dir: Path, stem: Path) -> None:
-        """Begin.
+        """Name the files.
 
         Parameters
         ----------
         output_dir
             Root of the dataset.
         stem
-            What the paths of all the pictures begin with.
+            Beginning of the paths of all files.
         """
         self._output_dir = output_dir
         self._stem = stem
 
     def path(self, kind: str) -> Path:
-        """Name a file."""
+        """Return the path of a file."""
         return self._stem.with_name(f"{self._stem.name}_{kind}")
 
     def relative(self, path: Path) -> str:
-        """Tell where a file lies, from the output's root."""
+        """Return a file's path relative to the output's root."""
         return path.relative_to(self._output_dir).as_posix()
 
     def add(self, name: str, path: Path, alt: str, caption: str) -> Picture:
-        """Describe a picture that was drawn."""
+        """Return the `Picture` for a file that has been drawn."""
         with Image.open(path) as image:
             width, height = image.size
         return Picture(name, self.relative(path), alt, caption, width, height)

@@ -1,4 +1,4 @@
-"""Processes that write pages, and what they cost."""
+"""The processes that write pages, and their cost in time and memory."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WORKER_BYTES = 600 * 2**20
-"""Of each process that writes pages, at most: see test_memory."""
+"""Peak memory of a process that writes pages; `test_memory` measures it."""
 
 MOST_WORKERS = 4
-"""With more, the disk and the other jobs of the machine would wait."""
+"""More would slow down the disk and the machine's other jobs."""
 
-MEMORY_SHARE = 8
-"""Workers after the first may take one part in this many of the memory."""
+MEMORY_DIVISOR = 8
+"""Two or more workers take at most the available memory divided by this."""
 
 PAGE_SECONDS = 2.0
-"""That a process takes for the part of a page that is one lesion's."""
+"""Seconds to write one lesion's section of a page."""
 
 PAGE_BYTES = 2**21
-"""On disk, of that part with its pictures and its viewer."""
+"""Bytes on disk of one lesion's section, with pictures and viewer."""
 
 GROUP_PAGE = "group.html"
-"""As `group.PAGE`, whose import would cost the process that maps 7 MB."""
+"""The same as `group.PAGE`, whose import would cost the mapping process 7 MB."""
 
 
 def participants_with_news(output_dir: Path, records: Iterable[LesionRecord]) -> list[str]:
-    """List the participants whose page is due: nothing of theirs is pending, and something happened or none is there.
+    """List the participants whose page is due.
 
-    Who has lesions in two batches gets the page after the second.
+    A page is due once no lesion of the participant is pending, if any was not skipped or the page does not exist. A
+    participant with lesions in two batches gets the page after the second.
     """
     statuses: dict[str, set[str]] = {}
     for record in records:
@@ -54,27 +55,27 @@ def participants_with_news(output_dir: Path, records: Iterable[LesionRecord]) ->
 
 
 def choose_n_workers(available_bytes: int, n_threads: int) -> int:
-    """Choose in how many processes pages are written: more where memory and processors are plenty, 0 for little.
+    """Choose the number of processes that write pages, by the available memory and processors.
 
-    One takes a third of the memory at most.
+    The first takes at most a third of the memory: without so much, the number is 0.
     """
     if available_bytes < 3 * WORKER_BYTES:
         return 0
-    return max(1, min(n_threads, MOST_WORKERS, available_bytes // (MEMORY_SHARE * WORKER_BYTES)))
+    return max(1, min(n_threads, MOST_WORKERS, available_bytes // (MEMORY_DIVISOR * WORKER_BYTES)))
 
 
 class ReportPool:
-    """Writes pages in processes of their own, which give way to all others; a page that fails stops nothing."""
+    """Writes pages in separate processes of low priority; a page that fails stops nothing else."""
 
     def __init__(self, output_dir: Path, n_workers: int) -> None:
-        """Prepare to write; no process starts before the first page.
+        """Create the pool; no process starts before the first page is submitted.
 
         Parameters
         ----------
         output_dir
             The derivative dataset's root.
         n_workers
-            Processes.
+            Number of processes.
         """
         self._output_dir = output_dir
         self._n_workers = n_workers
@@ -82,47 +83,47 @@ class ReportPool:
         self._pages: dict[str, Future[list[str]]] = {}
 
     def __enter__(self) -> Self:
-        """Enter a block at whose end the processes end."""
+        """Enter a block that ends the processes when it is left."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the processes: after an error without the pages that no process has begun."""
+        """End the processes; after an error, pages that no process has begun are dropped."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
     def submit(self, labels: Collection[str]) -> None:
-        """Have the pages of participants written, except those that were submitted before."""
+        """Write the pages of participants, except those already submitted."""
         for label in labels:
             if f"sub-{label}.html" not in self._pages:
                 self._pages[f"sub-{label}.html"] = self._begin(label)
 
     def submit_group(self) -> None:
-        """Have the group's page written."""
+        """Write the group's page."""
         self._pages[GROUP_PAGE] = self._begin(None)
 
     def _begin(self, label: str | None) -> Future[list[str]]:
         try:
             if self._pool is None:
-                # Not forked: a fork would share the locks and the memory of the process that maps.
+                # Not forked: a fork would share the locks and the memory of the mapping process.
                 self._pool = ProcessPoolExecutor(self._n_workers, get_context("spawn"), _prepare_worker)
             return self._pool.submit(_write_page, self._output_dir, label)
-        # No process can be started, or one was killed: as little a reason to stop as a page that fails.
+        # A process cannot be started or was killed: like a page that fails, no reason to stop.
         except Exception as error:
             failed: Future[list[str]] = Future()
             failed.set_exception(error)
             return failed
 
     def wait(self) -> int:
-        """Wait for all pages, warn of those that lack something, and count those that were written."""
+        """Wait for all pages, log what is missing from them, and return how many were written."""
         n_written = 0
         for name, page in self._pages.items():
             try:
                 for problem in page.result():
                     logger.warning("%s: %s", name, problem)
                 n_written += 1
-            # The border of a page: the maps are on disk whatever becomes of it.
+            # The border of a page: the maps are on disk whether or not it can be written.
             except Exception as error:
                 logger.warning("%s could not be written (%s: %s)", name, type(error).__name__, error)
                 logger.debug("traceback of the failure above", exc_info=True)
@@ -132,16 +133,16 @@ class ReportPool:
 
 
 def _prepare_worker() -> None:
-    """Make a process that writes pages a good neighbour."""
+    """Prepare a process that writes pages."""
     prepare_worker(niceness=10)
-    # It keeps a cache of fonts, and warns where the user's home cannot be written to.
+    # matplotlib keeps a cache of fonts there, and warns if the user's home is not writable.
     os.environ["MPLCONFIGDIR"] = os.environ["NUMBA_CACHE_DIR"]
     warnings.simplefilter("ignore")
 
 
 def _write_page(output_dir: Path, label: str | None) -> list[str]:
-    """Write a participant's page, or the group's without a label."""
-    # Imported by workers alone: nilearn and matplotlib would cost the process that maps 200 MB.
+    """Write a participant's page; without a label, the group's."""
+    # Only workers import these: nilearn and matplotlib would cost the mapping process 200 MB.
     from bids_lacuna.report import group, participant
 
     if label is None:

@@ -1,4 +1,4 @@
-"""What a participant's page tells of one lesion."""
+"""The section of a participant's page about one lesion."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from bids_lacuna.lesion import LOW_COVERAGE, name_side
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, LesionShape, MapFacts, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
-from bids_lacuna.report.pages import decimal, place
+from bids_lacuna.report.pages import decimal, position
 from bids_lacuna.report.pictures import Part, Pictures
 
 logger = logging.getLogger(__name__)
 
 FEW_CONNECTOME_SUBJECTS = 30
-"""Below it, maps of other samples of healthy people would look different."""
+"""With fewer, maps of another sample of healthy people would look different."""
 
-TOLD_OTHERWISE = ("sub", "ses", "space", "res", "label", "stat", "desc")
-"""Entities of maps that all lesions of a page have alike, or that a heading tells in other words."""
+NOT_IN_HEADING = ("sub", "ses", "space", "res", "label", "stat", "desc")
+"""Entities that all lesions of a page share, or that a heading has in other words."""
 
 
 @dataclass
 class Section:
-    """What a page tells of one lesion."""
+    """Contents of the section of one lesion."""
 
     heading: str
     anchor: str
@@ -48,7 +48,7 @@ class Section:
 
 
 def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Section:
-    """Draw one lesion and its maps, and put them into words. What fails is written into its section alone."""
+    """Draw and describe one lesion and its maps; a failure is noted in its section and affects no other."""
     heading = _heading(lesion)
     volume_mm3, coverage = (_number(lesion.sidecar.get(key)) for key in ("LesionVolume", "LesionCoverage"))
     n_subjects = lesion.sidecar.get("NumberOfConnectomeSubjects")
@@ -64,12 +64,12 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.facts = [
         ("Volume", f"{decimal(section.volume_ml)} mL"),
-        ("Coverage", f"{decimal(section.coverage_percent)} % lie in the connectome's mask"),
+        ("Coverage", f"{decimal(section.coverage_percent)} % inside the connectome's mask"),
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
     ]
     try:
         _draw(output_dir, output_dir / f"sub-{label}" / "figures", lesion, section)
-    # The border of a lesion's report: whatever is wrong with its files, the page is written, and the others' too.
+    # The border of a lesion's section: whatever is wrong with its files, the page is written.
     except Exception as error:
         logger.debug("traceback of the failure below", exc_info=True)
         section.errors.append(f"pictures could not be drawn ({type(error).__name__}: {error})")
@@ -77,11 +77,11 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
 
 
 def _heading(lesion: MappedLesion) -> str:
-    """Name a lesion by what tells it from the others of a page: "Session 1: lesion, in connectome GSP1000"."""
+    """Return a heading that tells the lesions of a page apart: "Session 1: lesion, in connectome GSP1000"."""
     connectome = str(lesion.sidecar.get("ConnectomeName", ""))
     label = lesion.entities.get("label", "lesion")
     words = ["lesion" if label == "lesion" else f"lesion labelled {label}"]
-    words += [f"{entity} {value}" for entity, value in lesion.entities.items() if entity not in TOLD_OTHERWISE]
+    words += [f"{entity} {value}" for entity, value in lesion.entities.items() if entity not in NOT_IN_HEADING]
     if own_desc := lesion.entities.get("desc", "").removesuffix(connectome):
         words.append(f"desc {own_desc}")
     words.append(f"in connectome {connectome}")
@@ -98,27 +98,26 @@ def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) 
     found = []
     if coverage is not None and coverage < LOW_COVERAGE:
         found.append(
-            f"only {100 * coverage:.0f} % of the lesion lie inside the connectome's mask; the maps describe that."
+            f"only {100 * coverage:.0f} % of the lesion lies inside the connectome's mask; the maps describe only "
+            "that part."
         )
     if n_subjects == 1:
-        found.append(
-            "the connectome has one subject: t is not defined, and the r-map is that of a single person's brain."
-        )
+        found.append("the connectome has one subject: t is undefined, and the r-map is that of a single brain.")
     elif n_subjects is not None and n_subjects < FEW_CONNECTOME_SUBJECTS:
         found.append(
-            f"the connectome has {n_subjects} subjects only: maps from another sample of healthy people would differ "
+            f"the connectome has only {n_subjects} subjects: maps from another sample of healthy people would differ "
             "noticeably."
         )
     space = str(lesion.sidecar.get("SpatialReference", ""))
     if not space.startswith("MNI152"):
         found.append(
-            f"the maps are in space {space or 'unknown'}: the background of the pictures is in MNI152 space."
+            f"the maps are in {space or 'an unknown'} space, but the background of the pictures is in MNI152 space."
         )
     return found
 
 
 def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section) -> None:
-    """Draw all pictures of a lesion, and add what they show to its section."""
+    """Draw all pictures of a lesion and add them to its section."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = _read_lesion(lesion, section)
     pictures = Pictures(output_dir, folder / lesion.name)
@@ -127,18 +126,18 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
         path = pictures.path("lesion.png")
         figures.draw_lesion(path, shape)
         alt = (
-            f"Slices of the MNI template with the lesion in red, around {place(shape.centre_mm)} mm; "
+            f"Slices of the MNI template with the lesion in red, around {position(shape.centre_mm)} mm; "
             f"side: {section.side}"
         )
-        caption = "The lesion, in red. The middle slices go through its centre."
+        caption = "The lesion (red). The middle slices pass through its centre."
         section.parts.append(Part("Lesion", [pictures.add("Lesion on the template", path, alt, caption)]))
     r_map = figures.read_map(lesion.r_map)
     t_map = figures.read_map(lesion.t_map) if lesion.t_map else None
-    shown = [("r", r_map, figures.strongest_share_threshold(r_map), "the strongest tenth of all voxels")]
+    shown = [("r", r_map, figures.strongest_tenth_threshold(r_map), "the strongest tenth of all voxels")]
     if t_map:
         given = next(iter(lesion.binary_maps), None)
         threshold, why = (
-            (given, "the threshold given") if given else (figures.strongest_share_threshold(t_map), shown[0][3])
+            (given, "the threshold given") if given else (figures.strongest_tenth_threshold(t_map), shown[0][3])
         )
         shown.append(("t", t_map, threshold, why))
     for stat, volume, threshold, why in shown:
@@ -148,7 +147,7 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
     _write_viewer(pictures, section, shown, shape)
     section.has_t = t_map is not None
     section.clusters = _write_clusters(pictures, r_map, t_map, shape)
-    # matplotlib's figures hold themselves in circles: 4 MB a lesion.
+    # matplotlib's figures are reference cycles: 4 MB per lesion.
     gc.collect()
 
 
@@ -156,22 +155,22 @@ def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
     try:
         shape = figures.read_lesion(lesion.mask, lesion.sidecar.get("LesionThreshold"))
     except (OSError, ValueError) as error:
-        section.warnings.append(f"the lesion is not drawn, since its mask cannot be read: {error}.")
+        section.warnings.append(f"the lesion is not drawn because its mask cannot be read: {error}.")
         return None
     if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
-        section.warnings.append("the mask has been changed since it was mapped: the maps are of the old one.")
+        section.warnings.append("the mask has changed since it was mapped; the maps show the old one.")
     return shape
 
 
 def _describe_shape(shape: LesionShape, section: Section) -> list[tuple[str, str]]:
-    left = shape.left_share
+    left = shape.left_fraction
     section.side = name_side(left, 1 - left)
     if section.side == "both":
         section.side += f" (left {100 * left:.0f} %)"
     extents = zip("xyz", shape.low_mm, shape.high_mm, strict=True)
     return [
         ("Side", section.side),
-        ("Centre (mm)", place(shape.centre_mm)),
+        ("Centre (mm)", position(shape.centre_mm)),
         ("Extent (mm)", "; ".join(f"{axis} {decimal(low)} to {decimal(high)}" for axis, low, high in extents)),
     ]
 
@@ -187,11 +186,11 @@ def _draw_map(
 ) -> None:
     facts = figures.measure_map(volume, threshold)
     if not facts.n_defined:
-        section.warnings.append(f"the {stat}-map has no defined voxel, and is not drawn.")
+        section.warnings.append(f"the {stat}-map has no defined voxel and is not drawn.")
         return
     section.facts += [
-        (f"Highest {stat}", f"{decimal(facts.maximum)} at {place(facts.maximum_mm)} mm"),
-        (f"Lowest {stat}", f"{decimal(facts.minimum)} at {place(facts.minimum_mm)} mm"),
+        (f"Highest {stat}", f"{decimal(facts.maximum)} at {position(facts.maximum_mm)} mm"),
+        (f"Lowest {stat}", f"{decimal(facts.minimum)} at {position(facts.minimum_mm)} mm"),
     ]
     if not facts.n_above + facts.n_below:
         section.warnings.append(f"no voxel has |{stat}| > {decimal(threshold)}: the pictures of the map are empty.")
@@ -215,7 +214,7 @@ def _draw_map(
                     f"{stat}-map in a glass brain",
                     glass,
                     f"Glass brain from the left, the back, the right and above, with the {stat}-map where {above}",
-                    "The strongest voxels along each line of sight, above the same threshold.",
+                    "The strongest voxels along each line of sight, with the same threshold.",
                 ),
             ],
         )
@@ -224,7 +223,7 @@ def _draw_map(
 
 def _describe_counts(facts: MapFacts) -> str:
     above, below = (100 * n / facts.n_defined for n in (facts.n_above, facts.n_below))
-    return f"{decimal(above)} % of the voxels are above it, {decimal(below)} % below its negative"
+    return f"{decimal(above)} % of the voxels are above the threshold, {decimal(below)} % below its negative"
 
 
 def _draw_binary_map(
@@ -233,7 +232,7 @@ def _draw_binary_map(
     path = pictures.path(f"t{threshold:g}".replace(".", "p") + "-mask.png")
     figures.draw_binary_map(path, volume, shape)
     n = int((volume.values > 0).sum())
-    caption = f"The {n} voxels with |t| > {threshold:g}, of either sign."
+    caption = f"The {n} voxels with |t| > {threshold:g}, positive or negative."
     section.parts.append(
         Part(
             f"Binary map, |t| > {threshold:g}",
@@ -268,15 +267,15 @@ def _write_viewer(
 def _write_clusters(
     pictures: Pictures, r_map: Volume, t_map: Volume | None, shape: LesionShape | None
 ) -> dict[str, Any]:
-    """Write the table of clusters, and give its rows to the page."""
+    """Write the table of clusters, and return its rows for the page."""
     positive, negative = figures.find_clusters(r_map, shape)
 
     def rows(clusters: Iterable[Cluster]) -> list[dict[str, Any]]:
         return [
             {
-                "place_mm": cluster.place_mm,
+                "peak_mm": cluster.peak_mm,
                 "r": cluster.value,
-                "t": t_map.at(cluster.place_mm) if t_map else None,
+                "t": t_map.at(cluster.peak_mm) if t_map else None,
                 "size_mm3": cluster.size_mm3,
             }
             for cluster in clusters
@@ -287,7 +286,7 @@ def _write_clusters(
     for sign, table in tables.items():
         for row in table:
             t = "n/a" if row["t"] is None or row["t"] != row["t"] else f"{row['t']:.6g}"
-            cells.append([sign, *(f"{x:g}" for x in row["place_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"])
+            cells.append([sign, *(f"{x:g}" for x in row["peak_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"])
     path = pictures.path("clusters.tsv")
     write_table(path, ("sign", "x_mm", "y_mm", "z_mm", "r", "t", "size_mm3"), cells)
     return {**tables, "path": pictures.relative(path)}

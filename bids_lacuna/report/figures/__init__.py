@@ -1,4 +1,4 @@
-"""Pictures for the reports, their numbers and tables: nilearn and matplotlib, which take 200 MB, are loaded here."""
+"""The pictures and numbers of the reports. Importing this package loads nilearn and matplotlib, which take 200 MB."""
 
 from bids_lacuna.report.figures.charts import draw_distributions, draw_similarity
 from bids_lacuna.report.figures.mosaic import (
@@ -6,7 +6,7 @@ from bids_lacuna.report.figures.mosaic import (
     draw_glass_brain,
     draw_lesion,
     draw_map,
-    draw_share,
+    draw_overlap,
     draw_tiles,
 )
 from bids_lacuna.report.figures.viewer import write_viewer
@@ -19,7 +19,7 @@ from bids_lacuna.report.figures.volumes import (
     measure_map,
     read_lesion,
     read_map,
-    strongest_share_threshold,
+    strongest_tenth_threshold,
 )
 
 __all__ = [
@@ -32,13 +32,13 @@ __all__ = [
     "draw_glass_brain",
     "draw_lesion",
     "draw_map",
-    "draw_share",
+    "draw_overlap",
     "draw_similarity",
     "draw_tiles",
     "find_clusters",
     "measure_map",
     "read_lesion",
     "read_map",
-    "strongest_share_threshold",
+    "strongest_tenth_threshold",
     "write_viewer",
 ]

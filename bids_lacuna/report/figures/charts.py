@@ -1,4 +1,4 @@
-"""Charts of a group: the matrix of similarity, and histograms."""
+"""Charts of a group: the similarity matrix and histograms."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from bids_lacuna.report.figures.png import PIXELS_PER_INCH, save_figure
 Array = np.ndarray
 
 N_NAMES = 60
-"""Lesions of a matrix whose names are written at its edges."""
+"""Largest number of lesions whose names are printed beside a matrix."""
 
 N_CELLS = 800
-"""Of a drawn matrix along each edge, at most: a picture has no more pixels; matplotlib takes 50 bytes for each."""
+"""Largest number of drawn cells along a matrix's edge, about one per pixel; matplotlib needs 50 bytes for each."""
 
 N_BINS = 20
-"""Of a histogram."""
+"""Bins of a histogram."""
 
 CHARACTERS = 120
-"""Of a line above a matrix or histograms."""
+"""Characters per line of a chart's title."""
 
 BAR_COLOUR = "#3182bd"
-"""Of histograms."""
+"""Colour of histograms."""
 
 
 def draw_similarity(path: Path, similarity: Array, names: Sequence[str], title: tuple[str, str]) -> None:
-    """Draw a matrix of correlations, in the order given.
+    """Draw a matrix of correlations in the given order.
 
     Parameters
     ----------
     similarity : shape (n, n)
     names
-        Of its rows and columns; they are written where there is room for them.
+        Names of the rows and columns, printed if there is room for them.
     title
-        As for `draw_share`.
+        As for `draw_overlap`.
     """
     figure = Figure((9, 8.2), dpi=PIXELS_PER_INCH, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
@@ -52,7 +52,7 @@ def draw_similarity(path: Path, similarity: Array, names: Sequence[str], title: 
         axes.set_xticks(range(1, n + 1), labels=names, rotation=90, fontsize=7)
         axes.set_yticks(range(1, n + 1), labels=names, fontsize=7)
     else:
-        axes.set_xlabel("place in the clustering's order")
+        axes.set_xlabel("clustering order")
     bar = figure.colorbar(image, ax=axes, shrink=0.7)
     bar.set_ticks([-1, -0.5, 0, 0.5, 1], labels=[two_digits(tick) for tick in (-1, -0.5, 0, 0.5, 1)])
     bar.ax.set_title("r", fontsize=12, pad=10)
@@ -61,7 +61,7 @@ def draw_similarity(path: Path, similarity: Array, names: Sequence[str], title: 
 
 
 def _coarsen(matrix: Array) -> Array:
-    """Average neighbours of a square matrix that are too many for a picture."""
+    """Average neighbouring cells of a square matrix that has too many for a picture."""
     starts = np.arange(0, len(matrix), -(-len(matrix) // N_CELLS))
     counts = np.diff([*starts, len(matrix)])
     sums = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
@@ -71,12 +71,12 @@ def _coarsen(matrix: Array) -> Array:
 def draw_distributions(
     path: Path, volumes_ml: Sequence[float], coverage_percent: Sequence[float], title: tuple[str, str]
 ) -> None:
-    """Draw histograms of volume, on a logarithmic axis, and of coverage.
+    """Draw histograms of volume (logarithmic axis) and coverage.
 
     Parameters
     ----------
     title
-        As for `draw_share`.
+        As for `draw_overlap`.
     """
     figure = Figure((9, 4), dpi=PIXELS_PER_INCH, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -1,6 +1,6 @@
 """Pictures of volumes on the MNI template: slices and glass brains.
 
-Left is on the left in all of them, and written there.
+Left is on the left in all of them, and labelled.
 """
 
 from __future__ import annotations
@@ -27,52 +27,52 @@ from bids_lacuna.report.figures.volumes import LesionShape, Volume, template
 Array = np.ndarray
 
 N_CUTS = 7
-"""Slices of each plane in a mosaic."""
+"""Slices per plane in a mosaic."""
 
 WHOLE_BRAIN_CUTS = (
     (-60.0, -42, -24, -6, 12, 30, 48),
     (-90.0, -66, -42, -18, 6, 30, 54),
     (-42.0, -24, -6, 12, 30, 48, 66),
 )
-"""x, y and z in mm of a map's slices: the same for all maps, so that they can be compared."""
+"""x, y and z in mm of a map's slices, the same for all maps so that they can be compared."""
 
 BOX_MM = ((-80.0, 80.0), (-112.0, 80.0), (-74.0, 86.0))
-"""What of the template is drawn, along x, y and z."""
+"""Extent of the drawn part of the template along x, y and z."""
 
 PANEL_PIXELS = 186
-"""Width of a slice: as wide as the widest, so that the slices of all planes stand below each other."""
+"""Width of every slice, that of the widest, so that the slices of all planes are aligned."""
 
 LABEL_PIXELS = 22
-"""Below each row of slices, for their coordinates."""
+"""Height below each row of slices, for their coordinates."""
 
 BAR_PIXELS = 120
-"""Beside the slices, for the colour bar and its numbers."""
+"""Width beside the slices, for the colour bar and its numbers."""
 
 SIDE_PIXELS = 66
-"""From the middle of a slice to the letter of the side."""
+"""Distance from the middle of a slice to the letter of the side."""
 
 N_GREYS = 48
-"""Of the template."""
+"""Shades of grey of the template."""
 
 TITLE_PIXELS = 56
-"""Above a group's slices, for what they show and what they do not."""
+"""Height above a group's slices, for the title."""
 
 TILE = 2
-"""Edge of the squares of pixels of a slice that are one pixel of a tile."""
+"""Pixels of a slice along each edge of a tile's pixel."""
 
 N_TILE_COLOURS = 32
-"""Of a sheet of tiles."""
+"""Colours of a sheet of tiles."""
 
 LESION_COLOUR = "#d7191c"
 
 OUTLINE_COLOUR = "#00ff00"
-"""Of the lesion on a map: neither hot nor cold."""
+"""Colour of the lesion's outline on a map: neither hot nor cold."""
 
 ABOVE_COLOUR = "#e66101"
 
 
 def lesion_cuts(lesion: LesionShape) -> tuple[tuple[float, ...], ...]:
-    """Choose slices through the lesion, its centre in the middle, that reach to both of its ends."""
+    """Choose slices from one end of the lesion to the other, with its centre in the middle."""
     cuts = []
     for centre, low, high in zip(lesion.centre_mm, lesion.low_mm, lesion.high_mm, strict=True):
         half = N_CUTS // 2
@@ -91,7 +91,7 @@ def _overlay(lesion: LesionShape) -> Volume:
 
 
 def draw_binary_map(path: Path, volume: Volume, lesion: LesionShape | None) -> None:
-    """Draw a mask of |t| above a threshold, and the lesion's outline."""
+    """Draw the mask of |t| above a threshold, and the lesion's outline."""
     _draw_mosaic(path, WHOLE_BRAIN_CUTS, volume, one_colour_scale(ABOVE_COLOUR), outline=lesion)
 
 
@@ -108,42 +108,42 @@ def draw_map(
     Parameters
     ----------
     name
-        Of the statistic, at the colour bar.
+        Name of the statistic, for the colour bar.
     title
-        As for `draw_share`.
+        As for `draw_overlap`.
     """
     _draw_mosaic(path, WHOLE_BRAIN_CUTS, volume, two_sided_scale(volume, threshold, name), lesion, title)
 
 
-def draw_share(
-    path: Path, volume: Volume, most: float, name: str, write: Callable[[float], str], title: tuple[str, str]
+def draw_overlap(
+    path: Path, volume: Volume, highest: float, name: str, tick_label: Callable[[float], str], title: tuple[str, str]
 ) -> None:
-    """Draw a map of counts or shares, where it is above 0, on the template.
+    """Draw the voxels above 0 of a map of counts or fractions on the template.
 
     Parameters
     ----------
-    most
-        The value at the end of the colours.
+    highest
+        Value at the end of the colours.
     name
-        At the colour bar.
-    write
-        Writes the numbers there.
+        Title of the colour bar.
+    tick_label
+        Formats the numbers of the colour bar.
     title
-        What the picture shows, and a sentence on what it does not; both are written above the slices.
+        What the picture shows, and a sentence about what it does not show; both are printed above the slices.
     """
-    # Without the palest colours, which would be taken for the background.
+    # Without the palest colours, which look like the background.
     colours = ListedColormap(mpl.colormaps["YlOrRd"](np.linspace(0.2, 1, 256)))
-    scale = Scale(colours, Normalize(0, most), name, write=write)
+    scale = Scale(colours, Normalize(0, highest), name, tick_label=tick_label)
     _draw_mosaic(path, WHOLE_BRAIN_CUTS, volume, scale, title=title)
 
 
 def draw_tiles(path: Path, lesions: Sequence[LesionShape]) -> tuple[int, int]:
-    """Draw small pictures of lesions below each other: each a slice along x, y and z through the lesion's centre.
+    """Draw small pictures of lesions, one below the other, each with three slices through the lesion's centre.
 
     Returns
     -------
     width, height
-        Of one of them, in pixels.
+        Pixels of one of them.
     """
     tiles = [_tile(lesion) for lesion in lesions]
     picture = Image.fromarray((255 * np.concatenate(tiles)).astype(np.uint8))
@@ -164,7 +164,7 @@ def _tile(lesion: LesionShape) -> Array:
 
 
 def draw_glass_brain(path: Path, volume: Volume, threshold: float, name: str) -> None:
-    """Draw the strongest voxels along each line of sight through the brain."""
+    """Draw the strongest voxel along each line of sight through the brain."""
     scale = two_sided_scale(volume, threshold, name)
     display = _glass_brain()
     figure = display.frame_axes.figure
@@ -187,7 +187,7 @@ def draw_glass_brain(path: Path, volume: Volume, threshold: float, name: str) ->
 
 @cache
 def _glass_brain() -> OrthoProjector:
-    """Draw the empty glass brain: its thousand strokes take ten times as long as a map in it."""
+    """Draw an empty glass brain, to be reused: its thousand strokes take ten times as long as a map in it."""
     figure = Figure(figsize=(12.6, 3.5), dpi=PIXELS_PER_INCH, facecolor="white")
     return plotting.plot_glass_brain(
         None, figure=figure, axes=(0, 0, 0.9, 1), display_mode="lyrz", plot_abs=False, colorbar=False
@@ -202,7 +202,7 @@ def _draw_mosaic(
     outline: LesionShape | None = None,
     title: tuple[str, str] | None = None,
 ) -> None:
-    """Draw rows of slices, one row a plane, 1 mm a pixel; where the scale has a name, a colour bar beside them."""
+    """Draw rows of slices, a row per plane and a pixel per mm, with a colour bar if the scale has a name."""
     rows = [
         np.concatenate([_slice(axis, cut, overlay, scale, outline) for cut in row_cuts], axis=1)
         for axis, row_cuts in enumerate(cuts)
@@ -231,7 +231,7 @@ def _draw_mosaic(
 
 
 def _slice(axis: int, cut: float, overlay: Volume, scale: Scale, outline: LesionShape | None) -> Array:
-    """Draw one slice: shape (rows, columns, 3)."""
+    """Return one slice as RGB: shape (rows, columns, 3)."""
     points, picture = _plane(axis, cut), _background(axis, cut).copy()
     values = overlay.sample(points)
     shown = np.isfinite(values) & (np.abs(values) > scale.threshold)
@@ -246,13 +246,13 @@ def _slice(axis: int, cut: float, overlay: Volume, scale: Scale, outline: Lesion
 @lru_cache(maxsize=sum(map(len, WHOLE_BRAIN_CUTS)))
 def _background(axis: int, cut: float) -> Array:
     grey = np.clip(template().interpolate(_plane(axis, cut)), 0, 1)
-    # Of the template, 0 is outside the brain: white, as the page is. Few greys make small files.
+    # The template is 0 outside the brain: white, like the page. Few greys make small files.
     shades = np.where(grey > 0.05, 0.15 + 0.75 * np.round(grey * N_GREYS) / N_GREYS, 1.0)
     return np.repeat(shades[..., np.newaxis], 3, axis=-1).astype(np.float32)
 
 
 def _plane(axis: int, cut: float) -> Array:
-    """Give the points of a slice in mm: shape (rows, columns, 3), the top of the head or the forehead first."""
+    """Return the points of a slice in mm: shape (rows, columns, 3), from the top of the head or the forehead."""
     across, up = [other for other in range(3) if other != axis]
     middle = sum(BOX_MM[across]) / 2
     columns = np.arange(middle - PANEL_PIXELS / 2, middle + PANEL_PIXELS / 2)

@@ -1,4 +1,4 @@
-"""PNG files of few colours, and so of few bytes."""
+"""PNG files with few colours, which keeps them small."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def reduce_colours(picture: Image.Image, n: int) -> Image.Image:
-    """Reduce a picture's colours: 256 are half the bytes."""
-    # Of the ways to choose them, this one keeps those of the colour bar.
+    """Reduce the number of colours: with 256, a file has half the bytes."""
+    # Unlike the other methods, this one keeps the colours of the colour bar.
     return picture.quantize(n, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

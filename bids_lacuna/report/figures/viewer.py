@@ -1,4 +1,4 @@
-"""An interactive viewer of a map, as a page of its own."""
+"""An interactive viewer of a map, as a separate page."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bids_lacuna.report.figures.volumes import LesionShape, Volume, template
 TITLE = re.compile("<title>.*?</title>", re.DOTALL)
 
 FAVICON = re.compile(r'<link rel="icon".*?/>', re.DOTALL)
-"""The one thing that nilearn's viewer would fetch from elsewhere."""
+"""The only thing that nilearn's viewer would fetch from the web."""
 
 
 def write_viewer(path: Path, volume: Volume, threshold: float, title: str, lesion: LesionShape | None) -> None:
-    """Write nilearn's interactive viewer of a map as a page of its own, which fetches nothing from anywhere.
+    """Write nilearn's interactive viewer of a map as a separate page, which fetches nothing from the web.
 
-    It opens where the lesion is, if that is known.
+    It opens at the lesion's centre, if that is known.
     """
     background, limit = template(), colour_limit(volume, threshold)
     view = plotting.view_img(

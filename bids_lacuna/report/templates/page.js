@@ -1,4 +1,4 @@
-// Browsers load a frame that is out of sight, even one that says loading="lazy" and is in closed details.
+// Browsers load a hidden frame, even with loading="lazy" inside closed details.
 for (const details of document.querySelectorAll("details.viewer")) {
   const frame = details.querySelector("iframe");
   details.addEventListener("toggle", () => { frame.src ||= frame.dataset.src; });
@@ -13,7 +13,7 @@ for (const button of document.querySelectorAll("button.copy")) {
       await navigator.clipboard.writeText(text.innerText);
       status.textContent = "Copied.";
     } catch {
-      // A page that is served without encryption may not write to the clipboard.
+      // A page that is served without encryption cannot write to the clipboard.
       getSelection().selectAllChildren(text);
       status.textContent = "Selected: copy it with Ctrl+C or ⌘C.";
     }
