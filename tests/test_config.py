@@ -1,4 +1,4 @@
-"""Options in a TOML file, and what the parsers say of words that they do not know."""
+"""Options in TOML files, suggestions for mistyped words, and completion by a shell."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PLACES = ["bids", "out", "participant"]
 
 
 def parse(*words: str) -> dict[str, object]:
-    """Parse a command line as the program does."""
+    """Parse a command line like the program."""
     parser = build_parser()
     return vars(parser.parse_args(add_config_file(parser, [*PLACES, *words])))
 
 
 def write(folder: Path, text: str) -> str:
-    """Write a file of options, and give the words that name it."""
+    """Write a file of options, and return the option that names it."""
     (folder / "options.toml").write_text(text)
     return f"--config-file={folder / 'options.toml'}"
 
 
 def test_options_of_a_file_are_those_of_a_command_line(tmp_path: Path) -> None:
-    """Text, numbers, lists and flags are read from the file as from the command line; `_` may stand for `-`."""
+    """Strings, numbers, lists and flags in the file equal those of the command line; `_` may replace `-`."""
     text = 'connectome = "GSP"\nt-threshold = [5, 7.5]\nmem = "2G"\nno-reports = true\noverwrite = false\n'
     text += 'participant_label = "01"\nlesion-batch-size = 20\n'
     there = parse(write(tmp_path, text))
@@ -39,8 +39,8 @@ def test_options_of_a_file_are_those_of_a_command_line(tmp_path: Path) -> None:
     assert there == here
 
 
-def test_the_command_line_wins(tmp_path: Path) -> None:
-    """An option of the command line, or one that excludes it there, stands in place of the file's."""
+def test_the_command_line_takes_precedence(tmp_path: Path) -> None:
+    """An option of the command line, or one that excludes it there, replaces that of the file."""
     config = write(tmp_path, "t-threshold = [5, 7]\nno-reports = true\nnprocs = 3\n")
     arguments = parse("--t-threshold", "4", config, "--reports-only")
     assert arguments["t_threshold"] == [4]
@@ -48,8 +48,8 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     assert arguments["nprocs"] == 3
 
 
-def test_a_shortened_option_and_one_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The option may be shortened, as all may; without a file it is a mistake. -v wins over the file's quiet."""
+def test_an_abbreviated_option_and_one_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--config-file may be abbreviated, and is an error without a file. -v overrides quiet in the file."""
     config = write(tmp_path, 'lesion-weighting = "binary"\nquiet = true\n')
     arguments = parse(config.replace("-file=", "="), "-v")
     assert (arguments["lesion_weighting"], arguments["verbose"]) == ("binary", 1)
@@ -60,7 +60,7 @@ def test_a_shortened_option_and_one_without_a_file(tmp_path: Path, capsys: pytes
 
 
 def test_a_run_s_file_repeats_it(tmp_path: Path) -> None:
-    """What a run writes is read again as the same options, and its first line is a command that does so."""
+    """The file that a run writes gives the same options again, and its first line is the command to do so."""
     parser = build_parser()
     words = shlex.split(
         "--connectome 'my \"own\" GSP' -d more=x --t-threshold 3.5 --no-t-map --mem 1500M -w work --ignore mixed "
@@ -92,7 +92,7 @@ def test_a_run_s_file_repeats_it(tmp_path: Path) -> None:
 def test_mistakes_of_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, status: int, words: str
 ) -> None:
-    """A mistake in the file is told in a sentence that names the file or the option."""
+    """An error in the file gives a sentence that names the file or the option."""
     config = f"--config-file={tmp_path / 'nothing.toml'}" if text is None else write(tmp_path, text)
     with pytest.raises(SystemExit) as end:
         cli.main([*PLACES, config])
@@ -111,7 +111,7 @@ def test_mistakes_of_a_file(
 def test_mistyped_options(
     capsys: pytest.CaptureFixture[str], main: type[cli.main], words: list[str], suggested: str
 ) -> None:
-    """An unknown option is asked for by the name that is nearest."""
+    """The option that is most similar to an unknown one is suggested."""
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 64
@@ -119,13 +119,13 @@ def test_mistyped_options(
 
 
 def test_a_mistyped_level(capsys: pytest.CaptureFixture[str]) -> None:
-    """The level that is nearest is asked for."""
+    """The level that is most similar to an unknown one is suggested."""
     assert cli.main(["bids", "out", "participan"]) == 17
     assert "did you mean participant?" in capsys.readouterr().err
 
 
 def test_a_shell_completes_words(tmp_path: Path) -> None:
-    """A shell that asks, as argcomplete's does, is told the options that begin so, and the choices of one."""
+    """A shell with argcomplete gets the options with a prefix, and the choices of an option."""
     found = {}
     for line in ("bids-lacuna --lesion-", "bids-lacuna --lesion-weighting "):
         answer = tmp_path / "answer"

@@ -1,4 +1,4 @@
-"""The Boutiques descriptor says what the command line takes."""
+"""The Boutiques descriptor describes the command line."""
 
 import json
 import subprocess
@@ -11,16 +11,16 @@ from bids_lacuna.app.command import Exit
 ROOT = Path(__file__).parents[1]
 
 
-def test_boutiques_json_is_that_of_this_version() -> None:
-    """What --bids-exec-spec prints, without other arguments, is in boutiques.json; else: make recorded."""
+def test_boutiques_json_is_up_to_date() -> None:
+    """boutiques.json is the output of --bids-exec-spec; otherwise, run `make recorded`."""
     printed = subprocess.run(
         [sys.executable, ROOT / "run.py", "--bids-exec-spec"], capture_output=True, text=True, check=True
     ).stdout
     assert printed == (ROOT / "boutiques.json").read_text()
 
 
-def test_a_command_line_made_from_it_is_understood() -> None:
-    """Values put in by its template, positional ones first, are parsed to what they were."""
+def test_a_command_line_from_its_template_can_be_parsed() -> None:
+    """Values that are inserted into the template, positional ones first, are parsed to the same values."""
     descriptor = json.loads((ROOT / "boutiques.json").read_text())
     values = {
         "InputDataset": "/data",
@@ -55,7 +55,7 @@ def test_a_command_line_made_from_it_is_understood() -> None:
 
 
 def test_required_arguments_and_choices() -> None:
-    """Only what all levels need is required, by the names of BEP027; the level and the weighting have choices."""
+    """Only arguments of all levels are required, with the names of BEP027; the weighting has choices."""
     inputs = {each["id"]: each for each in json.loads((ROOT / "boutiques.json").read_text())["inputs"]}
     required = {name for name, each in inputs.items() if not each["optional"]}
     assert required == {"InputDataset", "OutputLocation", "AnalysisLevel"}
@@ -73,6 +73,6 @@ def test_required_arguments_and_choices() -> None:
 
 
 def test_every_failure_is_described() -> None:
-    """Each exit status but 0 has its words."""
+    """Each exit status except 0 has a description."""
     codes = {each["code"] for each in json.loads((ROOT / "boutiques.json").read_text())["error-codes"]}
     assert codes == {int(status) for status in Exit} - {0}

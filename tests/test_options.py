@@ -1,4 +1,4 @@
-"""What the command lines print at once, and the values that they read."""
+"""Output of the command lines that needs no slow imports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARIES = {
     "bids", "dask", "distributed", "h5py", "jinja2", "joblib", "matplotlib", "nibabel", "nilearn", "numba", "numpy",
     "PIL", "psutil", "scipy", "threadpoolctl", "tqdm",
 }  # fmt: skip
-"""Libraries that take long to import."""
+"""Libraries that are slow to import."""
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ LIBRARIES = {
         ("connectome_main", "build --help"),
     ],
 )
-def test_what_is_printed_at_once_imports_nothing_heavy(program: str, words: str) -> None:
+def test_help_imports_no_slow_library(program: str, words: str) -> None:
     """Help, version, citation and descriptor appear in a fifth of a second: no slow library is imported."""
     done = subprocess.run(
         [sys.executable, "-c", HEAVY.format(program=program), *words.split()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -25,17 +26,17 @@ BLOCKS: list[Block] = [sigterm_raised, sigusr1_ignored, lambda: signals_held(Tru
 
 
 def ours(_number: int, _frame: object) -> None:
-    """Handle a signal as the program that calls the library might."""
+    """Handle a signal, as a program that calls the library might."""
 
 
 def handlers() -> list[object]:
-    """List what handles each signal now."""
+    """Return the current handler of each signal."""
     return [signal.getsignal(number) for number in HANDLED]
 
 
 @pytest.fixture(autouse=True)
 def set_handlers() -> Iterator[None]:
-    """Set handlers of our own, and give back those of the tests."""
+    """Set our own handlers, and restore those of pytest."""
     before = {number: signal.signal(number, ours) for number in HANDLED}
     yield
     for number, handler in before.items():
@@ -52,11 +53,23 @@ def in_thread(call: Callable[[], int]) -> int:
     return returned[0]
 
 
+class HandlersSeen(logging.Handler):
+    """Notes what handles SIGUSR1 whenever the program logs something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        """Note the handler of SIGUSR1."""
+        self.seen.append(signal.getsignal(signal.SIGUSR1))
+
+
 @pytest.mark.parametrize("on_main_thread", [True, False])
 def test_the_program_gives_signals_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_main_thread: bool
 ) -> None:
-    """cli.main maps lesions on any thread, and leaves the handlers of signals as it found them."""
+    """cli.main maps lesions on any thread, and gives signals back; on the main one, SIGUSR1 cannot end it."""
     # Checkpoints are kept there.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mask = synthetic.make_mask()
@@ -69,13 +82,20 @@ def test_the_program_gives_signals_back(
     def run() -> int:
         return cli.main(list(map(str, words)))
 
-    assert (run() if on_main_thread else in_thread(run)) == 0
+    watch = HandlersSeen()
+    logging.getLogger("bids_lacuna").addHandler(watch)
+    try:
+        assert (run() if on_main_thread else in_thread(run)) == 0
+    finally:
+        logging.getLogger("bids_lacuna").removeHandler(watch)
     assert handlers() == [ours] * 3
+    assert watch.seen
+    assert (ours in watch.seen) == (not on_main_thread)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_that_fails_gives_signals_back(block: Block) -> None:
-    """Handlers are restored after an error, and on another thread they are never changed."""
+    """Handlers are restored after an error, and never changed on another thread."""
     during: list[object] = []
 
     def fail() -> None:
@@ -105,7 +125,7 @@ def test_what_is_ignored_stays_ignored(block: Block) -> None:
 
 
 def test_sigterm_is_raised_once() -> None:
-    """The first SIGTERM ends the block, and a second one does not disturb the cleaning up."""
+    """The first SIGTERM ends the block, and a second one does not interrupt the cleanup."""
     cleaned_up = []
 
     def work() -> None:
@@ -122,7 +142,7 @@ def test_sigterm_is_raised_once() -> None:
 
 
 def test_a_held_signal_is_sent_again_when_the_block_ends() -> None:
-    """SIGTERM waits for the end of the block; SIGUSR1 is noted in it, however often it comes, and is over then."""
+    """SIGTERM is raised after the block; SIGUSR1 is only noted, however often it comes."""
     noted: list[set[int]] = []
 
     def work() -> None:
@@ -138,7 +158,7 @@ def test_a_held_signal_is_sent_again_when_the_block_ends() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_is_not_held(number: int) -> None:
-    """Somebody who presses Ctrl-C twice does not want to wait."""
+    """A second Ctrl-C or SIGTERM interrupts the block."""
     reached = []
 
     def work() -> None:
@@ -169,7 +189,7 @@ class Callback:
         os.kill(os.getpid(), int(sys.argv[1]))
         time.sleep(0.1)
 
-# A shell's background job, and what it starts, ignores SIGINT.
+# A shell's background job, and its children, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def run(arguments):
@@ -183,7 +203,7 @@ sys.exit(run_command(Parser(prog="program"), [], run, "interrupted"))
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_in_a_callback_is_not_lost(number: int, status: int) -> None:
-    """A signal that comes in a callback, whose exceptions Python drops, ends the program a moment later."""
+    """A signal that arrives in a callback, whose exceptions Python drops, ends the program a moment later."""
     result = subprocess.run([sys.executable, "-c", DROPPED, str(int(number))], capture_output=True, text=True)
     assert result.returncode == status
     assert result.stderr.startswith("program: interrupted")

@@ -19,8 +19,8 @@ from bids_lacuna.spaces import DEFAULT_SPACE, TEMPLATES, nearest_template, nifti
         ("T1w", None),
     ],
 )
-def test_a_name_that_is_almost_a_templates(space: str, template: str | None) -> None:
-    """A misspelt template is recognized; a template, and a name that is near none, is not questioned."""
+def test_misspelt_templates_are_recognized(space: str, template: str | None) -> None:
+    """The nearest template is found for a misspelt one, and none for a template or an unrelated name."""
     assert nearest_template(space) == template
 
 
@@ -33,5 +33,5 @@ def test_the_default_space_is_a_template() -> None:
     ("space", "code"), [("MNI152NLin2009cAsym", 4), ("MNI152Lin", 4), ("MNI305", 2), ("IXI549Space", 2)]
 )
 def test_the_nifti_code_of_a_space(space: str, code: int) -> None:
-    """Only templates of MNI152 have NIfTI's code of that space; others count as aligned to something."""
+    """MNI152 templates have their own NIfTI code; the others share that of aligned coordinates."""
     assert nifti_code(space) == code

@@ -1,12 +1,35 @@
-"""Amounts of bytes, and text that is shown to people."""
+"""Text for people, and amounts of bytes."""
 
 from __future__ import annotations
 
 import pytest
 
-from bids_lacuna.text import format_bytes, parse_bytes
+from bids_lacuna.text import format_bytes, one_line, parse_bytes, suggest
 
 MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("sub-01_label-Läsion", "sub-01_label-Läsion"),
+        ("two\nlines\tand\ra tab", "two lines and a tab"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("a\u202eb\udcff", "a\\u202eb\\udcff"),
+    ],
+)
+def test_text_for_one_line_has_no_control_codes(text: str, shown: str) -> None:
+    """White space becomes spaces, and other characters that terminals do not print are escaped."""
+    assert one_line(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("word", "suggestion"),
+    [("participan", ": did you mean participant?"), ("groups", ": did you mean group?"), ("cohort", ""), ("", "")],
+)
+def test_a_similar_word_is_suggested(word: str, suggestion: str) -> None:
+    """The most similar of the known words is suggested, or none."""
+    assert suggest(word, ["participant", "group"]) == suggestion
 
 
 @pytest.mark.parametrize(
@@ -25,8 +48,8 @@ MIB = 2**20
         (4099 * 2**40, "4099 TiB"),
     ],
 )
-def test_bytes_are_written_in_the_largest_unit_below_them(n_bytes: int, text: str) -> None:
-    """Amounts have one decimal at most, and bytes none."""
+def test_bytes_have_the_largest_unit_below_them(n_bytes: int, text: str) -> None:
+    """Amounts have up to one decimal, and bytes none."""
     assert format_bytes(n_bytes) == text
 
 
@@ -47,13 +70,13 @@ def test_bytes_are_written_in_the_largest_unit_below_them(n_bytes: int, text: st
     ],
 )
 def test_amounts_of_memory_are_read(text: str, n_bytes: int) -> None:
-    """Units may be short or long, large or small; a bare number is in MB."""
+    """Units may be short or long, in upper or lower case; a number without a unit is in MB."""
     assert parse_bytes(text) == n_bytes
 
 
 @pytest.mark.parametrize("n_bytes", [1, 512, 17 * 2**10, 612 * MIB, 3 * 2**29, 5 * 2**40])
 def test_what_is_written_can_be_read(n_bytes: int) -> None:
-    """An amount copied from a message is understood as it was meant."""
+    """An amount copied from a message is parsed to the same number of bytes."""
     assert parse_bytes(format_bytes(n_bytes)) == n_bytes
 
 
@@ -69,6 +92,6 @@ def test_text_that_is_no_amount_is_an_error(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "0G", "0.0T", "0.1B"])
 def test_no_memory_is_an_error(text: str) -> None:
-    """Nothing can be computed in nothing."""
+    """Less than one byte is not an amount of memory."""
     with pytest.raises(ValueError, match="less than one byte: use a positive amount"):
         parse_bytes(text)
