@@ -11,7 +11,7 @@ TEMPLATES = (
     "MNI305", "MNIColin27", "ICBM452AirSpace", "ICBM452Warp5Space", "IXI549Space", "OASIS30ANTs", "OASIS30Atropos",
 )
 # fmt: on
-"""Volume templates that BIDS names. Other names are allowed."""
+"""Volume templates with names in BIDS; others are allowed."""
 
 DEFAULT_SPACE = "MNI152NLin6Asym"
 """The space of GSP1000, the connectome that most HDF5 files hold; their layout does not record a space."""
@@ -24,7 +24,7 @@ ALIGNED_CODE = 2
 
 
 def nearest_template(space: str) -> str | None:
-    """Return the template whose name is almost that of a space; None for a template, and where none is near."""
+    """Return the template with a name similar to that of a space; None for a template, or if none is similar."""
     if space in TEMPLATES:
         return None
     by_lower_case = {name.lower(): name for name in TEMPLATES}
@@ -38,10 +38,9 @@ def nifti_code(space: str) -> int:
 
 
 def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
-    """Say that a lesion and the connectome are in different spaces, and what to do."""
+    """Describe a mismatch between the spaces of a lesion and of the connectome, and what to do about it."""
     return (
         f"the lesion is in space {lesion_space}, the connectome in {connectome_space}: transform the mask to "
         f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
-        f"space-{connectome_space}; or, if it is the connectome's space that has the wrong name, give the right one "
-        "(--connectome-space)"
+        f"space-{connectome_space}; or, if the connectome is in another space, name that with --connectome-space"
     )

@@ -151,17 +151,17 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def warn_of_space(space: str) -> None:
+    """Warn if a space's name is probably a misspelt template."""
+    if near := nearest_template(space):
+        logger.warning("the space %s is not a template of BIDS: did you mean %s?", space, near)
+
+
 def label(text: str) -> str:
     """Parse a BIDS label."""
     if not re.fullmatch(r"[A-Za-z0-9+]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} becomes part of file names: use letters and digits only")
     return text
-
-
-def warn_of_space(space: str) -> None:
-    """Warn if a space's name is probably a misspelt template."""
-    if near := nearest_template(space):
-        logger.warning("the space %s is not a template of BIDS: did you mean %s?", space, near)
 
 
 def connectome_name(text: str) -> str:

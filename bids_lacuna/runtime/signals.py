@@ -1,7 +1,7 @@
-"""The signals that the program handles: on the main thread only, and given back when a block ends.
+"""Signal handlers: set on the main thread only, and restored when a block ends.
 
-Handlers can be set on the main thread alone, so that on another one each block leaves signals as they are. SIGINT and
-SIGTERM stay ignored where they were ignored before, as SIGINT is in a shell's background job.
+Python can set handlers on the main thread only; on another thread, each block leaves signals as they are. SIGINT and
+SIGTERM stay ignored if they were ignored before, as SIGINT is in a shell's background job.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Any, NoReturn
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what schedulers send before they kill a job."""
+"""The signals of Ctrl-C, and of schedulers before they kill a job."""
 
 SAVING = signal.SIGUSR1
-"""Sent by SLURM's `--signal`: save the running sums, and continue."""
+"""The signal to save a checkpoint and continue, as sent by `sbatch --signal=USR1@120`."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM was received; the program cleans up as after Ctrl-C."""
+    """Raised on SIGTERM, so that the program cleans up as after Ctrl-C."""
 
 
 @contextmanager
 def sigterm_raised() -> Iterator[None]:
-    """Raise `Terminated` once on SIGTERM until the block ends; further ones are ignored."""
+    """Raise `Terminated` on the first SIGTERM, and ignore further ones, until the block ends."""
 
     def terminate(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
         raise Terminated
 
     def raise_again(lost: Any) -> None:
-        # Python drops what a handler raises in a callback, as of a module that is being imported.
+        # Python drops exceptions in callbacks, such as those of modules that are being imported.
         if not isinstance(lost.exc_value, KeyboardInterrupt):
             hook(lost)
             return
@@ -49,8 +49,10 @@ def sigterm_raised() -> Iterator[None]:
 
     hook = sys.unraisablehook
     with _handled([signal.SIGTERM], terminate) as is_main_thread:
-        if is_main_thread:
-            sys.unraisablehook = raise_again
+        if not is_main_thread:
+            yield
+            return
+        sys.unraisablehook = raise_again
         try:
             yield
         finally:
@@ -66,12 +68,12 @@ def sigusr1_ignored() -> Iterator[None]:
 
 @contextmanager
 def signals_held(hold: bool) -> Iterator[set[int]]:
-    """Hold signals back until the block ends, so that they interrupt nothing; a second SIGINT or SIGTERM does.
+    """Hold signals back until the block ends; only a second SIGINT or SIGTERM interrupts it.
 
     Parameters
     ----------
     hold
-        False: leave signals as they are.
+        False leaves signals as they are.
 
     Yields
     ------
@@ -96,11 +98,11 @@ def signals_held(hold: bool) -> Iterator[set[int]]:
 
 @contextmanager
 def _handled(numbers: Iterable[int], handler: Handler) -> Iterator[bool]:
-    """Handle signals until the block ends, and yield whether this is the main thread, which alone can."""
+    """Set a handler until the block ends; yield whether this is the main thread, where that is possible."""
     if threading.current_thread() is not threading.main_thread():
         yield False
         return
-    before = {number: signal.getsignal(number) for number in numbers if not _stays(number)}
+    before = {number: signal.getsignal(number) for number in numbers if not _is_kept(number)}
     for number in before:
         signal.signal(number, handler)
     try:
@@ -110,7 +112,7 @@ def _handled(numbers: Iterable[int], handler: Handler) -> Iterator[bool]:
             signal.signal(number, earlier)
 
 
-def _stays(number: int) -> bool:
-    """Whether a signal's handler stays: one that was set outside Python cannot be given back."""
+def _is_kept(number: int) -> bool:
+    """Whether to keep a signal's handler; one that was not set from Python could not be restored."""
     handler = signal.getsignal(number)
     return handler is None or (handler is signal.SIG_IGN and number != SAVING)
