@@ -1,6 +1,6 @@
-"""Functional lesion network mapping, defined in NumPy and float64: written to be read, not to be fast.
+"""Definition of functional lesion network mapping in NumPy and float64, written to be read, not to be fast.
 
-`kernels` has the fast twins of `standardize`, `quantize`, `seeds` and `add_fisher_z`; tests hold each pair together.
+`kernels` has fast versions of `standardize`, `quantize`, `seeds` and `add_fisher_z`; tests compare each pair.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ import numpy as np
 Array = np.ndarray
 
 R_LIMIT = 1 - 1e-6
-"""Correlations are clipped to ±R_LIMIT before arctanh, so that a voxel's correlation with itself is finite."""
+"""Limit to which correlations are clipped before arctanh, so that a voxel's z with itself is finite."""
 
 CONSTANT_SEED = 1e-4
-"""A seed is constant when its norm is below this share of what its voxels' norms add up to: the rounding of series
-that cancel stays below it (float32: 1e-7, int16: 3e-5 and less), an average over any real lesion far above it: that
-of the noise of 285,000 independent voxels is at 2e-3."""
+"""A seed is constant if its norm is below this fraction of the sum of its voxels' norms. Rounding of series that
+cancel stays below it (float32: 1e-7, int16: up to 3e-5); an average over any real lesion is far above it: noise in
+285,000 independent voxels gives 2e-3."""
 
 INT16_MAX = 32767.0
-"""What the largest value of a series is rounded to in int16."""
+"""Largest absolute value of a series in int16."""
 
 
 def standardize(timeseries: Array, run_starts: Array | None = None) -> tuple[Array, Array, Array]:
-    """Demean each run of each voxel's series and divide the whole by its norm.
+    """Demean each BOLD run of each voxel's series and divide the whole by its norm.
 
     Parameters
     ----------
     timeseries : shape (n_timepoints, n_voxels)
         BOLD signal of one connectome subject, as stored, one run after another.
     run_starts : shape (n_runs + 1,)
-        Where each run begins, and where the last one ends; by default there is one run.
+        Start of each run, and the end of the last one; by default, there is one run.
 
     Returns
     -------
     series : shape (n_voxels, n_timepoints)
-        The series, one voxel after another.
+        Demeaned series with norm 1, one voxel per row.
     scale : shape (n_voxels,)
-        What makes the norm of `series` 1: here it is 1 already.
+        Factor that makes the norm of `series` 1: 1 here.
     sd : shape (n_voxels,)
-        Standard deviation of each series, its runs demeaned, in the units that it is stored in.
+        Standard deviation of each series with demeaned runs, in stored units.
 
     All three are 0 where a series is constant in every run, or not finite.
     """
@@ -57,18 +57,18 @@ def standardize(timeseries: Array, run_starts: Array | None = None) -> tuple[Arr
 
 
 def quantize(series: Array) -> tuple[Array, Array]:
-    """Round each voxel's series to int16, its largest value to ±INT16_MAX.
+    """Round each voxel's series to int16, scaled so that the largest value is ±INT16_MAX.
 
     Parameters
     ----------
     series : shape (n_voxels, n_timepoints)
-        As from `standardize`.
+        From `standardize`.
 
     Returns
     -------
     rounded : shape (n_voxels, n_timepoints), int16
     scale : shape (n_voxels,)
-        What makes the norm of a rounded series 1; 0 where the series is 0.
+        Factor that makes the norm of a rounded series 1; 0 where the series is 0.
     """
     peak = np.abs(series).max(axis=1, keepdims=True)
     rounded = np.rint(np.divide(INT16_MAX * series, peak, out=np.zeros_like(series), where=peak > 0))
@@ -82,16 +82,16 @@ def seeds(weights: Array, series: Array, scale: Array, sd: Array) -> Array:
     Parameters
     ----------
     weights : shape (n_lesions, n_voxels)
-        Share of each voxel that the lesion covers.
+        Fraction of each voxel that the lesion covers.
     series, scale, sd
-        As from `standardize`; the average is taken over the series as stored, so each is brought back to
-        its own standard deviation first. They are demeaned, and so is their average; series that were rotated in
-        time (`rank`) have no mean.
+        From `standardize`. The average is that of the series as stored, so each is first scaled back to its standard
+        deviation. The series are demeaned, and so is their average; series rotated in time
+        (`connectome.compression`) need no demeaning.
 
     Returns
     -------
     shape (n_lesions, n_timepoints)
-        Each lesion's seed, with norm 1; 0 where the seed is constant.
+        Each lesion's seed with norm 1; 0 where the seed is constant.
     """
     n_timepoints = series.shape[1]
     to_stored_units = scale * sd * np.sqrt(n_timepoints)
@@ -129,7 +129,7 @@ def correlate(seeds: Array, timeseries: Array) -> Array:
 
 
 def fisher_z(r: Array) -> Array:
-    """Fisher's z of correlations clipped to ±R_LIMIT: |z| is at most 7.2543."""
+    """Compute Fisher's z of correlations clipped to ±R_LIMIT; |z| is at most 7.2543."""
     return np.arctanh(np.clip(r, -R_LIMIT, R_LIMIT))
 
 
@@ -141,9 +141,9 @@ def add_fisher_z(
     Parameters
     ----------
     seeds : arrays of shape (n_lesions, n_timepoints)
-        One for each subject: of norm 1, or 0 where constant: as from `seeds`.
+        Seeds of each subject from `seeds`, with norm 1, or 0 where constant.
     series, scale
-        As from `standardize`, of each subject. A constant seed or voxel has r = 0, and adds nothing.
+        Each subject's series and scale from `standardize`. A constant seed or voxel has r = 0 and adds nothing.
     total, total_of_squares : shape (n_lesions, n_voxels)
         Sums of z and of z² over connectome subjects.
     """
@@ -154,12 +154,12 @@ def add_fisher_z(
 
 
 def map_lesions(weights: Array, connectome: Iterable[Array]) -> dict[str, Array]:
-    """Map lesions onto a connectome, holding every subject's z at once.
+    """Map lesions onto a connectome, with every subject's z in memory.
 
     Parameters
     ----------
     weights : shape (n_lesions, n_voxels)
-        Share of each voxel that the lesion covers.
+        Fraction of each voxel that the lesion covers.
     connectome
         Each subject's BOLD signal, shape (n_timepoints, n_voxels); n_timepoints may differ.
 

@@ -1,4 +1,4 @@
-"""MATLAB files as MATLAB writes them: version 7 by SciPy, version 7.3 by h5py."""
+"""Writers of MATLAB files: version 7 by SciPy, version 7.3 by h5py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_mat(path: Path, variables: dict[str, object], version: str) -> None:
 
 
 def as_scipy(value: object) -> object:
-    """Turn lists into the object arrays that savemat writes as cells."""
+    """Convert lists to object arrays, which savemat writes as cells."""
     if isinstance(value, dict):
         return {name: as_scipy(field) for name, field in value.items()}
     if isinstance(value, list):
@@ -35,17 +35,17 @@ def as_scipy(value: object) -> object:
 
 
 def write_hdf5(group: h5py.Group, name: str, value: object) -> None:
-    """Write one value as MATLAB 7.3 does: arrays transposed, text as uint16, a cell as references."""
+    """Write one value as MATLAB 7.3 does: arrays transposed, text as uint16, cells as references."""
     if isinstance(value, dict):
         kind, stored = b"struct", group.create_group(name)
         for field, content in value.items():
             write_hdf5(stored, field, content)
     elif isinstance(value, list) and value:
         elements = group.file.require_group("#refs#")
-        places = [uuid.uuid4().hex for _ in value]
-        for place, element in zip(places, value, strict=True):
-            write_hdf5(elements, place, element)
-        references = np.array([[elements[place].ref] for place in places], h5py.ref_dtype)
+        names = [uuid.uuid4().hex for _ in value]
+        for element_name, element in zip(names, value, strict=True):
+            write_hdf5(elements, element_name, element)
+        references = np.array([[elements[element_name].ref] for element_name in names], h5py.ref_dtype)
         kind, stored = b"cell", group.create_dataset(name, data=references)
     elif isinstance(value, str):
         kind = b"char"

@@ -1,4 +1,4 @@
-"""Small made-up connectomes and lesions on disk, with what makes mistakes show: odd shapes, unequal counts, flips."""
+"""Small made-up connectomes and lesions on disk, with odd shapes, unequal counts and flips that reveal mistakes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import numpy as np
 Array = np.ndarray
 
 SHAPE = (5, 7, 11)
-"""No two axes alike, so that swapped ones fail."""
+"""Different lengths of the axes, so that swapped axes fail."""
 
 SPACE = "MNI152NLin6Asym"
 
 RADIOLOGICAL = np.array([[-4.0, 0, 0, 8], [0, 4, 0, -12], [0, 0, 4, -20], [0, 0, 0, 1]])
-"""4 mm, stored from right to left, centred on the origin: the grid's left is not the array's."""
+"""4 mm, stored from right to left, centred on the origin."""
 
 RAW = {"Name": "made up", "BIDSVersion": "1.10.0"}
 DERIVATIVE = {**RAW, "DatasetType": "derivative", "GeneratedBy": [{"Name": "manual"}]}
@@ -34,21 +34,21 @@ CONNECTOME_PROGRAM = (
     "-c",
     "import sys; from bids_lacuna.cli import connectome_main; sys.exit(connectome_main())",
 )
-"""What `bids-lacuna-connectome` does, wherever the package is."""
+"""Command that runs `bids-lacuna-connectome` also where its script is not installed."""
 
 NOBODY = 65534
-"""The user who owns nothing."""
+"""Id of a user who owns nothing."""
 
 OBLIQUE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3, 0.2, 0.1) @ np.diag([4.0, 4, 4]), [-11, -13, -17])
 
 
 def make_mask(seed: int = 1, shape: tuple[int, int, int] = SHAPE) -> Array:
-    """Make a brain mask with holes; about four fifths of the volume."""
+    """Make a brain mask with holes, about four fifths of the volume."""
     return np.random.default_rng(seed).random(shape) < 0.8
 
 
 def make_series(n_voxels: int, n_timepoints: Sequence[int] = (23, 23, 29, 31, 37), seed: int = 2) -> list[Array]:
-    """Make each subject's BOLD signal, (n_timepoints, n_voxels) float32: three shared signals, and noise on 1000."""
+    """Make each subject's BOLD signal, (n_timepoints, n_voxels) float32: three common signals, noise around 1000."""
     rng = np.random.default_rng(seed)
     pattern = rng.standard_normal((3, n_voxels))
     return [
@@ -60,7 +60,7 @@ def make_series(n_voxels: int, n_timepoints: Sequence[int] = (23, 23, 29, 31, 37
 def make_filtered_series(
     n_voxels: int, n_timepoints: Sequence[int] = (23, 23, 29, 31, 37), seed: int = 2, n_frequencies: int = 5
 ) -> list[Array]:
-    """Make each subject's BOLD signal without any but the lowest frequencies: 10 degrees of freedom, and a mean."""
+    """Make each subject's BOLD signal with the lowest frequencies only: 10 degrees of freedom and a mean."""
     filtered = []
     for series in make_series(n_voxels, n_timepoints, seed):
         spectrum = np.fft.rfft(series, axis=0)
@@ -79,7 +79,7 @@ def write_connectome(
     series
         Each subject's BOLD signal in C order over the mask, (n_timepoints, n_voxels), of equal lengths.
     order
-        The order that the file has the voxels in; C order by default.
+        Order of the voxels in the file; by default C order.
     """
     indices = np.array(np.nonzero(mask))
     order = np.arange(indices.shape[1]) if order is None else order
@@ -96,7 +96,7 @@ def write_connectome(
 
 
 def write_connectome_folder(folder: Path, series: Sequence[Array], mask: Array, affine: Array = RADIOLOGICAL) -> Path:
-    """Write one file for each run of subjects with the same number of timepoints."""
+    """Write one file per sequence of subjects with the same number of timepoints."""
     runs: list[list[Array]] = []
     for timeseries in series:
         if runs and len(runs[-1][0]) == len(timeseries):
@@ -111,7 +111,7 @@ def write_connectome_folder(folder: Path, series: Sequence[Array], mask: Array, 
 def write_mask(
     path: Path, voxels: Array, affine: Array = RADIOLOGICAL, sidecar: dict[str, object] | None = None
 ) -> Path:
-    """Write a NIfTI mask, and a JSON sidecar if one is given."""
+    """Write a NIfTI mask, with a JSON sidecar if one is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(np.asarray(voxels).astype(np.uint8), affine), path)
     if sidecar is not None:
@@ -134,7 +134,7 @@ def write_dataset(root: Path, masks: dict[str, Array], affine: Array = RADIOLOGI
     Parameters
     ----------
     masks
-        Path below the root without its extension ("sub-01/anat/sub-01_space-…_label-lesion_mask") to voxels.
+        Path relative to the root without extension ("sub-01/anat/sub-01_space-…_label-lesion_mask") to voxels.
     """
     root.mkdir(parents=True, exist_ok=True)
     description = {
@@ -163,11 +163,11 @@ def write_images(root: Path, *images: str, description: Mapping[str, object] = R
 def make_runs(
     n_voxels: int, n_timepoints: Sequence[Sequence[int]] = ((23,), (23,), (29, 13), (31,), (37,)), seed: int = 3
 ) -> list[list[Array]]:
-    """Make each subject's runs, (n_timepoints, n_voxels) float32: three shared signals, and noise.
+    """Make each subject's BOLD runs, (n_timepoints, n_voxels) float32: three common signals and noise.
 
-    All numbers are whole, and the mean of each series is exactly 1000: a run may be demeaned before or after it is
-    written, in float16 as in float64, without any difference. The last voxel but three of the fourth subject is
-    constant, and the tenth voxel of the third subject in its first run only.
+    All numbers are whole, and the mean of each series is exactly 1000: demeaning before or after writing gives the
+    same result in float16 and float64. The third to last voxel of the fourth subject is constant, and the tenth voxel
+    of the third subject is constant in the first run only.
     """
     subjects = []
     for number, lengths in enumerate(n_timepoints):
@@ -182,12 +182,12 @@ def make_runs(
 
 
 def join(runs: Sequence[Array]) -> Array:
-    """Demean each run, and join them: what a subject's runs come to in a file that has no runs."""
+    """Demean and join BOLD runs, for files that have no runs."""
     return np.concatenate([run - run.mean(axis=0, dtype=float) for run in runs]).astype(np.float32)
 
 
 def write_series(path: Path, series: Array, mask: Array, affine: Array = RADIOLOGICAL) -> Path:
-    """Write a run (n_timepoints, n_voxels) as a 4D NIfTI file, with 7 outside the mask."""
+    """Write a BOLD run (n_timepoints, n_voxels) as a 4D NIfTI file with 7 outside the mask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     volumes = np.full((*mask.shape, len(series)), 7, np.float32)
     volumes[mask] = series.T
@@ -199,7 +199,7 @@ def write_series(path: Path, series: Array, mask: Array, affine: Array = RADIOLO
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Work as somebody who may not read everything: root may, and lays that down for a while."""
+    """Drop root's permission to read everything within the block."""
     is_root = os.geteuid() == 0
     try:
         if is_root:
@@ -220,20 +220,20 @@ def write_lesion_maps(
     thresholds: Sequence[float] = (),
     **changes: object,
 ) -> list[Path]:
-    """Write a lesion's maps as the participant level leaves them, with a sidecar each.
+    """Write a lesion's maps as the participant level does, each with a sidecar.
 
     Parameters
     ----------
     out
-        Root of the maps' dataset.
+        Root folder of the maps' dataset.
     mask
-        The lesion's, `sub-01_space-…_label-lesion_mask.nii.gz`.
+        The lesion's mask, `sub-01_space-…_label-lesion_mask.nii.gz`.
     maps
-        r, z and t.
+        Maps of r, z and t.
     thresholds
-        A mask of |t| is written for each; whole numbers.
+        Thresholds of |t|, whole numbers; a mask is written for each.
     changes
-        To the sidecars.
+        Changes to the sidecars.
     """
     write_dataset(out, {})
     (out / "dataset_description.json").write_text(
@@ -272,7 +272,7 @@ def write_lesion_maps(
 
 
 def validate(dataset: Path, cache_dir: Path) -> subprocess.CompletedProcess[str]:
-    """Run the BIDS validator, which keeps what it caches in a folder."""
+    """Run the BIDS validator with a cache folder."""
     return subprocess.run(
         [Path(sys.executable).with_name("bids-validator-deno"), dataset, "--format", "json"],
         capture_output=True,

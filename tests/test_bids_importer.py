@@ -1,4 +1,4 @@
-"""Connectomes in derivatives of fMRIPrep and XCP-D that are written here, against the series that were written."""
+"""Connectomes in made-up derivatives of fMRIPrep and XCP-D, compared with the series that were written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Array = np.ndarray
 MASK = make_mask()
 SERIES = make_series(int(MASK.sum()))
 VOXEL = tuple(np.argwhere(MASK)[7])
-"""One of the brain's."""
+"""A voxel inside the brain mask."""
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ def write_run(
     affine: Array = OBLIQUE,
     desc: str = "preproc",
 ) -> Path:
-    """Write a run as fMRIPrep and XCP-D do, with a brain mask where one is given.
+    """Write a BOLD run as fMRIPrep and XCP-D do, with a brain mask if one is given.
 
     Parameters
     ----------
     entities
-        Up to the space: "sub-01_ses-2_task-rest".
+        Entities up to the space: "sub-01_ses-2_task-rest".
     series : shape (n_timepoints, n_voxels)
         In C order over MASK.
     """
@@ -67,7 +67,7 @@ def write_run(
 
 
 def knock_out(*voxels: tuple[int, ...]) -> Array:
-    """Make the brain mask without some voxels."""
+    """Return the brain mask without some voxels."""
     brain = MASK.copy()
     for voxel in voxels:
         brain[voxel] = False
@@ -75,12 +75,12 @@ def knock_out(*voxels: tuple[int, ...]) -> Array:
 
 
 def origins(source: Source) -> dict[str, list[str]]:
-    """List the file names of each subject's runs."""
+    """Return the file names of each subject's runs."""
     return {subject.name: [Path(run.origin).name for run in subject.runs] for subject in source.subjects}
 
 
 def test_fmriprep(root: Path) -> None:
-    """Subjects have the runs of all their sessions in natural order, with the series and grid that were written."""
+    """Subjects have the runs of all sessions in natural order, with the series and grid that were written."""
     runs = {
         "sub-01_ses-1_task-rest_run-10": SERIES[4],
         "sub-01_ses-1_task-rest_run-2": SERIES[3],
@@ -112,7 +112,7 @@ def test_fmriprep(root: Path) -> None:
 
 
 def test_xcpd(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """XCP-D writes no brain masks: one is given; its joined, smoothed and surface series are left out."""
+    """XCP-D needs a given mask, since it writes none; its joined, smoothed and surface series are left out."""
     for number, series in (("01", SERIES[0]), ("02", SERIES[2])):
         entities = f"sub-01_task-rest_run-{number}_space-{SPACE}_res-2"
         for desc in ("denoised", "denoisedSmoothed"):
@@ -130,7 +130,7 @@ def test_xcpd(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_denoised_first(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where one run is denoised, preprocessed ones are left out; alone, they are taken with a warning."""
+    """Preprocessed runs are left out if any run is denoised; otherwise they are used with a warning."""
     write_run(root, "sub-01_task-rest", SERIES[0])
     write_run(root, "sub-02_task-rest", SERIES[1])
     assert list(origins(bids.open_source(root, SPACE))) == ["01", "02"]
@@ -145,7 +145,7 @@ def test_denoised_first(root: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_filters(root: Path) -> None:
-    """Filters choose another task, desc and resolution; the space is the one that the files name."""
+    """Filters select another task, desc and resolution; the space is that of the files."""
     write_run(root, "sub-01_task-rest", SERIES[0], desc="denoised")
     write_run(root, "sub-02_task-movie_space-T1w_res-2", SERIES[2])
     write_run(root, "sub-02_task-movie_space-T1w_res-1", SERIES[3], affine=RADIOLOGICAL)
@@ -173,7 +173,7 @@ def test_filters(root: Path) -> None:
     ],
 )
 def test_mask_fraction(root: Path, n_runs: int, n_inside: int, fraction: float, inside: bool) -> None:
-    """A voxel is the connectome's if at least the fraction of the runs, not of the subjects, has it in its mask."""
+    """A voxel belongs to the connectome if it is in the masks of the given fraction of runs, not of subjects."""
     for number in range(n_runs):
         brain = MASK if number < n_inside else knock_out(VOXEL)
         write_run(root, f"sub-{number // 3}_task-rest_run-{number}", SERIES[0], brain)
@@ -182,15 +182,15 @@ def test_mask_fraction(root: Path, n_runs: int, n_inside: int, fraction: float, 
 
 
 @pytest.mark.parametrize("fraction", [0, -1, 1.01, 95, float("nan")])
-def test_senseless_fraction(root: Path, fraction: float) -> None:
-    """A mask fraction that is no share of the runs is refused."""
+def test_invalid_fraction(root: Path, fraction: float) -> None:
+    """A mask fraction outside (0, 1] is refused."""
     write_run(root, "sub-01_task-rest", SERIES[0])
     with pytest.raises(ValueError, match="above 0 and up to 1"):
         bids.open_source(root, SPACE, mask_fraction=fraction)
 
 
 def test_masks_without_common_voxel(root: Path) -> None:
-    """Brain masks that share no voxel are an error that says what fraction was asked for."""
+    """Brain masks without a common voxel are an error that states the fraction."""
     for number, brain in enumerate((MASK, ~MASK)):
         write_run(root, f"sub-{number}_task-rest", SERIES[0], brain)
     with pytest.raises(ValueError, match=r"no voxel is inside 2 of the 2 brain masks \(.* 0\.95\), .*--mask"):
@@ -206,7 +206,7 @@ def test_missing_brain_mask(root: Path) -> None:
 
 
 def test_given_mask(root: Path, tmp_path: Path) -> None:
-    """A given mask stands in for the runs' own, and must lie on their grid."""
+    """A given mask replaces the runs' own and must be on their grid."""
     write_run(root, "sub-01_task-rest", SERIES[0])
     mask = write_mask(tmp_path / "mask.nii.gz", knock_out(VOXEL), OBLIQUE)
     assert bids.open_source(root, SPACE, mask=mask).grid.is_same_as(Grid(knock_out(VOXEL), OBLIQUE))
@@ -216,7 +216,7 @@ def test_given_mask(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_two_resolutions(root: Path, tmp_path: Path, with_mask: bool) -> None:
-    """Runs on two grids are an error that names one of each, and the filter that chooses."""
+    """Runs on two grids are an error that names one of each and the filter that selects."""
     paths = [
         write_run(root, f"sub-01_task-rest_space-{SPACE}_res-{res}", SERIES[0], affine=affine)
         for res, affine in (("1", RADIOLOGICAL), ("2", OBLIQUE))
@@ -230,15 +230,15 @@ def test_two_resolutions(root: Path, tmp_path: Path, with_mask: bool) -> None:
 
 
 def test_two_spaces(root: Path) -> None:
-    """Runs in two spaces, as filters may choose them, are never mixed."""
+    """Runs in two spaces, which filters may select, are never mixed."""
     write_run(root, "sub-01_task-rest", SERIES[0])
     write_run(root, "sub-02_task-rest_space-T1w", SERIES[0])
     with pytest.raises(ValueError, match=r"sub-02_.* lies in another space than .*sub-01_"):
         bids.open_source(root, SPACE, filters={"space": "*"})
 
 
-def test_mask_beside_its_run(root: Path) -> None:
-    """A brain mask on another grid than the first is named together with it."""
+def test_mask_on_another_grid(root: Path) -> None:
+    """A brain mask on another grid than the first is an error that names both."""
     write_run(root, "sub-01_task-rest", SERIES[0])
     path = write_run(root, "sub-02_task-rest", SERIES[0])
     mask = write_mask(path.with_name(path.name.replace("preproc_bold", "brain_mask")), MASK, RADIOLOGICAL)
@@ -255,8 +255,8 @@ def test_damaged_mask(root: Path) -> None:
         bids.open_source(root, SPACE)
 
 
-def test_link_to_nowhere(root: Path) -> None:
-    """A run whose content a DataLad clone has not fetched is an error that says how to fetch it."""
+def test_broken_link(root: Path) -> None:
+    """A run whose content a DataLad clone lacks is an error that states how to fetch it."""
     path = write_run(root, "sub-01_task-rest", SERIES[0])
     path.unlink()
     path.symlink_to("../../.git/annex/objects/MD5E-s7--1.nii.gz")
@@ -273,7 +273,7 @@ def test_no_series(root: Path) -> None:
 
 
 def test_nothing_matches(root: Path) -> None:
-    """When no run matches, the message says what was asked for and what there is instead."""
+    """If no run matches, the message has the request and what the dataset holds."""
     write_run(root, "sub-01_ses-a_task-rest", SERIES[0])
     with pytest.raises(NothingMatches) as caught:
         bids.open_source(root, "MNI152NLin2009cAsym", filters={"task": "movie"})
@@ -290,13 +290,13 @@ def test_nothing_matches(root: Path) -> None:
 
 
 def test_no_dataset(tmp_path: Path) -> None:
-    """A missing folder, one that is no dataset, and one that may not be read are told apart."""
+    """A missing folder, one that is not a dataset, and one that may not be read have different errors."""
     with pytest.raises(NotADirectoryError, match="there is no folder"):
         bids.open_source(tmp_path / "nowhere", SPACE)
     with pytest.raises(FileNotFoundError, match=r"has no dataset_description\.json"):
         bids.open_source(tmp_path, SPACE)
 
-    # Others may not enter pytest's own folders.
+    # Other users may not enter pytest's own folders.
     with TemporaryDirectory() as folder:
         dataset = write_dataset(Path(folder), {})
         (dataset / "dataset_description.json").chmod(0)

@@ -1,4 +1,4 @@
-"""Builds: the same store from every layout, after every interruption, in little memory, and in no wrong place."""
+"""Builds: the same store from every layout and after every interruption, in little memory."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ RUNS = synthetic.make_runs(N_VOXELS)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Give the bytes of all files below a folder."""
+    """Return the bytes of all files below a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_hdf5(folder: Path, affine: Array) -> ImportOptions:
-    """Write the subjects as HDF5, each file with its own order of voxels; it knows no runs."""
+    """Write the subjects as HDF5, each file with its own order of voxels and without runs."""
     rng = np.random.default_rng(17)
     for number, runs in enumerate(RUNS):
         joined = runs[0] if len(runs) == 1 else synthetic.join(runs)
@@ -54,7 +54,7 @@ def write_hdf5(folder: Path, affine: Array) -> ImportOptions:
 
 
 def write_nifti(folder: Path, affine: Array) -> ImportOptions:
-    """Write the subjects as GSP1000's are: run 2 sorts before run 10."""
+    """Write the subjects as in GSP1000; run 2 sorts before run 10."""
     for number, runs in enumerate(RUNS, start=1):
         for run, series in zip((2, 10), runs, strict=False):
             name = f"sub-{number:04d}/func/sub-{number:04d}_bld{run}_rest_skip4_finalmask.nii.gz"
@@ -64,7 +64,7 @@ def write_nifti(folder: Path, affine: Array) -> ImportOptions:
 
 
 def write_bids(folder: Path, affine: Array) -> ImportOptions:
-    """Write the subjects as fMRIPrep's derivatives, runs in two sessions."""
+    """Write the subjects as derivatives of fMRIPrep, with runs in two sessions."""
     synthetic.write_dataset(folder, {})
     for number, runs in enumerate(RUNS, start=1):
         for session, series in zip(("a", "b"), runs, strict=False):
@@ -76,8 +76,8 @@ def write_bids(folder: Path, affine: Array) -> ImportOptions:
 
 
 def write_leaddbs(folder: Path, affine: Array, version: str = "v7") -> ImportOptions:
-    """Write the subjects as Lead-DBS's functional connectomes: MATLAB's voxel order, counted from 1."""
-    places = np.flatnonzero(MASK.ravel(order="F"))
+    """Write the subjects as a functional connectome of Lead-DBS: MATLAB's voxel order, counted from 1."""
+    indices = np.flatnonzero(MASK.ravel(order="F"))
     to_c_order = np.argsort(np.ravel_multi_index(np.nonzero(MASK), MASK.shape, order="F"))
     one_based = affine.copy()
     one_based[:3, 3] -= affine[:3, :3].sum(axis=1)
@@ -88,13 +88,13 @@ def write_leaddbs(folder: Path, affine: Array, version: str = "v7") -> ImportOpt
         for file, series in zip(files, runs, strict=True):
             matlab.write_mat(folder / "vol" / file, {"gmtc": series.T[to_c_order]}, version)
     space = {"dim": np.array(MASK.shape, float), "mat": one_based}
-    vol = {"space": space, "outidx": places[:, np.newaxis] + 1.0, "subIDs": sub_ids}
+    vol = {"space": space, "outidx": indices[:, np.newaxis] + 1.0, "subIDs": sub_ids}
     matlab.write_mat(folder / "dataset_volsurf.mat", {"vol": vol}, version)
     return ImportOptions(synthetic.SPACE)
 
 
 def write_leaddbs_73(folder: Path, affine: Array) -> ImportOptions:
-    """Write the same as MATLAB's newer files."""
+    """Write the same as MATLAB 7.3 files."""
     return write_leaddbs(folder, affine, "v7.3")
 
 
@@ -125,7 +125,7 @@ LAYOUTS: dict[str, Callable[[Path, Array], ImportOptions]] = {
 }
 
 AFFINES = {"radiological": synthetic.RADIOLOGICAL, "oblique": synthetic.OBLIQUE.round(2)}
-"""Float32 of a NIfTI header has neither exactly; the stores compare to a micrometre."""
+"""Neither is exact in a NIfTI header's float32; the stores are compared to a micrometre."""
 
 
 def standardized_by_numpy(runs: list[Array]) -> Array:
@@ -140,7 +140,7 @@ def standardized_by_numpy(runs: list[Array]) -> Array:
 def test_every_layout_gives_the_same_store_and_maps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, affine: Array
 ) -> None:
-    """Five subjects with unequal runs and constant voxels are the same bytes, and the same maps, from each."""
+    """Five subjects with unequal runs and constant voxels give the same bytes and maps from each layout."""
     monkeypatch.chdir(tmp_path)
     folder = Path("source")
     options = LAYOUTS[layout](folder, affine)
@@ -153,7 +153,7 @@ def test_every_layout_gives_the_same_store_and_maps(
     for subject, runs in zip(store.subjects, RUNS, strict=True):
         series, scale, sd = store.read(subject)
         expected = standardized_by_numpy(runs)
-        # Every layout is held to these very bits, and thereby to every other.
+        # Every layout must match these bits, and thereby every other layout.
         np.testing.assert_array_equal(series, np.nan_to_num(expected).astype(np.float32))
         np.testing.assert_array_equal(scale, np.isfinite(expected).all(axis=1))
         joined = np.concatenate([run - run.mean(axis=0, dtype=float) for run in runs])
@@ -172,7 +172,7 @@ def test_every_layout_gives_the_same_store_and_maps(
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """Overwrite a stretch of a file, or cut it."""
+    """Overwrite part of a file, or truncate it."""
     start = int(rng.integers(len(content)))
     if rng.random() < 0.2:
         return content[:start]
@@ -182,7 +182,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize("layout", ["hdf5", "nifti", "npy"])
 def test_damage_of_any_kind_is_an_error_with_a_name(tmp_path: Path, layout: str) -> None:
-    """Whatever bytes of a file are overwritten, it is read as other numbers, or refused by its name."""
+    """A file with any bytes overwritten is read as other numbers or refused by name."""
     folder = tmp_path / "source"
     options = LAYOUTS[layout](folder, synthetic.RADIOLOGICAL)
     path = sorted(path for path in folder.rglob("*") if path.is_file() and "norms" not in path.name)[1]
@@ -205,7 +205,7 @@ def test_damage_of_any_kind_is_an_error_with_a_name(tmp_path: Path, layout: str)
 
 
 def test_the_made_up_subjects_have_constant_voxels() -> None:
-    """One subject has a voxel that is constant, and another one that is so in its first run only."""
+    """One subject has a constant voxel, and another one a voxel that is constant in the first run only."""
     constant = [np.flatnonzero(np.isnan(standardized_by_numpy(runs)).any(axis=1)).tolist() for runs in RUNS]
     assert constant == [[], [], [], [N_VOXELS - 3], []]
     assert [np.flatnonzero(np.ptp(run, axis=0) == 0).tolist() for run in RUNS[2]] == [[9], []]
@@ -213,7 +213,7 @@ def test_the_made_up_subjects_have_constant_voxels() -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Write nine subjects, a NumPy file each, and their mask."""
+    """Write nine subjects, one NumPy file each, and their mask."""
     folder = tmp_path / "source"
     folder.mkdir()
     for number, series in enumerate(synthetic.make_series(N_VOXELS, range(23, 32)), start=1):
@@ -230,33 +230,33 @@ def make_store(source: Path, folder: Path, n_processes: int = 1, **changes: obje
 
 
 def start_build(source: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
-    """Start a build as a process of its own, and of its own group."""
+    """Start a build as a separate process in its own process group."""
     command = [*synthetic.CONNECTOME_PROGRAM, "build", source, folder, "--name", "nine"]
     command += ["--space", synthetic.SPACE, "--mask", source.with_name("mask.nii.gz"), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """List the processes that a build has started."""
+    """Return the processes that a build has started."""
     return psutil.Process(process.pid).children(recursive=True)
 
 
 def wait_for_record(folder: Path, n_before: int = 0) -> None:
-    """Wait until one more subject is recorded, or the store is finished."""
+    """Wait until one more subject is recorded or the store is finished."""
     deadline = time.monotonic() + 60
     while len(records(folder)) <= n_before and not (folder / "connectome.json").exists():
-        assert time.monotonic() < deadline, "the build does not get on"
+        assert time.monotonic() < deadline, "the build makes no progress"
         time.sleep(0.001)
 
 
 def records(folder: Path) -> list[Path]:
-    """List the records of the subjects that are written."""
+    """Return the records of the written subjects."""
     return list(folder.glob(".building/sub-*.json"))
 
 
 @pytest.mark.parametrize("rank", ["full", "auto"])
-def test_several_processes_make_the_same_bytes(source: Path, tmp_path: Path, rank: Rank) -> None:
-    """Three processes write what one writes, and leave nothing else in the folder."""
+def test_several_processes_write_the_same_bytes(source: Path, tmp_path: Path, rank: Rank) -> None:
+    """Three processes write the same files as one, and leave nothing else in the folder."""
     one, three = (make_store(source, tmp_path / f"{n}", n, rank=rank) for n in (1, 3))
     assert contents(one.path) == contents(three.path)
     names = {f"sub-{number}_{kind}.npy" for number in range(1, 10) for kind in ("timeseries", "scale")}
@@ -264,8 +264,8 @@ def test_several_processes_make_the_same_bytes(source: Path, tmp_path: Path, ran
 
 
 @pytest.mark.slow
-def test_killed_builds_go_on_and_end_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    """A build that is killed three times, at any moment, ends with the bytes of an undisturbed one."""
+def test_killed_builds_resume_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    """A build that is killed three times at random ends with the bytes of an uninterrupted one."""
     for number, series in enumerate(synthetic.make_series(N_VOXELS, range(30, 130)), start=1):
         np.save(source / f"sub-{number}.npy", series)
     expected = contents(make_store(source, tmp_path / "undisturbed", rank="auto").path)
@@ -280,19 +280,19 @@ def test_killed_builds_go_on_and_end_with_the_same_bytes(source: Path, tmp_path:
         process.kill()
         process.communicate()
         _, alive = psutil.wait_procs(started, timeout=20)
-        assert not alive, "processes of a killed build go on"
+        assert not alive, "processes outlive a killed build"
         n_written.append(len(records(folder)))
     assert 0 < n_written[1] < n_written[-1] < 100
     assert not (folder / "connectome.json").exists()
     with start_build(source, folder, "--rank", "auto") as process:
         _, log = process.communicate()
     assert process.returncode == 0, log
-    assert f"{100 - n_written[-1]} of 100 subjects" in log
+    assert f"writing {100 - n_written[-1]} of 100 subjects" in log
     assert contents(folder) == expected
 
 
-def test_what_is_written_is_not_written_again(source: Path, tmp_path: Path) -> None:
-    """A build goes on after what is recorded; a subject whose source, files or record changed is made again."""
+def test_recorded_subjects_are_not_written_again(source: Path, tmp_path: Path) -> None:
+    """A build resumes from its records; a subject whose source, files or record changed is written again."""
     damaged = source / "sub-9.npy"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-1000])
@@ -318,8 +318,8 @@ def test_what_is_written_is_not_written_again(source: Path, tmp_path: Path) -> N
     assert contents(tmp_path / "store") == contents(make_store(source, tmp_path / "anew").path)
 
 
-def test_a_subject_without_signal_is_told(source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A subject whose series are all constant, or all have a NaN, is written, with a warning that names it."""
+def test_a_subject_without_signal_is_reported(source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A subject whose series are all constant or all have a NaN is written, with a warning that names it."""
     for number, (timepoint, value) in {2: (slice(None), 3), 7: (5, np.nan)}.items():
         series = np.load(source / f"sub-{number}.npy")
         series[timepoint] = value
@@ -330,7 +330,7 @@ def test_a_subject_without_signal_is_told(source: Path, tmp_path: Path, caplog: 
 
 
 def test_a_finished_store_is_opened(source: Path, tmp_path: Path) -> None:
-    """The same build once more changes nothing; another one at the same place is refused, and says in what."""
+    """Repeating a build changes nothing; a different build in the same folder is refused with the difference."""
     folder = make_store(source, tmp_path / "store").path
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(make_store(source, folder).subjects) == 9
@@ -349,8 +349,8 @@ def test_a_finished_store_is_opened(source: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_an_unfinished_store_of_something_else_is_left_alone(source: Path, tmp_path: Path) -> None:
-    """A build of another dtype, rank, grid or set of subjects does not go on with what is there."""
+def test_an_unfinished_store_of_another_build_is_left_alone(source: Path, tmp_path: Path) -> None:
+    """A build with another dtype, rank or set of subjects does not resume an unfinished store."""
     opened = npy.open_source(source, source.with_name("mask.nii.gz"))
     whole = (source / "sub-9.npy").read_bytes()
     (source / "sub-9.npy").write_bytes(b"")
@@ -379,7 +379,7 @@ def filter_sources(source: Path) -> list[Array]:
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 def test_rank_auto_stores_the_degrees_of_freedom(source: Path, tmp_path: Path, dtype: StoreDtype) -> None:
-    """Filtered series take 10 components instead of 23 to 31 timepoints, with NumPy's correlations."""
+    """Filtered series need 10 components instead of 23 to 31 timepoints, with NumPy's correlations."""
     filtered = filter_sources(source)
     store = make_store(source, tmp_path / "auto", rank="auto", dtype=dtype)
     opened = Store.open(store.path)
@@ -408,7 +408,7 @@ def test_rank_auto_stores_the_degrees_of_freedom(source: Path, tmp_path: Path, d
 
 
 def test_a_number_of_components(source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As many are stored as are asked for; where more is left out than tolerated, a warning has the bound."""
+    """The requested number is stored; a warning has the bound if it exceeds the tolerance."""
     filter_sources(source)
     store = make_store(source, tmp_path / "twelve", rank=12)
     assert [subject.n_components for subject in store.subjects] == [12] * 9
@@ -420,14 +420,14 @@ def test_a_number_of_components(source: Path, tmp_path: Path, caplog: pytest.Log
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     worst = max(bounds, key=bounds.get)
     assert warning.startswith("rank 9: in 9 of 9 subjects the bound on the error in r is above 1e-05")
-    assert f"the largest is {bounds[worst]:.2g}, of sub-{worst}" in warning
+    assert f"at most {bounds[worst]:.2g} in sub-{worst}" in warning
     caplog.clear()
     make_store(source, tmp_path / "tolerated", rank=9, rank_tolerance=1.9)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_all_components_are_the_series_themselves(source: Path, tmp_path: Path) -> None:
-    """A rank that leaves nothing out writes the bytes of a store in full, and noise keeps all but its mean."""
+    """A rank that leaves nothing out writes the bytes of a full-rank store, and noise keeps all but its mean."""
     full = make_store(source, tmp_path / "full")
     more = make_store(source, tmp_path / "more", rank=31)
     series = {name: content for name, content in contents(full.path).items() if name.endswith(".npy")}
@@ -441,18 +441,18 @@ def test_all_components_are_the_series_themselves(source: Path, tmp_path: Path) 
 
 
 def test_a_folder_with_other_files_is_left_alone(source: Path, tmp_path: Path) -> None:
-    """A folder that holds anything but a store is refused; an empty one is taken."""
-    with pytest.raises(FileExistsError, match="no connectome store"):
+    """A folder that holds anything but a store is refused; an empty one is accepted."""
+    with pytest.raises(FileExistsError, match="not a connectome store"):
         make_store(source, source)
     (tmp_path / "empty").mkdir()
     make_store(source, tmp_path / "empty")
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match="no connectome store"):
+    with pytest.raises(FileExistsError, match="not a connectome store"):
         make_store(source, tmp_path / "file")
 
 
 def test_one_build_at_a_time(source: Path, tmp_path: Path) -> None:
-    """While a build is under way, another one in the same folder is refused, and does not disturb it."""
+    """During a build, another one in the same folder is refused and does not disturb it."""
     for number, series in enumerate(synthetic.make_series(N_VOXELS, range(300, 500)), start=1):
         np.save(source / f"sub-{number}.npy", series)
     with start_build(source, tmp_path / "store", "--nprocs", "1") as process:
@@ -464,8 +464,8 @@ def test_one_build_at_a_time(source: Path, tmp_path: Path) -> None:
     assert len(Store.open(tmp_path / "store").subjects) == 200
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(source: Path, tmp_path: Path) -> None:
-    """A source of three times what is free, and holes on the disk, is refused with both numbers."""
+def test_a_full_disk_is_reported_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    """A sparse source of three times the free space is refused with both numbers."""
     n_timepoints = 3 * shutil.disk_usage(tmp_path).free // (4 * N_VOXELS)
     with (source / "sub-10.npy").open("wb") as file:
         header = {"shape": (n_timepoints, N_VOXELS), "fortran_order": False, "descr": "<f4"}
@@ -481,7 +481,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(source: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("places", "pattern", "names"),
+    ("paths", "pattern", "names"),
     [
         (["a/rest.nii.gz", "b/rest.nii.gz"], "*/rest.nii.gz", ["arest", "brest"]),
         (["sub-1/run-10.nii.gz", "sub-1/run-2.nii.gz"], "*/*.nii.gz", ["1"]),
@@ -489,10 +489,10 @@ def test_a_disk_without_room_is_told_before_anything_is_written(source: Path, tm
         (["ses-1/sub-3_ses-1_bold.nii.gz", "ses-2/sub-3_ses-2_bold.nii.gz"], "*/*.nii.gz", ["3"]),
     ],
 )
-def test_names_of_nifti_files(tmp_path: Path, places: list[str], pattern: str, names: list[str]) -> None:
-    """The files of one sub-<label> are one subject's runs, in natural order; files without one are subjects each."""
-    for place in places:
-        synthetic.write_series(tmp_path / "source" / place, RUNS[0][0], MASK)
+def test_names_of_nifti_files(tmp_path: Path, paths: list[str], pattern: str, names: list[str]) -> None:
+    """The files of one sub-<label> are one subject's runs in natural order; each file without one is a subject."""
+    for path in paths:
+        synthetic.write_series(tmp_path / "source" / path, RUNS[0][0], MASK)
     mask = synthetic.write_mask(tmp_path / "mask.nii.gz", MASK)
     opened = open_source(tmp_path / "source", "nifti", ImportOptions(synthetic.SPACE, pattern=pattern, mask=mask))
     assert [subject.name for subject in opened.subjects] == names
@@ -501,7 +501,7 @@ def test_names_of_nifti_files(tmp_path: Path, places: list[str], pattern: str, n
 
 
 def test_subjects_of_one_name(tmp_path: Path) -> None:
-    """Two subjects whose names differ in case only would be one file on many disks."""
+    """Two subjects whose names differ only in case are refused: on many disks they would be one file."""
     for name in ("a", "A"):
         synthetic.write_series(tmp_path / "source" / f"sub-{name}" / "rest.nii.gz", RUNS[0][0], MASK)
     mask = synthetic.write_mask(tmp_path / "mask.nii.gz", MASK)
@@ -514,7 +514,7 @@ def test_subjects_of_one_name(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_alone(source: Path, tmp_path: Path) -> None:
-    """Where the system kills one of the processes, as for want of memory, the build ends with advice."""
+    """If the system kills one of the processes, as for lack of memory, the build ends with advice."""
     series = synthetic.make_series(N_VOXELS, [400])[0]
     for number in range(1, 400):
         np.save(source / f"sub-{number}.npy", series)
@@ -530,7 +530,7 @@ def test_a_process_that_is_killed_alone(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("everyone", [False, True])
 def test_sigterm_ends_a_build_with_a_sentence(source: Path, tmp_path: Path, everyone: bool) -> None:
-    """A scheduler's SIGTERM, to the build alone or to its processes too, ends it in one sentence and status 143."""
+    """SIGTERM to the build alone or to its processes too ends it with one sentence and exit status 143."""
     series = synthetic.make_series(N_VOXELS, [400])[0]
     for number in range(1, 400):
         np.save(source / f"sub-{number}.npy", series)
@@ -548,7 +548,7 @@ def test_sigterm_ends_a_build_with_a_sentence(source: Path, tmp_path: Path, ever
 
 
 def test_processes_that_fit(source: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """There are as many processes as the memory holds subjects, and at least one."""
+    """The number of processes is that of subjects that fit in memory, and at least one."""
     opened = npy.open_source(source, source.with_name("mask.nii.gz"))
     each = 200 * 2**20 + 24 * 31 * N_VOXELS
     assert processes_that_fit(opened, 7, 7 * each) == 7
@@ -556,7 +556,7 @@ def test_processes_that_fit(source: Path, caplog: pytest.LogCaptureFixture) -> N
     assert processes_that_fit(opened, 7, 7 * each - 1) == 6
     assert "processes: 6 instead of 7" in caplog.text
     assert processes_that_fit(opened, 7, 1) == 1
-    # Few voxels: the matrices of a rotation take more than the series do.
+    # With few voxels, the matrices of a rotation need more memory than the series.
     each = 200 * 2**20 + rotation_bytes(31, N_VOXELS)
     assert processes_that_fit(opened, 7, 7 * each, "auto") == 7
     assert processes_that_fit(opened, 7, 7 * each - 1, "auto") == 6
@@ -580,7 +580,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", ["full", "auto"])
 def test_memory_of_one_subject(tmp_path: Path, rank: Rank) -> None:
-    """A process's peak is that of one subject and its rounded copy, whether it writes two subjects or eight."""
+    """A process's peak memory is one subject and its rounded copy, for two subjects as for eight."""
     voxels = np.ones((30, 40, 50), bool)
     mask = synthetic.write_mask(tmp_path / "mask.nii.gz", voxels)
     script = tmp_path / "build.py"

@@ -1,4 +1,4 @@
-"""Chunks that we inflate against HDF5's own reading, bit by bit; and compressed data that are damaged."""
+"""Inflated chunks, bit-identical to what HDF5 reads, and damaged compressed data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GZIP = [
     for level in (0, 1, 9)
     for shuffle in (0, 1)
 ]
-"""Level 0 stores."""
+"""Level 0 stores without compressing."""
 
 OTHERS: dict[str, dict[str, object]] = {
     "not chunked": {},
@@ -36,18 +36,18 @@ OTHERS: dict[str, dict[str, object]] = {
 
 
 def make_numbers(dtype: str, shape: tuple[int, ...] = SHAPE) -> Array:
-    """Make numbers of a type, of any bits: NaN, infinities and the largest are among them."""
+    """Make numbers of a type from random bits, including NaN, infinities and the largest numbers."""
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     numbers = np.frombuffer(np.random.default_rng(1).bytes(n_bytes), dtype).reshape(shape).copy()
     numbers[:, ::2] = np.array([-3, 5]).astype(dtype)[0]
     if numbers.dtype.kind == "f":
-        # Which of the many NaN a conversion gives is up to the processor.
+        # Which of the many NaN a conversion yields depends on the processor.
         numbers[np.isnan(numbers)] = np.nan
     return numbers
 
 
 def check(dataset: h5py.Dataset, inflatable: bool) -> None:
-    """Compare each subject with what HDF5 reads."""
+    """Compare each subject with HDF5's reading."""
     assert chunks.is_inflatable(dataset) == inflatable
     for number in range(len(dataset)):
         expected = np.empty(dataset.shape[1:], read_dtype(dataset.dtype))
@@ -72,7 +72,7 @@ def file(tmp_path: Path) -> h5py.File:
 )
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", ">f8", "i1", "<i2", ">i2", "<u4", "<i8", "<u8"])
 def test_bits(file: h5py.File, dtype: str, chunk: tuple[int, int, int]) -> None:
-    """Numbers are what HDF5 reads, whatever the chunks: of several subjects, not fitting the series, or larger."""
+    """Numbers equal HDF5's for any chunks: with several subjects, not dividing the series, or larger than it."""
     for number, options in enumerate(GZIP):
         dataset = file.create_dataset(str(number), SHAPE, dtype, chunks=chunk, maxshape=(None,) * 3, **options)
         dataset[:] = make_numbers(dtype)
@@ -82,7 +82,7 @@ def test_bits(file: h5py.File, dtype: str, chunk: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("shape", [(53, 7001), (53, 1009), (7, 7001)], ids=str)
 @pytest.mark.parametrize("options", GZIP[2:4], ids=["gzip", "shuffle"])
 def test_large_chunks(file: h5py.File, shape: tuple[int, int], options: dict[str, object]) -> None:
-    """A chunk may be many times what is compressed or inflated at a time."""
+    """A chunk may be many times larger than what is inflated at a time."""
     data = make_numbers("f4", (2, 53, 7001))
     dataset = file.create_dataset("timeseries", data=data, chunks=(1, *shape), **options)
     assert dataset.id.get_storage_size() > 8 * chunks.PIECE_BYTES
@@ -92,14 +92,14 @@ def test_large_chunks(file: h5py.File, shape: tuple[int, int], options: dict[str
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_left_to_hdf5(file: h5py.File, kind: str) -> None:
-    """Other chunks are read by HDF5."""
+    """HDF5 reads chunks of other kinds."""
     dataset = file.create_dataset("timeseries", SHAPE, "f4", **OTHERS[kind])
     dataset[:] = np.random.default_rng(1).random(SHAPE)
     check(dataset, inflatable=False)
 
 
 def test_numbers_of_twelve_bits(file: h5py.File) -> None:
-    """Numbers that fill a part of their bytes are read by HDF5, which knows the part."""
+    """HDF5 reads numbers that fill only part of their bytes."""
     stored = h5py.h5t.STD_I16LE.copy()
     stored.set_precision(12)
     stored.set_offset(4)
@@ -115,7 +115,7 @@ def test_numbers_of_twelve_bits(file: h5py.File) -> None:
 @pytest.mark.parametrize("shape", [(13, 101), (5, 31)], ids=str)
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_never_written(file: h5py.File, shape: tuple[int, int], shuffle: bool) -> None:
-    """Chunks that were never written hold the fill value."""
+    """Chunks that were never written read as the fill value."""
     dataset = file.create_dataset(
         "timeseries", SHAPE, ">f4", chunks=(1, *shape), compression="gzip", shuffle=shuffle, fillvalue=7
     )
@@ -128,14 +128,14 @@ def test_never_written(file: h5py.File, shape: tuple[int, int], shuffle: bool) -
 @pytest.mark.parametrize("shape", [(13, 101), (5, 31)], ids=str)
 @pytest.mark.parametrize("skipped", [0b01, 0b10, 0b11])
 def test_skipped_filters(file: h5py.File, skipped: int, shape: tuple[int, int]) -> None:
-    """A chunk that a filter was not applied to, since it gained nothing there, says so, and is read as it is."""
+    """A chunk that records skipped filters, which would not have made it smaller, is read accordingly."""
     dataset = file.create_dataset("timeseries", SHAPE, "f4", chunks=(1, *shape), compression="gzip", shuffle=True)
     chunk = make_numbers("f4", shape)
     stored = chunk if skipped & 0b01 else chunk.reshape(-1).view(np.uint8).reshape(-1, 4).T
     stored = stored.tobytes() if skipped & 0b10 else zlib.compress(stored.tobytes())
     dataset.id.write_direct_chunk((1, 0, 0), stored, skipped)
     path = file.filename
-    # HDF5 itself forgets which filters were skipped until the file is opened anew.
+    # HDF5 does not know which filters were skipped until the file is reopened.
     file.close()
     with h5py.File(path) as reopened:
         np.testing.assert_array_equal(reopened["timeseries"][1, : shape[0], : shape[1]], chunk)
@@ -147,19 +147,19 @@ STREAM = zlib.compress(HELD)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, chunks.PIECE_BYTES, 3 * chunks.PIECE_BYTES + 1])
-def test_inflate_what_is_all_the_same(n_bytes: int) -> None:
-    """A few bytes of a stream may hold many pieces, which all come out."""
-    place = bytearray(b"1" * n_bytes)
-    chunks.inflate(zlib.compress(bytes(n_bytes)), memoryview(place))
-    assert place == bytes(n_bytes)
+def test_inflate_constant_data(n_bytes: int) -> None:
+    """A few bytes of a stream may expand to many pieces, all of which are written."""
+    target = bytearray(b"1" * n_bytes)
+    chunks.inflate(zlib.compress(bytes(n_bytes)), memoryview(target))
+    assert target == bytes(n_bytes)
 
 
 @pytest.mark.parametrize("level", [-1, 0, 1, 9])
 def test_inflate(level: int) -> None:
-    """A place is filled with what the stream holds; what follows the stream is passed over, as by HDF5."""
-    place = bytearray(len(HELD))
-    chunks.inflate(zlib.compress(HELD, level) + b"what follows", memoryview(place))
-    assert place == HELD
+    """The buffer receives the stream's content; bytes after the stream are ignored, as by HDF5."""
+    target = bytearray(len(HELD))
+    chunks.inflate(zlib.compress(HELD, level) + b"what follows", memoryview(target))
+    assert target == HELD
 
 
 @pytest.mark.parametrize(
@@ -179,13 +179,13 @@ def test_inflate(level: int) -> None:
     ],
 )
 def test_damaged_stream(stream: bytes, words: str) -> None:
-    """A stream that is cut short, changed, or of another size is refused."""
+    """A stream that is truncated, changed or of another size is refused."""
     with pytest.raises(OSError, match=words):
         chunks.inflate(stream, memoryview(bytearray(len(HELD))))
 
 
 def test_stream_with_a_dictionary() -> None:
-    """A stream that needs a dictionary, which HDF5 has no place for, is refused."""
+    """A stream that needs a dictionary, which HDF5 does not support, is refused."""
     compressor = zlib.compressobj(zdict=HELD[:1000])
     stream = compressor.compress(HELD) + compressor.flush()
     with pytest.raises(OSError, match="cannot be inflated"):
@@ -193,13 +193,13 @@ def test_stream_with_a_dictionary() -> None:
 
 
 def test_every_changed_byte() -> None:
-    """A changed byte is noticed, unless it changes nothing: a stream has bits that mean nothing."""
+    """A changed byte is noticed unless it has no effect: a stream has unused bits."""
     held = HELD[:2000]
     stream = zlib.compress(held)
     n_noticed = 0
-    for place in range(len(stream)):
+    for index in range(len(stream)):
         changed = bytearray(stream)
-        changed[place] ^= 1 << place % 8
+        changed[index] ^= 1 << index % 8
         read = bytearray(len(held))
         try:
             chunks.inflate(bytes(changed), memoryview(read))
@@ -211,20 +211,20 @@ def test_every_changed_byte() -> None:
 
 
 def test_never_more_than_a_chunk() -> None:
-    """A stream that would fill the memory is given up as soon as it is longer than its chunk."""
+    """Inflating a stream that would fill the memory stops once it exceeds its chunk."""
     stream = zlib.compress(bytes(64 * 2**20))
-    place = memoryview(bytearray(1000))
+    target = memoryview(bytearray(1000))
     tracemalloc.start()
     try:
         with pytest.raises(OSError, match="more than its 1000 bytes"):
-            chunks.inflate(stream, place)
+            chunks.inflate(stream, target)
         assert tracemalloc.get_traced_memory()[1] < 4 * chunks.PIECE_BYTES
     finally:
         tracemalloc.stop()
 
 
 def cut(stream: bytes) -> bytes:
-    """Take a stream's second half away."""
+    """Remove a stream's second half."""
     return stream[: len(stream) // 2]
 
 
@@ -237,7 +237,7 @@ def change(stream: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [cut, change, lambda _: zlib.compress(b"7" * 99)])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_damaged_chunk(file: h5py.File, damage: Callable[[bytes], bytes], shuffle: bool) -> None:
-    """A damaged chunk spoils its own subject, and no other."""
+    """A damaged chunk affects its own subject and no other."""
     dataset = file.create_dataset(
         "timeseries", data=make_numbers("f4"), chunks=(1, 5, 31), compression="gzip", shuffle=shuffle
     )
@@ -277,7 +277,7 @@ def test_reading_bytes(
     read_dtype: str,
     expected: int,
 ) -> None:
-    """The memory of reading is that of a chunk, compressed and inflated, and of the series."""
+    """Reading needs the memory of a chunk, compressed and inflated, and of the series."""
     dataset = file.create_dataset(
         "timeseries", SHAPE, stored_dtype, chunks=chunk, maxshape=(None,) * 3, compression="gzip", **options
     )

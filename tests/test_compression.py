@@ -1,4 +1,4 @@
-"""Fewer components: as many as SciPy's filters leave, with NumPy's correlations of the original series."""
+"""Compression to the degrees of freedom of SciPy's filters, with NumPy's correlations of the original series."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ Array = np.ndarray
 Standardized = tuple[Array, Array, Array]
 
 ROUNDING = 2e-6
-"""Of correlations between series in float32."""
+"""Rounding error of correlations between series in float32."""
 
 SHAPES = [(61, 211), (120, 2503), (211, 61)]
-"""Timepoints and voxels: more of these, several blocks of them, and fewer."""
+"""Numbers of timepoints and voxels: more voxels, several blocks of voxels, fewer voxels."""
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Hold BLAS to one thread, as a process of a build does."""
+    """Limit BLAS to one thread, as in a build process."""
     with threadpool_limits(1, user_api="blas"):
         yield
 
 
 def as_recorded(timeseries: Array) -> Array:
-    """Round to float32, as files have it, before NumPy correlates."""
+    """Round to float32, as in files, before NumPy correlates."""
     return timeseries.astype(np.float32).astype(float)
 
 
 def white_noise(n_timepoints: int, n_voxels: int, seed: int = 3) -> Array:
-    """Make noise on a mean of 1000, (n_timepoints, n_voxels); standard deviations differ by up to 100."""
+    """Make noise around 1000, (n_timepoints, n_voxels), with standard deviations from 1 to 100."""
     rng = np.random.default_rng(seed)
     return as_recorded(1000 + np.geomspace(1, 100, n_voxels) * rng.standard_normal((n_timepoints, n_voxels)))
 
 
 def brick_wall(n_timepoints: int, n_voxels: int, n_frequencies: int) -> Array:
-    """Keep the lowest frequencies of noise, and its mean: each frequency is a sine and a cosine."""
+    """Keep the mean and the lowest frequencies of noise; each frequency is a sine and a cosine."""
     spectrum = np.fft.rfft(white_noise(n_timepoints, n_voxels), axis=0)
     spectrum[n_frequencies + 1 :] = 0
     return as_recorded(np.fft.irfft(spectrum, n_timepoints, axis=0))
@@ -57,31 +57,31 @@ def butterworth(n_timepoints: int, n_voxels: int, seed: int = 3) -> Array:
 
 
 def standardize(timeseries: Array, *lengths: int) -> Standardized:
-    """Standardize a subject as a build does: float32, runs demeaned each."""
+    """Standardize a subject as a build does: float32, each run demeaned."""
     starts = np.cumsum([0, *(lengths or [len(timeseries)])])
     return kernels.standardize(timeseries.astype(np.float32), starts)
 
 
 def correlations(standardized: Standardized) -> Array:
-    """Correlate each voxel with each, from what is stored."""
+    """Correlate all pairs of voxels from stored arrays."""
     series, scale, _ = standardized
     unit = series.astype(float) * scale[:, np.newaxis]
     return unit @ unit.T
 
 
 def test_constants_are_those_of_the_reference() -> None:
-    """What counts as constant here does so when seeds are averaged."""
+    """Compression and seeds agree on what is constant."""
     assert compression.CONSTANT_SEED == reference.CONSTANT_SEED
 
 
 @pytest.mark.parametrize(("n_timepoints", "n_voxels"), SHAPES)
 def test_a_brick_wall_leaves_its_degrees_of_freedom(n_timepoints: int, n_voxels: int) -> None:
-    """Thirteen frequencies are 26 components whatever the tolerance, with NumPy's correlations and norms of 1."""
+    """Thirteen frequencies are 26 components at any tolerance, with NumPy's correlations and norms of 1."""
     timeseries = brick_wall(n_timepoints, n_voxels, n_frequencies=13)
     for tolerance in (1e-7, 1e-5):
         (series, scale, sd), bound = compression.rotate(standardize(timeseries), "auto", tolerance)
         assert series.shape == (n_voxels, 26)
-        # The rounding of numbers near 1000 to float32.
+        # Rounding of numbers near 1000 to float32.
         assert bound < 1e-8
         np.testing.assert_allclose(correlations((series, scale, sd)), np.corrcoef(timeseries.T), atol=ROUNDING)
         np.testing.assert_array_equal(scale, 1)
@@ -92,8 +92,8 @@ def test_a_brick_wall_leaves_its_degrees_of_freedom(n_timepoints: int, n_voxels:
 
 @pytest.mark.parametrize(("n_timepoints", "n_voxels"), SHAPES)
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-5])
-def test_a_smooth_filter_leaves_what_the_tolerance_needs(n_timepoints: int, n_voxels: int, tolerance: float) -> None:
-    """No correlation is off by more than the bound, which the tolerance is above; one component less is too few."""
+def test_a_smooth_filter_keeps_what_the_tolerance_needs(n_timepoints: int, n_voxels: int, tolerance: float) -> None:
+    """Errors stay within the bound, the bound within the tolerance, and one component less exceeds it."""
     timeseries = butterworth(n_timepoints, n_voxels)
     exact = np.corrcoef(timeseries.T)
     rotated, bound = compression.rotate(standardize(timeseries), "auto", tolerance)
@@ -107,7 +107,7 @@ def test_a_smooth_filter_leaves_what_the_tolerance_needs(n_timepoints: int, n_vo
 
 @pytest.mark.parametrize("lengths", [(61,), (13, 29, 19)])
 def test_white_noise_keeps_all_but_the_means(lengths: tuple[int, ...]) -> None:
-    """Each run that is demeaned takes one degree of freedom, and noise has all others."""
+    """Each demeaned run loses one degree of freedom; noise has all others."""
     timeseries = white_noise(61, 211)
     rotated, bound = compression.rotate(standardize(timeseries, *lengths), "auto", 1e-5)
     assert rotated[0].shape == (211, 61 - len(lengths))
@@ -118,8 +118,8 @@ def test_white_noise_keeps_all_but_the_means(lengths: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("which", "tolerance"), [("full", 1e-5), (61, 1e-5), (62, 1e-5), ("auto", 1e-30)], ids=str)
-def test_nothing_is_rotated_where_nothing_is_left_out(which: compression.Rank, tolerance: float) -> None:
-    """With as many components as timepoints, the arrays are those that were given, bit by bit."""
+def test_nothing_is_rotated_if_nothing_is_left_out(which: compression.Rank, tolerance: float) -> None:
+    """With as many components as timepoints, the input arrays are returned bit-identical."""
     given = standardize(white_noise(61, 211))
     before = [array.copy() for array in given]
     found, bound = compression.rotate(given, which, tolerance)
@@ -129,8 +129,8 @@ def test_nothing_is_rotated_where_nothing_is_left_out(which: compression.Rank, t
         np.testing.assert_array_equal(ours, expected)
 
 
-def test_the_memory_of_the_series_is_that_of_the_result() -> None:
-    """Nothing as large as the series is allocated, and what is stays below what is planned."""
+def test_the_result_reuses_the_memory_of_the_series() -> None:
+    """Nothing as large as the series is allocated, and the peak stays below the plan."""
     for n_timepoints, n_voxels in (*SHAPES, (509, 101)):
         given = standardize(brick_wall(n_timepoints, n_voxels, n_frequencies=13))
         tracemalloc.start()
@@ -140,19 +140,19 @@ def test_the_memory_of_the_series_is_that_of_the_result() -> None:
         assert np.shares_memory(rotated[0], given[0])
         assert rotated[0].flags.c_contiguous
         assert given[0].nbytes + peak <= compression.rotation_bytes(n_timepoints, n_voxels)
-    # A run of GSP1000: a third more than the series themselves, which were read from twice as much.
+    # One BOLD run of GSP1000: a third more than the series themselves; reading them needs twice their size.
     assert compression.rotation_bytes(120, 286_000) < 1.35 * 4 * 120 * 286_000
 
 
-def test_the_same_series_give_the_same_bits() -> None:
-    """Nothing depends on chance, or on where an array lies in memory."""
+def test_results_are_bit_identical() -> None:
+    """Results depend neither on chance nor on memory addresses."""
     first, second = (compression.rotate(standardize(butterworth(120, 2503)), "auto", 1e-5)[0] for _ in range(2))
     for ours, expected in zip(first, second, strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 
 def test_constant_voxels_stay_constant() -> None:
-    """Series, scale and standard deviation stay 0 where a voxel is constant or broken, and all others are NumPy's."""
+    """Constant and broken voxels stay 0 in series, scale and sd; all others have NumPy's correlations."""
     timeseries = brick_wall(61, 211, n_frequencies=7)
     timeseries[:, [0, 20, 210]] = 0.1, 0, -1e5 / 3
     timeseries[7, 3] = np.nan
@@ -166,7 +166,7 @@ def test_constant_voxels_stay_constant() -> None:
 
 
 def test_a_subject_without_signal() -> None:
-    """Where every voxel is constant, one component of zeros is kept."""
+    """If every voxel is constant, one component of zeros is kept."""
     rotated, bound = compression.rotate(standardize(np.ones((61, 211))), "auto", 1e-5)
     assert rotated[0].shape == (211, 1)
     assert not any(array.any() for array in rotated)
@@ -174,7 +174,7 @@ def test_a_subject_without_signal() -> None:
 
 
 def test_the_bound_can_be_reached() -> None:
-    """Two series that differ in what is left out alone become one: r was cos 2a, and the bound is 1 - cos 2a."""
+    """Two series that differ only in the part left out become equal: r was cos 2a, the bound is 1 - cos 2a."""
     angle = 0.3
     first, second = np.cos(angle) * np.array([1, -1, 0, 0]), np.sin(angle) * np.array([0, 0, 1, -1])
     timeseries = np.stack([first + second, first - second, first], axis=1)
@@ -188,26 +188,26 @@ def test_the_bound_can_be_reached() -> None:
     assert compression.error_bounds(of_voxels, of_voxels)[1] == pytest.approx(1 - exact, abs=1e-6)
 
 
-def test_seeds_may_have_more_in_the_tail_than_voxels() -> None:
-    """Where neighbours cancel but for what they share, their average counts: by hand, for 10 and for 100 voxels."""
+def test_seeds_may_have_larger_tails_than_voxels() -> None:
+    """If neighbours cancel except for a common part, their average decides: by hand, for 10 and 100 voxels."""
     wave, weak = np.cos(np.pi * np.arange(60)), np.cos(np.pi / 3 * np.arange(60))
     timeseries = np.outer(wave, np.ones(200)) + 0.01 * weak[:, np.newaxis]
     timeseries[:, 1:100:2] = -wave[:, np.newaxis] + 0.01 * weak[:, np.newaxis]
-    # In its own units: a loud voxel is not cancelled by a quiet one.
+    # In recorded units, a quiet voxel does not cancel a loud one.
     timeseries[:, 100] *= 7
     series, scale, sd = standardize(timeseries)
     rest = np.random.default_rng(11).standard_normal((60, 58))
     components = np.linalg.qr(np.column_stack([wave, weak, rest]))[0]
     of_voxels, of_seeds = compression.largest_tails(series, sd, components)
-    share = 0.01**2 * (weak @ weak) / (timeseries[:, 0] @ timeseries[:, 0])
-    assert of_voxels[:3] == pytest.approx([1, share, 0], abs=1e-6)
+    fraction = 0.01**2 * (weak @ weak) / (timeseries[:, 0] @ timeseries[:, 0])
+    assert of_voxels[:3] == pytest.approx([1, fraction, 0], abs=1e-6)
     assert of_seeds[:3] == pytest.approx([1, 1, 0], abs=1e-6)
     (rotated, _, _), _ = compression.rotate((series, scale, sd), "auto", 1e-3)
     assert rotated.shape == (200, 2)
 
 
 def make_lesions(n_voxels: int) -> Array:
-    """Make weights of lesions: single voxels, neighbours of any number, voxels from anywhere, and shares of them."""
+    """Make lesion weights: single voxels, neighbours, scattered voxels, and fractions of them."""
     rng = np.random.default_rng(7)
     weights = np.zeros((60, n_voxels))
     for number, lesion in enumerate(weights):
@@ -220,7 +220,7 @@ def make_lesions(n_voxels: int) -> Array:
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-5])
 def test_the_bound_holds_for_lesions(tolerance: float) -> None:
-    """For lesions of all kinds, r is NumPy's correlation of the recorded average but for the bound."""
+    """For lesions of all kinds, r differs from NumPy's correlation of the recorded average by at most the bound."""
     timeseries = butterworth(120, 2503, seed=5)
     weights = make_lesions(2503)
     exact = reference.correlate(weights @ timeseries.T, timeseries)
@@ -230,8 +230,8 @@ def test_the_bound_holds_for_lesions(tolerance: float) -> None:
     assert np.abs(r - exact).max() <= bound + ROUNDING
 
 
-def test_an_average_of_what_is_kept_is_what_is_kept_of_the_average() -> None:
-    """Even with 5 components of noise, seeds are NumPy's averages brought to the first 5 singular vectors."""
+def test_averaging_commutes_with_compression() -> None:
+    """Even with 5 components of noise, seeds are NumPy's averages projected onto the first 5 singular vectors."""
     timeseries = white_noise(61, 211)
     timeseries -= timeseries.mean(axis=0)
     weights = make_lesions(211)
@@ -250,7 +250,7 @@ def test_an_average_of_what_is_kept_is_what_is_kept_of_the_average() -> None:
 
 
 def test_a_voxel_that_is_left_out_is_constant() -> None:
-    """A voxel that has nothing in the components kept has no correlation, instead of that of its rounding errors."""
+    """A voxel with nothing in the kept components has no correlation, instead of that of rounding errors."""
     timeseries = np.zeros((12, 21))
     timeseries[:, :20] = np.cos(np.pi * np.arange(12))[:, np.newaxis]
     timeseries[:, 20] = np.cos(np.pi / 3 * np.arange(12))
@@ -263,10 +263,10 @@ def test_a_voxel_that_is_left_out_is_constant() -> None:
 
 @pytest.mark.parametrize("filtered", [False, True])
 def test_rounding_to_int16(filtered: bool) -> None:
-    """As in time, int16 takes r of any two voxels off by less than 1e-4, however few components vary most."""
+    """As in time, int16 has errors below 1e-4 in r, also if few components have most of the variance."""
     timeseries = brick_wall(120, 2000, n_frequencies=29) if filtered else white_noise(120, 2000)
     timeseries = (timeseries - 1000) / np.geomspace(1, 100, 2000)
-    # A signal that all voxels share, 30 times as large as their own, and a movement.
+    # A common signal of all voxels, 30 times as large as their own, and a movement.
     timeseries += 30 * brick_wall(120, 1, n_frequencies=29)
     if not filtered:
         timeseries[60, :500] += 50
@@ -281,7 +281,7 @@ def test_rounding_to_int16(filtered: bool) -> None:
 
 
 def test_rounding_over_a_hundred_subjects() -> None:
-    """As in time, int16 moves the mean z over 100 subjects by less than 5e-6, whatever the lesion."""
+    """As in time, int16 changes the mean z over 100 subjects by less than 5e-6 for any lesion."""
     rng = np.random.default_rng(13)
     weights = np.zeros((3, 500))
     weights[0, 7], weights[1, 11:31], weights[2, 100:400] = 1, 1, rng.random(300)

@@ -1,4 +1,4 @@
-"""Connectome files of every kind against NumPy on the series that were written; files that are none."""
+"""Connectomes in HDF5, compared with NumPy on the series that were written; invalid files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def file(tmp_path: Path) -> Path:
 def alter(path: Path, name: str, value: object) -> None:
     """Replace a dataset, or the attribute mask_shape, of a connectome's file; None removes it."""
     with h5py.File(path, "r+") as stored:
-        place = stored.attrs if name == "mask_shape" else stored
-        del place[name]
+        items = stored.attrs if name == "mask_shape" else stored
+        del items[name]
         if value is not None:
-            place[name] = value
+            items[name] = value
 
 
 def check(subject: ConnectomeSubject, stored: Array, atol: float = 1e-6) -> None:
-    """Compare one subject with the series (n_timepoints, n_voxels) that were stored."""
+    """Compare one subject with the stored series (n_timepoints, n_voxels)."""
     stored = stored.astype(float)
     demeaned = stored - stored.mean(axis=0)
     np.testing.assert_allclose(
@@ -51,7 +51,7 @@ def check(subject: ConnectomeSubject, stored: Array, atol: float = 1e-6) -> None
 
 
 def check_all(path: Path, series: Sequence[Array], **options: str) -> Connectome:
-    """Open a connectome, and compare its subjects with those that were stored."""
+    """Open a connectome and compare its subjects with those that were stored."""
     connectome = Connectome.open(path, **options)
     for subject, stored in zip(connectome.subjects(), series, strict=True):
         check(subject, stored)
@@ -61,14 +61,14 @@ def check_all(path: Path, series: Sequence[Array], **options: str) -> Connectome
 
 
 def reader_threads() -> list[threading.Thread]:
-    """List the threads beside the one that runs the test."""
+    """Return the threads other than the one that runs the test."""
     return [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("affine", [RADIOLOGICAL, OBLIQUE], ids=["radiological", "oblique"])
 def test_one_file(tmp_path: Path, affine: Array, kind: type) -> None:
-    """A file gives its grid and its subjects in order, numbered from 1."""
+    """A file yields its grid and its subjects in order, numbered from 1."""
     path = write_connectome(tmp_path / "study.h5", EQUAL, MASK, affine)
     connectome = check_all(kind(path), EQUAL)
     np.testing.assert_array_equal(connectome.grid.mask, MASK)
@@ -77,7 +77,7 @@ def test_one_file(tmp_path: Path, affine: Array, kind: type) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    """A folder's files follow one another by name, with timepoints of their own; other files are passed over."""
+    """A folder's files are read in order of name, with different numbers of timepoints; other files are ignored."""
     folder = write_connectome_folder(tmp_path / "study", SERIES, MASK)
     (folder / "part1.h5").rename(folder / "part1.hdf5")
     (folder / "README.txt").write_text("not HDF5")
@@ -88,7 +88,7 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_indices_one_row_a_voxel(file: Path) -> None:
-    """Voxel indices may lie in rows instead of columns."""
+    """Voxel indices may be in rows instead of columns."""
     alter(file, "mask_indices", np.argwhere(MASK))
     np.testing.assert_array_equal(check_all(file, EQUAL).grid.mask, MASK)
 
@@ -103,7 +103,7 @@ def test_three_voxels(tmp_path: Path) -> None:
 
 
 def test_scrambled_voxels(tmp_path: Path) -> None:
-    """Voxels in any order in the file come out in C order, also where files of one folder differ in it."""
+    """Voxels in any order are read in C order, also if the files of a folder have different orders."""
     rng = np.random.default_rng(7)
     for part, series in enumerate(EQUAL):
         write_connectome(tmp_path / "study" / f"{part}.h5", [series], MASK, order=rng.permutation(N_VOXELS))
@@ -113,7 +113,7 @@ def test_scrambled_voxels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", ">f8", "<i2", ">i2", "<u2", "<i4"])
 @pytest.mark.parametrize("scrambled", [False, True], ids=["in order", "scrambled"])
 def test_stored_dtypes(tmp_path: Path, dtype: str, scrambled: bool) -> None:
-    """Numbers of every width and byte order are read as what they say."""
+    """Numbers of every width and byte order are read correctly."""
     order = np.random.default_rng(7).permutation(N_VOXELS) if scrambled else np.arange(N_VOXELS)
     path = write_connectome(tmp_path / "study.h5", EQUAL, MASK, order=order)
     stored = np.array(EQUAL).astype(dtype)
@@ -124,7 +124,7 @@ def test_stored_dtypes(tmp_path: Path, dtype: str, scrambled: bool) -> None:
 
 
 def test_float64_keeps_its_digits(file: Path) -> None:
-    """A small signal on a large mean survives where the file holds float64: float32 would round it away."""
+    """A small signal on a large mean survives in a float64 file; float32 would round it away."""
     stored = 1e7 + np.random.default_rng(8).standard_normal((2, 13, N_VOXELS))
     alter(file, "timeseries", stored)
     check_all(file, stored)
@@ -179,15 +179,15 @@ def test_different_grids(tmp_path: Path, difference: str) -> None:
         ("mask_affine", np.eye(3), "mask_affine"),
     ],
 )
-def test_layout_that_is_no_connectome(file: Path, name: str, value: object, words: str) -> None:
-    """A file with a part missing or misshapen is refused by name, and the part is named."""
+def test_invalid_layout(file: Path, name: str, value: object, words: str) -> None:
+    """A file with a missing or invalid part is refused, naming file and part."""
     alter(file, name, value)
     with pytest.raises(ValueError, match=rf"study\.h5(?s:.*){words}"):
         Connectome.open(file)
 
 
 def test_shape_as_floats(file: Path) -> None:
-    """A mask_shape that was stored as floats is the same shape."""
+    """A mask_shape stored as floats is accepted."""
     alter(file, "mask_shape", np.array(SHAPE, float))
     assert Connectome.open(file).grid.shape == SHAPE
 
@@ -202,7 +202,7 @@ def test_not_hdf5(file: Path, content: str) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    """A missing path and a folder without HDF5 files are told apart."""
+    """A missing path and a folder without HDF5 files have different errors."""
     with pytest.raises(FileNotFoundError, match=r"no connectome at .*nowhere"):
         Connectome.open(tmp_path / "nowhere")
     (tmp_path / "notes.txt").touch()
@@ -211,7 +211,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "name"),
+    ("path", "name"),
     [
         ("GSP-1000_run1.h5", "GSP1000run1"),
         ("gsp.smooth6.hdf5", "gspsmooth6"),
@@ -220,21 +220,21 @@ def test_nothing_there(tmp_path: Path) -> None:
         ("__.h5", "connectome"),
     ],
 )
-def test_default_name(tmp_path: Path, place: str, name: str) -> None:
-    """Without a name, the letters and digits of the file's or the folder's name are it."""
-    path = write_connectome(tmp_path / place, EQUAL, MASK)
-    assert Connectome.open(path if path.parent == tmp_path else path.parent).name == name
+def test_default_name(tmp_path: Path, path: str, name: str) -> None:
+    """The default name is the letters and digits of the file's or folder's name."""
+    file = write_connectome(tmp_path / path, EQUAL, MASK)
+    assert Connectome.open(file if file.parent == tmp_path else file.parent).name == name
 
 
 def test_name_of_a_link(tmp_path: Path) -> None:
-    """A link, which every file of a DataLad clone is, gives its own name and not its target's."""
+    """A link, such as every file of a DataLad clone, is named by itself, not by its target."""
     target = write_connectome(tmp_path / "annex" / "MD5E-s49585--0b5f.h5", EQUAL, MASK)
     (tmp_path / "GSP1000.h5").symlink_to(target)
     assert Connectome.open(tmp_path / "GSP1000.h5").name == "GSP1000"
 
 
 def test_name(file: Path) -> None:
-    """A name is letters and digits, for it becomes part of file names."""
+    """A name has letters and digits only, since it becomes part of file names."""
     assert Connectome.open(file, name="GSP1000").name == "GSP1000"
     for name in ("GSP-1000", "GSP 1000", "größe", "../x"):
         with pytest.raises(ValueError, match="letters and digits"):
@@ -243,7 +243,7 @@ def test_name(file: Path) -> None:
 
 @pytest.mark.parametrize("recorded", [None, "MNI152NLin2009cAsym", b"MNI152NLin2009cAsym"])
 def test_space(file: Path, recorded: str | bytes | None) -> None:
-    """The space is what the caller says, else what the file records, else that of GSP1000."""
+    """The space is the given one, or else the file's, or else that of GSP1000."""
     if recorded:
         with h5py.File(file, "r+") as stored:
             stored.attrs["space"] = recorded
@@ -252,7 +252,7 @@ def test_space(file: Path, recorded: str | bytes | None) -> None:
 
 
 def test_content_hash(tmp_path: Path) -> None:
-    """Files of the same bytes have the same hash wherever they lie; one changed byte or a missing file changes it."""
+    """The hash does not depend on the folder; one changed byte or a missing file changes it."""
     folder = write_connectome_folder(tmp_path / "study", SERIES, MASK)
     copy = shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
     expected = Connectome.open(folder).content_hash
@@ -266,7 +266,7 @@ def test_content_hash(tmp_path: Path) -> None:
 
 
 def test_content_hash_of_a_large_file(tmp_path: Path) -> None:
-    """Of a file too large to be read whole, a change over a stretch of a 64th of it cannot hide."""
+    """In a file too large to be hashed completely, a change that spans a 64th of it changes the hash."""
     mask = np.ones((40, 50, 60), bool)
     series = [np.zeros((25, mask.size), np.float32)]
     path = write_connectome(tmp_path / "large.h5", series, mask)
@@ -279,7 +279,7 @@ def test_content_hash_of_a_large_file(tmp_path: Path) -> None:
 
 
 def test_reads_ahead_in_one_thread(file: Path) -> None:
-    """While subjects are used one thread reads; it ends with the last subject."""
+    """One thread reads while subjects are used; it ends with the last subject."""
     others = reader_threads()
     for _ in Connectome.open(file).subjects():
         assert len(reader_threads()) == len(others) + 1
@@ -288,7 +288,7 @@ def test_reads_ahead_in_one_thread(file: Path) -> None:
 
 @pytest.mark.parametrize("n_used", [0, 1, 2])
 def test_abandoned(file: Path, n_used: int) -> None:
-    """Whoever stops half-way leaves no thread behind, and no open file: it can be written to again."""
+    """Stopping early leaves no thread and no open file: the file can be written to again."""
     others = reader_threads()
     subjects = Connectome.open(file).subjects()
     for _ in range(n_used):
@@ -300,7 +300,7 @@ def test_abandoned(file: Path, n_used: int) -> None:
 
 
 def test_damaged_subject(tmp_path: Path) -> None:
-    """The subjects before a damaged one are read; there, the error names the file and the subject, and all stops."""
+    """The subjects before a damaged one are read; then the error names file and subject, and reading stops."""
     write_connectome(tmp_path / "a.h5", EQUAL, MASK)
     damaged = write_connectome(tmp_path / "b.h5", EQUAL, MASK)
     with h5py.File(damaged) as stored:
@@ -319,7 +319,7 @@ def test_damaged_subject(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["truncated", "removed"])
 def test_file_that_changed_after_opening(file: Path, change: str) -> None:
-    """A file that was cut or taken away since it was opened is named when its turn comes."""
+    """A file that was truncated or removed since it was opened is named when it is read."""
     connectome = Connectome.open(file)
     if change == "removed":
         file.unlink()
@@ -331,14 +331,14 @@ def test_file_that_changed_after_opening(file: Path, change: str) -> None:
 
 @pytest.mark.parametrize(("recorded", "space"), [("MNI152_2mm", "MNI152NLin6Asym"), ("MNI152NLin2009cAsym",) * 2])
 def test_space_as_converters_write_it(file: Path, recorded: str, space: str) -> None:
-    """What a converter calls the space of FSL's template has the name that BIDS has for it."""
+    """Converters' names for the space of FSL's template are replaced by the BIDS name."""
     with h5py.File(file, "r+") as stored:
         stored.attrs["space"] = recorded
     assert Connectome.open(file).space == space
 
 
-def test_space_that_is_no_name(file: Path) -> None:
-    """A recorded space that could not be part of a file name is refused, and can be overridden."""
+def test_invalid_space(file: Path) -> None:
+    """A stored space that cannot be part of a file name is refused and can be overridden."""
     with h5py.File(file, "r+") as stored:
         stored.attrs["space"] = "MNI (FSL)"
     with pytest.raises(ValueError, match="--connectome-space"):

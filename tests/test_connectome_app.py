@@ -1,4 +1,4 @@
-"""bids-lacuna-connectome: what it prints, how it ends, and sources with something wrong."""
+"""bids-lacuna-connectome: its output, its exit statuses, and faulty sources."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def build(source: Path, store: Path, *options: object) -> int:
-    """Build a store within this process; its processes are real ones."""
+    """Build a store from this process, with real worker processes."""
     arguments = ["build", source, store, "--space", synthetic.SPACE, "--name", "GSP5", "--nprocs", "1", *options]
     return cli.connectome_main(list(map(str, arguments)))
 
@@ -65,13 +65,13 @@ def hdf5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(hdf5: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Build a store of it: its folder, and what was printed."""
+    """Build a store of it; return its folder and the output."""
     folder = tmp_path_factory.mktemp("built") / "store"
     return folder, run("build", hdf5, folder, "--space", synthetic.SPACE, "--name", "GSP5")
 
 
-def test_build_says_what_it_does(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """The log tells what was found, where it goes, how far it is, and what to do with it."""
+def test_build_logs_its_steps(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """The log has the source, the progress, the store and the commands that use it."""
     folder, result = built
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
@@ -82,7 +82,7 @@ def test_build_says_what_it_does(built: tuple[Path, subprocess.CompletedProcess[
 
 
 def test_info(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """What the store holds, a row each."""
+    """The contents of the store are described, one row each."""
     result = run("info", built[0])
     assert result.returncode == 0, result.stderr
     rows = dict(line.split("  ", 1) for line in result.stdout.splitlines())
@@ -91,17 +91,17 @@ def test_info(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     assert rows["name"] == "GSP5"
     assert rows["space"] == synthetic.SPACE
     assert rows["grid"].startswith(f"{N_VOXELS} voxels in a volume (5, 7, 11) of 4 x 4 x 4 mm voxels from")
-    assert (rows["subjects"], rows["runs"], rows["timepoints"]) == ("5", "5", "23 to 37 a subject")
+    assert (rows["subjects"], rows["runs"], rows["timepoints"]) == ("5", "5", "23 to 37 per subject")
     assert (rows["dtype"], rows["rank"]) == ("int16", "full")
     n_bytes = sum(path.stat().st_size for path in built[0].glob("*.npy"))
     assert float(rows["size"].removesuffix(" KiB")) == pytest.approx(n_bytes / 1024, rel=0.02)
-    assert rows["sources"].startswith("4 files of")
+    assert rows["sources"].startswith("4 files, ")
     assert rows["made by"] == f"bids-lacuna {__version__}"
     assert rows["content hash"] == store.content_hash
 
 
 def test_maps_from_a_store(built: tuple[Path, subprocess.CompletedProcess[str]], hdf5: Path, tmp_path: Path) -> None:
-    """run.py maps from a store what it maps from HDF5, where a warning gives the command that makes the store."""
+    """Maps from a store are those from HDF5, for which a warning gives the command that builds the store."""
     bids = synthetic.write_dataset(tmp_path / "bids", {LESION: synthetic.box((3, 2, 3))})
     assert build(hdf5, tmp_path / "exact", "--dtype", "float32") == 0
     logs = {}
@@ -113,7 +113,7 @@ def test_maps_from_a_store(built: tuple[Path, subprocess.CompletedProcess[str]],
     assert "bids-lacuna-connectome" not in logs["int16"]
     maps = sorted(path.relative_to(tmp_path / "hdf5") for path in (tmp_path / "hdf5").rglob("*_statmap.nii.gz"))
     assert len(maps) == 3
-    # Rounding is seven times as far off as over hundreds of subjects of hundreds of timepoints.
+    # Rounding errors are seven times those over hundreds of subjects of hundreds of timepoints.
     for name, in_r, in_t in (("int16", 4e-5, 1e-3), ("float32", 1e-6, 1e-4)):
         for path in maps:
             expected, found = (nib.load(tmp_path / folder / path).get_fdata() for folder in ("hdf5", name))
@@ -129,7 +129,7 @@ def test_maps_from_a_store(built: tuple[Path, subprocess.CompletedProcess[str]],
 
 
 def test_maps_from_fewer_components(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --rank auto, maps from 10 numbers a voxel are those from 100, and all is told of it."""
+    """With --rank auto, maps from 10 numbers per voxel are those from 100, and the savings are reported."""
     filtered = synthetic.make_filtered_series(N_VOXELS, (97, 97, 101, 103, 107))
     for series in filtered:
         series[:, 30] = series[0, 30]
@@ -141,16 +141,16 @@ def test_maps_from_fewer_components(tmp_path: Path, capsys: pytest.CaptureFixtur
         for store in (full, auto):
             capsys.readouterr()
             assert build(source, store, "--dtype", dtype, "--rank", store.name.partition("-")[0]) == 0
-        found = r"auto, tolerance 1e-05: components 10 a subject; .* saved \(\d\d %\); .* r \d\S+e-\d\d"
+        found = r"auto, tolerance 1e-05: components 10 per subject; .* saved \(\d\d %\); .* r \d\S+e-\d\d"
         assert re.search(f"rank {found}\n", capsys.readouterr().err)
         assert cli.connectome_main(["info", str(auto)]) == 0
         info = capsys.readouterr().out
         assert re.search(f"^rank  +{found}$", info, re.MULTILINE)
-        assert re.search(r"^timepoints  +97 to 107 a subject$", info, re.MULTILINE)
+        assert re.search(r"^timepoints  +97 to 107 per subject$", info, re.MULTILINE)
         assert cli.connectome_main(["verify", str(auto)]) == 0
         sizes = [sum(path.stat().st_size - 128 for path in store.glob("*_timeseries.npy")) for store in (full, auto)]
         assert sizes[0] * 50 == sizes[1] * (97 + 97 + 101 + 103 + 107)
-        # Rounding, as for maps from other stores of five subjects.
+        # Rounding errors, as for maps from other stores of five subjects.
         in_r, in_t = (4e-5, 1e-3) if dtype == "int16" else (1e-6, 1e-4)
         for expected, ours in zip(maps_from(full, masks), maps_from(auto, masks), strict=True):
             # One voxel is constant.
@@ -176,7 +176,7 @@ def map_lesions(bids: Path, out: Path, connectome: Path) -> subprocess.Completed
 
 
 def test_the_bar_shows_bytes_and_time(hdf5: Path, tmp_path: Path) -> None:
-    """On a terminal, a bar shows the bytes that are written, of how many, and the time that is left."""
+    """On a terminal, a bar shows the bytes written, the total, and the remaining time."""
     main_end, program_end = os.openpty()
     termios.tcsetwinsize(program_end, (24, 120))
     command = [*synthetic.CONNECTOME_PROGRAM, "build", hdf5, tmp_path / "store"]
@@ -194,16 +194,16 @@ def test_the_bar_shows_bytes_and_time(hdf5: Path, tmp_path: Path) -> None:
 
 
 def test_verify(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """A store of noise is as it was made, but for the hemispheres, which a small grid cannot tell."""
+    """A store of noise verifies, but its symmetry cannot be judged on a small grid."""
     result = run("verify", built[0])
     assert result.returncode == 0, result.stderr
     assert "no problem found" in result.stdout
     assert "LAS, stored from right to left (radiological)" in result.stdout
-    assert "no subject can tell" in result.stdout
+    assert "cannot be judged" in result.stdout
 
 
-def test_verify_finds_what_is_wrong(built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    """A flipped bit and a scale that is not finite are problems, each in a sentence with the file's name."""
+def test_verify_finds_problems(built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """A flipped bit and a scale that is not finite are problems, each with the file's name."""
     own = shutil.copytree(built[0], tmp_path / "own")
     path = own / "sub-0003_timeseries.npy"
     content = bytearray(path.read_bytes())
@@ -217,7 +217,7 @@ def test_verify_finds_what_is_wrong(built: tuple[Path, subprocess.CompletedProce
     assert "problems: 4" in result.stdout
     problems = result.stderr.splitlines()
     assert any("sub-0003_timeseries.npy has another checksum" in problem for problem in problems)
-    assert any("sub-0003 has 1 voxels whose series and scales do not fit" in problem for problem in problems)
+    assert any("sub-0003 has 1 voxels whose series and scales do not match" in problem for problem in problems)
     assert any("sub-0005_scale.npy has another checksum" in problem for problem in problems)
     assert any("sub-0005 has scales" in problem for problem in problems)
 
@@ -228,7 +228,7 @@ def test_verify_finds_what_is_wrong(built: tuple[Path, subprocess.CompletedProce
         (["info", "nowhere"], 66, "no connectome store at nowhere"),
         (["verify", "nowhere"], 66, "no connectome store at nowhere"),
         (["build", "nowhere", "store", "--space", "MNI", "--name", "x"], 66, "no connectome at nowhere"),
-        (["build", ".", "store", "--space", "MNI", "--name", "x"], 64, "lie in each other"),
+        (["build", ".", "store", "--space", "MNI", "--name", "x"], 64, "inside one another"),
         (["build", "nowhere", "store", "--name", "x"], 64, "--space"),
         (["build", "nowhere", "store", "--space", "MNI"], 64, "--name"),
         (["build", "nowhere", "store", "--space", "MNI 152", "--name", "x"], 64, "letters and digits"),
@@ -251,7 +251,7 @@ def test_mistakes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each mistake ends in a sentence, with its status."""
+    """Each mistake ends in one sentence and its exit status."""
     monkeypatch.chdir(tmp_path)
     try:
         found = cli.connectome_main(arguments)
@@ -263,7 +263,7 @@ def test_mistakes(
 
 
 def test_an_unknown_option_shows_the_commands_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever mistypes an option of build sees those of build."""
+    """A mistyped option of build shows the usage of build."""
     with pytest.raises(SystemExit) as end:
         cli.connectome_main(
             ["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--dtyp", "int16", "--msk"]
@@ -273,7 +273,7 @@ def test_an_unknown_option_shows_the_commands_usage(capsys: pytest.CaptureFixtur
 
 
 def test_a_space_that_is_mistyped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A space that is almost a template's name is questioned before it is written into a store."""
+    """A space that is almost a template's name is questioned before it is stored."""
     arguments = ["build", str(tmp_path / "nowhere"), "store", "--name", "x", "--space"]
     for space, meant in {"MNI152Nlin6Asym": "MNI152NLin6Asym", "mni152nlin2009casym": "MNI152NLin2009cAsym"}.items():
         assert cli.connectome_main([*arguments, space]) == 66
@@ -284,7 +284,7 @@ def test_a_space_that_is_mistyped(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_options_of_other_layouts(hdf5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An option that the layout has no use for is a mistake, and so is a mask that is missing."""
+    """An option that the layout does not use is a mistake, and so is a missing mask."""
     assert build(hdf5, tmp_path / "store", "--pattern", "*.h5") == 64
     assert "--pattern is only for the layout nifti or npy" in capsys.readouterr().err
     np.save(tmp_path / "sub-1.npy", SERIES[0])
@@ -319,19 +319,19 @@ def test_filter_files(
     assert not (tmp_path / "store").exists()
 
 
-def test_an_unfinished_store_is_no_connectome(
+def test_an_unfinished_store_is_refused(
     built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a killed build has left is not taken for a store, but for what it is."""
+    """The remains of a killed build are reported as an unfinished store."""
     own = shutil.copytree(built[0], tmp_path / "own")
     (own / "connectome.json").unlink()
     (own / ".building").mkdir()
     assert cli.connectome_main(["info", str(own)]) == 66
-    assert "is not finished: run its `bids-lacuna-connectome build` again" in capsys.readouterr().err
+    assert "is unfinished: rerun its `bids-lacuna-connectome build` command to resume" in capsys.readouterr().err
 
 
 def write_source(folder: Path, layout: str) -> tuple[Path, list[str]]:
-    """Write two subjects in a layout: the file of the second one's series, and options that the layout needs."""
+    """Write two subjects in a layout; return the file of the second one's series and the options that are needed."""
     folder.mkdir(parents=True)
     mask = folder.with_name("mask.nii.gz")
     synthetic.write_mask(mask, MASK)
@@ -343,8 +343,8 @@ def write_source(folder: Path, layout: str) -> tuple[Path, list[str]]:
             return file, []
         case "nifti":
             for number in (1, 2):
-                place = folder / f"sub-{number}" / "func" / f"sub-{number}_rest_skip4_finalmask.nii.gz"
-                file = synthetic.write_series(place, SERIES[number], MASK)
+                name = f"sub-{number}_rest_skip4_finalmask.nii.gz"
+                file = synthetic.write_series(folder / f"sub-{number}" / "func" / name, SERIES[number], MASK)
             return file, options
         case "bids":
             synthetic.write_dataset(folder, {})
@@ -368,7 +368,7 @@ def write_source(folder: Path, layout: str) -> tuple[Path, list[str]]:
 
 
 def spoil(source: Path, file: Path, fault: str) -> None:
-    """Put something wrong into a source."""
+    """Introduce a fault into a source."""
     content = file.read_bytes()
     match fault:
         case "truncated":
@@ -391,7 +391,7 @@ def spoil(source: Path, file: Path, fault: str) -> None:
 def test_faulty_sources_end_in_a_sentence(
     tmp_path: Path, layout: str, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever is wrong with a source is named, with the status of its kind, and nothing looks like a store."""
+    """Every fault of a source is named, with the matching exit status, and leaves no finished store."""
     file, options = write_source(tmp_path / "source", layout)
     spoil(tmp_path / "source", file, fault)
     status = build(tmp_path / "source", tmp_path / "store", "--format", layout, *options)
@@ -406,8 +406,8 @@ def test_faulty_sources_end_in_a_sentence(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_forbidden_sources(layout: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that may not be read is named, with the status of missing input."""
-    # Others may not enter pytest's own folders.
+    """A file that may not be read is named, with the exit status of missing input."""
+    # Other users may not enter pytest's own folders.
     with TemporaryDirectory() as folder:
         file, options = write_source(Path(folder) / "source", layout)
         for path in (Path(folder), *Path(folder).rglob("*")):
@@ -424,7 +424,7 @@ def test_forbidden_sources(layout: str, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("layout", ["nifti", "bids", "npy"])
 def test_forbidden_folders(layout: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder that may not be searched is an error: its subjects are not left out without a word."""
+    """A folder that may not be searched is an error: its subjects are not silently left out."""
     with TemporaryDirectory() as folder:
         file, options = write_source(Path(folder) / "source", layout)
         for path in (Path(folder), *Path(folder).rglob("*")):
@@ -438,15 +438,15 @@ def test_forbidden_folders(layout: str, capsys: pytest.CaptureFixture[str]) -> N
         assert not (Path(folder) / "store").exists()
 
 
-def test_a_place_that_may_not_be_written_to(hdf5: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A store where the user may not write ends with the status of output that cannot be made."""
+def test_a_folder_that_may_not_be_written_to(hdf5: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store where the user may not write ends with the exit status of output that cannot be created."""
     with TemporaryDirectory() as folder:
         source = shutil.copytree(hdf5, Path(folder) / "source")
         for path in (Path(folder), source, *source.iterdir()):
             path.chmod(0o755 if path.is_dir() else 0o644)
         with synthetic.as_nobody():
             assert build(source, Path(folder) / "store") == 73
-        assert "cannot be made" in capsys.readouterr().err.splitlines()[-1]
+        assert "cannot be created" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_a_place_that_may_not_be_written_to(hdf5: Path, capsys: pytest.CaptureFi
 def test_a_run_on_another_grid(
     tmp_path: Path, changes: dict[str, Array], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A NIfTI file that lies elsewhere than the mask is refused by name, with both grids."""
+    """A NIfTI file on another grid than the mask is refused by name, with both grids."""
     file, options = write_source(tmp_path / "source", "nifti")
     brain = changes.get("mask", MASK)
     series = synthetic.make_series(int(brain.sum()))[0]
@@ -471,8 +471,8 @@ def test_a_run_on_another_grid(
     assert str((5, 7, 11)) in sentence
 
 
-def test_a_checksum_of_gzip_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A NIfTI file that unpacks to other numbers than were packed is damaged."""
+def test_the_gzip_checksum_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A NIfTI file that decompresses to other numbers than were compressed is damaged."""
     file, options = write_source(tmp_path / "source", "nifti")
     content = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), compresslevel=0))
     content[len(content) // 2] ^= 1
@@ -482,7 +482,7 @@ def test_a_checksum_of_gzip_is_checked(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_space_that_the_source_contradicts(hdf5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The user's word on the space counts, with a warning where the files say otherwise."""
+    """The user's space is used, with a warning if the files name another one."""
     source = shutil.copytree(hdf5, tmp_path / "source")
     with h5py.File(source / "part0.h5", "r+") as file:
         file.attrs["space"] = "MNI152NLin2009cAsym"

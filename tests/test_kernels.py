@@ -1,4 +1,4 @@
-"""Each kernel held together with the function of the same name in `reference`, which others' answers hold."""
+"""Each kernel compared with the function of the same name in `reference`, which has its own tests."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def signal(n_timepoints: int, n_voxels: int, seed: int = 3) -> Array:
 
 
 def with_constant_voxels() -> Array:
-    """Make voxels 0, 6 and 130 constant, at a number that no float has exactly."""
+    """Make voxels 0, 6 and 130 constant, at numbers that floats do not represent exactly."""
     timeseries = signal(19, 131)
     timeseries[:, [0, 6, 130]] = 0.1, 0, -1e5 / 3
     return timeseries
 
 
 def with_broken_voxels() -> Array:
-    """Put NaN and infinities at the beginning, in the middle and at the end of series."""
+    """Put NaN and infinities at the start, in the middle and at the end of series."""
     timeseries = signal(19, 131)
     timeseries[0, 0] = timeseries[7, 1] = timeseries[18, 2] = timeseries[:, 3] = np.nan
     timeseries[0, 4] = timeseries[18, 129] = np.inf
@@ -42,7 +42,7 @@ def with_broken_voxels() -> Array:
 
 
 def with_cancelling_voxels() -> Array:
-    """Let voxels 3, 6 and 9 add up to 64 at every timepoint, exactly, in numbers that float32 has."""
+    """Let voxels 3, 6 and 9 sum to exactly 64 at every timepoint, in float32 numbers."""
     timeseries = signal(31, 13).round()
     timeseries[:, 9] = 64 - timeseries[:, 3] - timeseries[:, 6]
     return timeseries
@@ -79,12 +79,12 @@ def timeseries(request: pytest.FixtureRequest, dtype: type) -> Array:
 
 
 def standardize(timeseries: Array) -> tuple[Array, Array, Array]:
-    """Run the kernel on a subject of one run."""
+    """Run the kernel on a subject with one BOLD run."""
     return kernels.standardize(timeseries, np.array([0, len(timeseries)]))
 
 
 def make_weights(n_voxels: int) -> Array:
-    """Make lesions: the first voxel, voxels 3, 6 and 9, all voxels, none, and 37 that overlap."""
+    """Make lesions: the first voxel, voxels 3, 6 and 9, all voxels, no voxel, and 37 overlapping ones."""
     rng = np.random.default_rng(5)
     weights = np.zeros((41, n_voxels), np.float32)
     weights[0, 0] = 1
@@ -95,7 +95,7 @@ def make_weights(n_voxels: int) -> Array:
 
 
 def compressed_rows(weights: Array) -> tuple[Array, Array, Array]:
-    """Bring (n_lesions, n_voxels) weights into the kernel's form."""
+    """Convert (n_lesions, n_voxels) weights to compressed sparse rows."""
     starts = np.cumsum([0, *np.count_nonzero(weights, axis=1)])
     return starts, np.nonzero(weights)[1].astype(np.int32), weights[weights > 0]
 
@@ -113,7 +113,7 @@ def add_subjects(weights: Array, subjects: list[Array], n_threads: int) -> tuple
 
 
 def test_constants_are_those_of_the_reference() -> None:
-    """Both modules clip, round and leave out at the same numbers."""
+    """Both modules have the same limits."""
     assert kernels.INT16_MAX == reference.INT16_MAX
     assert kernels.R_LIMIT == reference.R_LIMIT
     assert kernels.CONSTANT_SEED == reference.CONSTANT_SEED
@@ -121,7 +121,7 @@ def test_constants_are_those_of_the_reference() -> None:
 
 
 def test_standardize(timeseries: Array) -> None:
-    """Series, scale and standard deviation are the reference's, and exactly 0 where the reference's are."""
+    """Series, scale and standard deviation equal the reference's, and are exactly 0 where it is 0."""
     series, scale, sd = standardize(timeseries)
     expected_series, expected_scale, expected_sd = reference.standardize(timeseries)
     assert {array.dtype for array in (series, scale, sd)} == {np.dtype(np.float32)}
@@ -134,7 +134,7 @@ def test_standardize(timeseries: Array) -> None:
 @pytest.mark.parametrize("lengths", [(19,), (7, 12), (1, 2, 16)])
 @pytest.mark.parametrize("subject", ["constant voxels", "broken voxels"])
 def test_standardize_runs(subject: str, lengths: tuple[int, ...], dtype: type) -> None:
-    """Runs are demeaned each on its own: series, scale and sd are the reference's, also where one run is constant."""
+    """Each run is demeaned: series, scale and sd equal the reference's, also if one run is constant."""
     timeseries = SUBJECTS[subject].astype(dtype)
     starts = np.cumsum([0, *lengths])
     timeseries[: lengths[0], 11] = 0.1
@@ -149,7 +149,7 @@ def test_standardize_runs(subject: str, lengths: tuple[int, ...], dtype: type) -
 
 
 def test_quantize(timeseries: Array) -> None:
-    """Rounded series and scales are the reference's, but for what lies half-way; scaled, they have norm 1."""
+    """Rounded series and scales equal the reference's except for ties; scaled, they have norm 1."""
     series, scale, _ = standardize(timeseries)
     rounded, its_scale = kernels.quantize(series)
     expected, expected_scale = reference.quantize(series.astype(float))
@@ -161,7 +161,7 @@ def test_quantize(timeseries: Array) -> None:
 
 @pytest.mark.parametrize("n_lesions", [1, 41])
 def test_rounded_series(timeseries: Array, n_lesions: int) -> None:
-    """On series in int16, seeds and sums are the reference's on the same numbers."""
+    """For int16 series, seeds and sums equal the reference's on the same numbers."""
     weights = make_weights(timeseries.shape[1])[:n_lesions]
     series, _, sd = standardize(timeseries)
     series, scale = kernels.quantize(series)
@@ -179,7 +179,7 @@ def test_rounded_series(timeseries: Array, n_lesions: int) -> None:
 
 
 def test_standardize_takes_any_memory_layout() -> None:
-    """Voxels that were put into another order, and lie in memory the other way, give the same series."""
+    """Reordered voxels in another memory layout yield the same series."""
     timeseries = signal(23, 150).astype(np.float32)
     order = np.random.default_rng(7).permutation(150)
     for ours, expected in zip(standardize(timeseries[:, order]), standardize(timeseries), strict=True):
@@ -188,7 +188,7 @@ def test_standardize_takes_any_memory_layout() -> None:
 
 @pytest.mark.parametrize("n_lesions", [1, 41])
 def test_seeds(timeseries: Array, n_lesions: int) -> None:
-    """Every seed is the reference's, and exactly 0 where the reference's is."""
+    """Every seed equals the reference's and is exactly 0 where it is 0."""
     weights = make_weights(timeseries.shape[1])[:n_lesions]
     seeds = kernels.seeds(*compressed_rows(weights), *standardize(timeseries))
     expected = reference.seeds(weights.astype(float), *reference.standardize(timeseries))
@@ -215,7 +215,7 @@ def test_constant_seeds(subject: str, has_seed: list[bool], dtype: type) -> None
 
 @pytest.mark.parametrize("n_lesions", [1, 41])
 def test_add_fisher_z(timeseries: Array, n_lesions: int) -> None:
-    """The sums are the reference's to 1e-6 in r, and nothing is added for a constant seed or voxel."""
+    """The sums equal the reference's to 1e-6 in r; a constant seed or voxel adds nothing."""
     weights = make_weights(timeseries.shape[1])[:n_lesions]
     total, squares = add_subjects(weights, [timeseries], n_threads=2)
     series, scale, sd = reference.standardize(timeseries)
@@ -228,8 +228,8 @@ def test_add_fisher_z(timeseries: Array, n_lesions: int) -> None:
     np.testing.assert_array_equal(total[:, scale == 0], 0)
 
 
-def test_add_fisher_z_adds_to_what_is_there() -> None:
-    """Subjects of unequal length add up to the reference's sums."""
+def test_add_fisher_z_accumulates() -> None:
+    """Subjects of unequal length accumulate to the reference's sums."""
     subjects = [signal(n, 131, seed=n).astype(np.float32) for n in (11, 29, 17)]
     weights = make_weights(131)
     expected = np.zeros((2, *weights.shape))
@@ -244,7 +244,7 @@ def test_add_fisher_z_adds_to_what_is_there() -> None:
 
 
 def test_fisher_z() -> None:
-    """Up to the clip, Fisher's z is NumPy's arctanh of the same float32 to 4e-7, and odd."""
+    """Below the limit, Fisher's z equals NumPy's arctanh of the same float32 to 4e-7, and is odd."""
     r = np.concatenate([np.linspace(0, 0.99, 1013), 1 - np.geomspace(1.1e-6, 0.01, 1013)]).astype(np.float32)
     ours = np.array([kernels.fisher_z(value) for value in r])
     np.testing.assert_allclose(ours, np.arctanh(r.astype(float)), rtol=0, atol=4e-7)
@@ -253,13 +253,13 @@ def test_fisher_z() -> None:
 
 @pytest.mark.parametrize("r", [1 - 5e-7, 1, 1 + 1e-7, 1.01])
 def test_fisher_z_clips(r: float) -> None:
-    """At and past ±1, z is that of the clip."""
+    """At and beyond ±1, z is that of the limit."""
     assert kernels.fisher_z(np.float32(r)) == pytest.approx(7.2543286, abs=5e-7)
     assert kernels.fisher_z(np.float32(-r)) == pytest.approx(-7.2543286, abs=5e-7)
 
 
-def test_sums_repeat_bit_by_bit() -> None:
-    """One thread, two threads and a second run give the same bits."""
+def test_sums_are_bit_identical() -> None:
+    """One thread, two threads and a repetition give the same bits."""
     subjects = [signal(n, 1031, seed=n).astype(np.float32) for n in (29, 17, 23)]
     weights = make_weights(1031)
     first = add_subjects(weights, subjects, n_threads=1)
@@ -268,8 +268,8 @@ def test_sums_repeat_bit_by_bit() -> None:
             np.testing.assert_array_equal(ours, expected)
 
 
-def test_threads_are_given_back() -> None:
-    """The kernels' threads are as many as was asked for, and gone afterwards; BLAS has one in each meanwhile."""
+def test_threads_are_released() -> None:
+    """The kernels use the requested number of threads, which end afterwards; BLAS has one thread meanwhile."""
 
     def fail() -> None:
         raise ZeroDivisionError
@@ -280,9 +280,9 @@ def test_threads_are_given_back() -> None:
     before = blas_threads()
     with kernels.threads(3):
         assert blas_threads() == {1}
-        # Each waits for the other two: a pool begins no thread while another is idle.
+        # Each waits for the other two: a pool starts no thread while another is idle.
         together = threading.Barrier(3)
-        kernels._share(lambda *_: together.wait(60), 3, 1)
+        kernels._distribute(lambda *_: together.wait(60), 3, 1)
         assert {"kernel_0", "kernel_1"} == {each.name for each in threading.enumerate() if "kernel" in each.name}
     with pytest.raises(ZeroDivisionError), kernels.threads(2):
         fail()

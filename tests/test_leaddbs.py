@@ -1,4 +1,4 @@
-"""Connectomes of Lead-DBS, written as MATLAB does, against the series that were put in; folders that are none."""
+"""Connectomes of Lead-DBS, written as MATLAB does and compared with their series; invalid folders."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Array = np.ndarray
 MASK = make_mask()
 N_VOXELS = int(MASK.sum())
 SERIES = make_series(N_VOXELS, (23, 29, 31, 37))
-"""Of four runs."""
+"""Series of four BOLD runs."""
 
 OUTIDX = np.random.default_rng(7).permutation(np.flatnonzero(MASK.ravel(order="F")) + 1)
-"""What MATLAB's find(mask) gives, shuffled."""
+"""The result of MATLAB's find(mask), shuffled."""
 
 SUBJECTS = [[7, "7_run1.mat", "7_run2"], ["sub-011", "011/rest.mat"], ["S_3 a", "S3.run.mat"]]
-"""Ids and run files as Lead-DBS stores them: an id may be a number, a name may lack its `.mat`."""
+"""Ids and run files as Lead-DBS stores them: an id may be a number, a name may lack `.mat`."""
 
 RUN_FILES = ["7_run1.mat", "7_run2.mat", "011/rest.mat", "S3.run.mat"]
 NAMES = ["7", "011", "S3a"]
@@ -42,7 +42,7 @@ def write_source(
     place: str = "vol",
     **fields: object,
 ) -> Path:
-    """Write a connectome of four runs of three subjects; `fields` take the place of those of `vol`."""
+    """Write a connectome of four BOLD runs of three subjects; `fields` replace those of `vol`."""
     volumes = [np.full((*SHAPE, len(series)), np.nan, np.float32) for series in SERIES]
     for volume, series, name in zip(volumes, SERIES, RUN_FILES, strict=True):
         volume[MASK] = series.T
@@ -63,14 +63,14 @@ def write_source(
 
 
 def one_based(affine: Array) -> Array:
-    """Give SPM's matrix for an affine, which counts voxels from 1."""
+    """Return SPM's matrix for an affine, which counts voxels from 1."""
     shifted = affine.copy()
     shifted[:3, 3] = affine[:3] @ [-1, -1, -1, 1]
     return shifted
 
 
 def space(**fields: object) -> dict[str, object]:
-    """Make a header of a volume, some fields of which are other than they should be."""
+    """Make the header of a volume, with some fields replaced."""
     return {"dim": np.array(SHAPE, float), "mat": one_based(OBLIQUE), **fields}
 
 
@@ -81,7 +81,7 @@ def space(**fields: object) -> dict[str, object]:
 def test_series_and_grid(
     tmp_path: Path, dataset_file: str, version: str, timepoint_rows: bool, affine: Array
 ) -> None:
-    """Every kind of file gives the grid, and each run the very numbers that were stored, in C order."""
+    """Every kind of file yields the grid, and each run the exact stored numbers in C order."""
     source = open_source(
         write_source(
             tmp_path, dataset_file=dataset_file, version=version, timepoint_rows=timepoint_rows, affine=affine
@@ -104,7 +104,7 @@ def test_series_and_grid(
 
 @pytest.mark.parametrize("version", ["v7", "v7.3"])
 def test_standardized(tmp_path: Path, version: str) -> None:
-    """A subject's runs are joined and standardized as the arrays themselves are, also by another process."""
+    """A subject's runs are joined and standardized like the arrays themselves, also in another process."""
     source = pickle.loads(pickle.dumps(open_source(write_source(tmp_path, version=version))))
     read = source.read(source.subjects[0])
     for ours, expected in zip(read, standardize(np.concatenate(SERIES[:2]), np.array([0, 23, 52])), strict=True):
@@ -116,7 +116,7 @@ def test_standardized(tmp_path: Path, version: str) -> None:
 
 
 def test_space_counts_voxels_from_1(tmp_path: Path) -> None:
-    """The matrix of SPM's MNI template, 2 mm from right to left, puts the first voxel at (90, -126, -72) mm."""
+    """With the matrix of SPM's MNI template, 2 mm from right to left, the first voxel is at (90, -126, -72) mm."""
     mat = np.array([[-2.0, 0, 0, 92], [0, 2, 0, -128], [0, 0, 2, -74], [0, 0, 0, 1]])
     grid = open_source(write_source(tmp_path, space=space(mat=mat))).grid
     assert (grid.affine @ [0, 0, 0, 1]).tolist() == [90, -126, -72, 1]
@@ -126,7 +126,7 @@ def test_space_counts_voxels_from_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", ["v7", "v7.3"])
 @pytest.mark.parametrize("dtype", ["float64", "int32", "uint32"])
 def test_voxels_in_a_row(tmp_path: Path, version: str, dtype: str) -> None:
-    """Voxels and the volume's size may lie in a row or in a column, of any class; a fourth dimension is left out."""
+    """Voxels and the volume's size may be rows or columns of any class; a fourth dimension is ignored."""
     dim = np.array([[n] for n in (*SHAPE, 1)], dtype)
     source = open_source(
         write_source(tmp_path, version=version, outidx=OUTIDX[np.newaxis].astype(dtype), space=space(dim=dim))
@@ -137,7 +137,7 @@ def test_voxels_in_a_row(tmp_path: Path, version: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("version", ["v7", "v7.3"])
 def test_one_subject(tmp_path: Path, version: str) -> None:
-    """A connectome of one subject with one run is one: cells in cells are not taken for one another."""
+    """A connectome of one subject with one run opens: nested cells are not confused."""
     source = open_source(write_source(tmp_path, version=version, subIDs=[["x", "S3.run"]]))
     (subject,) = source.subjects
     assert (subject.name, subject.runs[0].origin) == ("x", "vol/S3.run.mat")
@@ -146,7 +146,7 @@ def test_one_subject(tmp_path: Path, version: str) -> None:
 @pytest.mark.parametrize("version", ["v7", "v7.3"])
 @pytest.mark.parametrize(("formatversion", "is_transposed"), [(1, False), (1.1, True), (None, False)])
 def test_square_series(tmp_path: Path, version: str, formatversion: float | None, is_transposed: bool) -> None:
-    """Where there are as many timepoints as voxels, the connectome's format version says which are the rows."""
+    """With as many timepoints as voxels, the connectome's format version decides which are the rows."""
     outidx = np.array([2.0, 3, 5, 7, 11])
     rng = np.random.default_rng(3)
     gmtc = rng.standard_normal((5, 5))
@@ -163,7 +163,7 @@ def test_square_series(tmp_path: Path, version: str, formatversion: float | None
 
 
 def test_voxels_in_order(tmp_path: Path) -> None:
-    """Voxels that are in C order already come out as they are."""
+    """Voxels that are already in C order are not reordered."""
     write_source(tmp_path, outidx=np.array([2.0, 3, 5]), subIDs=[["x", "r"]])
     write_mat(tmp_path / "vol" / "r.mat", {"gmtc": np.arange(21.0).reshape(3, 7)}, "v7")
     source = open_source(tmp_path)
@@ -173,7 +173,7 @@ def test_voxels_in_order(tmp_path: Path) -> None:
 
 
 def test_runs_beside_the_dataset_file(tmp_path: Path) -> None:
-    """Runs may lie beside the dataset file; one that is in `vol` too is taken from there."""
+    """Runs may be beside the dataset file; one that is also in `vol` is read from there."""
     write_source(tmp_path, place=".")
     write_mat(tmp_path / "vol" / "S3.run.mat", {"gmtc": np.ones((N_VOXELS, 5), np.float32)}, "v7")
     source = open_source(tmp_path)
@@ -184,22 +184,22 @@ def test_runs_beside_the_dataset_file(tmp_path: Path) -> None:
 
 
 def test_both_dataset_files(tmp_path: Path) -> None:
-    """Of two dataset files the newer kind is taken."""
+    """Of two dataset files, the newer kind is used."""
     write_source(tmp_path)
     (tmp_path / "dataset_info.mat").write_text("not even looked at")
     assert [subject.name for subject in open_source(tmp_path).subjects] == NAMES
 
 
 @pytest.mark.parametrize("is_shuffled", [False, True])
-def test_other_files_are_passed_over(tmp_path: Path, is_shuffled: bool) -> None:
-    """Only files that the connectome names are its runs, in the order that it names them in."""
+def test_other_files_are_ignored(tmp_path: Path, is_shuffled: bool) -> None:
+    """Only files that the connectome names are its runs, in the order in which it names them."""
     write_source(tmp_path, subIDs=SUBJECTS[::-1] if is_shuffled else SUBJECTS)
     (tmp_path / "vol" / "8_run1.mat").write_text("of nobody")
     assert [subject.name for subject in open_source(tmp_path).subjects] == (NAMES[::-1] if is_shuffled else NAMES)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    """A missing folder and one without a dataset file are told apart; nothing is looked for in folders below it."""
+    """A missing folder and one without a dataset file have different errors; subfolders are not searched."""
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         open_source(tmp_path / "nowhere")
     write_source(tmp_path / "GSP1000")
@@ -209,7 +209,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["v7", "v7.3"])
 def test_missing_run(tmp_path: Path, version: str) -> None:
-    """A run that the connectome names and that is not there is named, and so is where a link leads."""
+    """A missing run is named, and so is the target of a broken link."""
     write_source(tmp_path, version=version)
     run = tmp_path / "vol" / "7_run2.mat"
     run.unlink()
@@ -221,7 +221,7 @@ def test_missing_run(tmp_path: Path, version: str) -> None:
 
 
 def test_dataset_file_that_is_a_link_to_nowhere(tmp_path: Path) -> None:
-    """A dataset file that is a link to nowhere is named, and no other is taken for it."""
+    """A dataset file that is a broken link is named, and no other file replaces it."""
     write_source(tmp_path, dataset_file="dataset_info.mat")
     (tmp_path / "dataset_volsurf.mat").symlink_to("annex.mat")
     with pytest.raises(FileNotFoundError, match=r"dataset_volsurf\.mat is a link to annex\.mat"):
@@ -231,8 +231,8 @@ def test_dataset_file_that_is_a_link_to_nowhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", ["v7", "v7.3"])
 @pytest.mark.parametrize("name", ["dataset_volsurf.mat", "dataset_info.json", "vol/7_run1.mat", "vol"])
 def test_forbidden(version: str, name: str) -> None:
-    """What may not be read is named."""
-    # Others may not enter pytest's own folders.
+    """An unreadable file or folder is named."""
+    # Other users may not enter pytest's own folders.
     with TemporaryDirectory() as folder:
         root = write_source(Path(folder), version=version)
         for path in (root, *root.rglob("*")):
@@ -246,7 +246,7 @@ def test_forbidden(version: str, name: str) -> None:
 @pytest.mark.parametrize("content", ["text", "nothing", "a tenth", "half", "all but 99 bytes"])
 @pytest.mark.parametrize("name", ["dataset_volsurf.mat", "vol/011/rest.mat"])
 def test_damaged(tmp_path: Path, name: str, version: str, content: str) -> None:
-    """A file that was cut or is of another kind is named, when it is opened or at the latest when it is read."""
+    """A truncated file or one of another kind is named when it is opened, or at the latest when it is read."""
     path = write_source(tmp_path, version=version) / name
     whole = path.read_bytes()
     n_bytes = {"a tenth": len(whole) // 10, "half": len(whole) // 2, "all but 99 bytes": len(whole) - 99}
@@ -256,17 +256,17 @@ def test_damaged(tmp_path: Path, name: str, version: str, content: str) -> None:
     except ValueError as error:
         assert f"{path} cannot be read as a MATLAB file" in str(error)  # noqa: PT017
     else:
-        assert (version, path.name) == ("v7", "rest.mat"), "only a series in v7 shows damage when it is read"
+        assert (version, path.name) == ("v7", "rest.mat"), "only a series in v7 may show damage when it is read"
         with pytest.raises(OSError, match=r"rest\.mat cannot be read as a MATLAB file.*copy it again"):
             source.read(source.subjects[1])
 
 
 def test_one_bit_of_a_compressed_dataset_file(tmp_path: Path) -> None:
-    """A compressed dataset file with one wrong bit anywhere is refused, by its checksum."""
+    """A compressed dataset file with one wrong bit anywhere fails its checksum."""
     path = write_source(tmp_path, dataset_file="dataset_info.mat") / "dataset_info.mat"
     whole = path.read_bytes()
-    for place in range(136, len(whole), 97):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+    for index in range(136, len(whole), 97):
+        path.write_bytes(whole[:index] + bytes([whole[index] ^ 16]) + whole[index + 1 :])
         with pytest.raises(ValueError, match=r"dataset_info\.mat cannot be read as a MATLAB file"):
             open_source(tmp_path)
 
@@ -276,7 +276,7 @@ def test_one_bit_of_a_compressed_dataset_file(tmp_path: Path) -> None:
     "change", ["truncated", "removed", "one bit", "shorter", "more voxels", "complex", "no gmtc"]
 )
 def test_run_that_changed_after_opening(tmp_path: Path, version: str, change: str) -> None:
-    """A run that was damaged or replaced since it was opened is named when its turn comes."""
+    """A run that was damaged or replaced since it was opened is named when it is read."""
     source = open_source(write_source(tmp_path, version=version))
     run = source.subjects[1].runs[0]
     whole = bytearray(run.path.read_bytes())
@@ -308,14 +308,14 @@ def test_run_that_changed_after_opening(tmp_path: Path, version: str, change: st
         ({"gmtc": np.zeros((N_VOXELS - 1, 31))}, rf"gmtc \({N_VOXELS - 1}, 31\).*\({N_VOXELS}, n_timepoints\)"),
         ({"gmtc": np.zeros((N_VOXELS, 1))}, "1 timepoints"),
         ({"gmtc": [np.zeros((N_VOXELS, 31))]}, "real numbers"),
-        ({"gmtc": "text"}, "needed is gmtc"),
-        ({"gmtc": {"data": np.zeros((N_VOXELS, 31))}}, "needed is gmtc"),
-        ({"tc": np.zeros((N_VOXELS, 31))}, rf"holds tc \({N_VOXELS}, 31\): needed is gmtc"),
+        ({"gmtc": "text"}, "gmtc is needed"),
+        ({"gmtc": {"data": np.zeros((N_VOXELS, 31))}}, "gmtc is needed"),
+        ({"tc": np.zeros((N_VOXELS, 31))}, rf"holds tc \({N_VOXELS}, 31\): gmtc is needed"),
         ({}, "holds nothing"),
     ],
 )
 def test_run_without_series(tmp_path: Path, version: str, variables: dict[str, object], words: str) -> None:
-    """A run's file without a series of the connectome's voxels is refused by name, with what it holds."""
+    """A run's file without a series of the connectome's voxels is refused with its name and contents."""
     write_mat(write_source(tmp_path, version=version) / "vol" / "011" / "rest.mat", variables, version)
     with pytest.raises(ValueError, match=rf"rest\.mat (?s:.*){words}"):
         open_source(tmp_path)
@@ -326,16 +326,20 @@ def test_run_without_series(tmp_path: Path, version: str, variables: dict[str, o
     ("field", "value", "words"),
     [
         ("outidx", np.append(OUTIDX[1:], OUTIDX[2]), "a voxel is listed twice"),
-        ("outidx", OUTIDX - 1, "counted from 1"),
-        ("outidx", np.append(OUTIDX[1:], MASK.size + 1), r"not all voxels of a volume \(5, 7, 11\), counted from 1"),
-        ("outidx", OUTIDX - 0.5, "not all voxels"),
-        ("outidx", np.append(OUTIDX[1:], np.nan), "not all voxels"),
+        ("outidx", OUTIDX - 1, "indices, from 1"),
+        (
+            "outidx",
+            np.append(OUTIDX[1:], MASK.size + 1),
+            r"not all indices, from 1, of voxels in a volume \(5, 7, 11\)",
+        ),
+        ("outidx", OUTIDX - 0.5, "not all indices"),
+        ("outidx", np.append(OUTIDX[1:], np.nan), "not all indices"),
         ("outidx", "1:279", r"lacks the numbers vol\.outidx"),
         ("space", 2.0, r"lacks the numbers vol\.space\.dim"),
         ("space", space(mat="none"), r"lacks the numbers vol\.space\.mat"),
-        ("space", space(mat=np.eye(3)), r"\(4, 4\) matrix"),
-        ("space", space(mat=np.diag([2.0, 2, 0, 1])), "can be inverted"),
-        ("space", space(mat=np.full((4, 4), np.nan)), "can be inverted"),
+        ("space", space(mat=np.eye(3)), r"invertible \(4, 4\) matrix"),
+        ("space", space(mat=np.diag([2.0, 2, 0, 1])), "invertible"),
+        ("space", space(mat=np.full((4, 4), np.nan)), "invertible"),
         ("space", space(dim=np.array([5.0, 7])), r"vol\.space\.dim"),
         ("space", space(dim=np.array([5.0, 7, np.inf])), r"vol\.space\.dim"),
         ("space", space(dim=np.array([5.0, 7, 10.5])), r"vol\.space\.dim"),
@@ -353,8 +357,8 @@ def test_run_without_series(tmp_path: Path, version: str, variables: dict[str, o
         ("subIDs", [["a", "../S3.run.mat"]], "lies elsewhere"),
     ],
 )
-def test_dataset_file_that_is_none(tmp_path: Path, version: str, field: str, value: object, words: str) -> None:
-    """A dataset file with a part missing or misshapen is refused by name, and the part is named."""
+def test_invalid_dataset_file(tmp_path: Path, version: str, field: str, value: object, words: str) -> None:
+    """A dataset file with a missing or invalid field is refused, naming file and field."""
     write_source(tmp_path, version=version, **{field: value})
     with pytest.raises(ValueError, match=rf"{tmp_path.name}(?s:.*){words}"):
         open_source(tmp_path)
@@ -362,7 +366,7 @@ def test_dataset_file_that_is_none(tmp_path: Path, version: str, field: str, val
 
 @pytest.mark.parametrize("version", ["v7", "v7.3"])
 def test_mat_file_of_something_else(tmp_path: Path, version: str) -> None:
-    """A MATLAB file that describes no connectome is refused with what it would have to hold."""
+    """A MATLAB file that describes no connectome is refused, naming what it lacks."""
     write_mat(tmp_path / "dataset_info.mat", {"dataset": 3.0, "x": 5.0}, version)
     with pytest.raises(ValueError, match=r"dataset_info\.mat lacks the numbers vol\.outidx"):
         open_source(tmp_path)
@@ -370,7 +374,7 @@ def test_mat_file_of_something_else(tmp_path: Path, version: str) -> None:
 
 @pytest.mark.parametrize("version", ["v7", "v7.3"])
 def test_matrix(tmp_path: Path, version: str) -> None:
-    """A connectome that is a matrix of correlations has no series, and both kinds of dataset file say so."""
+    """A connectome that is a matrix of correlations has no series and is refused, for either dataset file."""
     write_source(tmp_path / "new", version=version)
     (tmp_path / "new" / "dataset_info.json").write_text('{"type": "fMRI_matrix"}')
     write_mat(tmp_path / "old" / "dataset_info.mat", {"dataset": {"type": "fMRI_matrix", "vol": {}}}, version)
@@ -380,7 +384,7 @@ def test_matrix(tmp_path: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"formatversion": "new"}', "\xff"])
-def test_json_that_is_none(tmp_path: Path, text: str) -> None:
+def test_damaged_json(tmp_path: Path, text: str) -> None:
     """A damaged dataset_info.json is refused by name."""
     write_source(tmp_path)
     (tmp_path / "dataset_info.json").write_text(text, encoding="latin-1")

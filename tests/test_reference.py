@@ -1,4 +1,4 @@
-"""The definition, held against NumPy, SciPy and nilearn: nothing here was computed by us."""
+"""The reference compared with NumPy, SciPy and nilearn: no expected value comes from our own code."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ N_VOXELS = 41
 
 
 def unequal_series(n_voxels: int = N_VOXELS) -> list[Array]:
-    """Make series whose voxels differ in standard deviation by up to 1000, so that z-scored means are wrong."""
+    """Make series whose standard deviations differ by a factor of 1000, so that z-scored means are wrong."""
     gain = np.geomspace(0.1, 100, n_voxels)[np.random.default_rng(5).permutation(n_voxels)]
     return [gain * timeseries.astype(float) for timeseries in synthetic.make_series(n_voxels)]
 
 
 @pytest.fixture
 def weights() -> Array:
-    """Three lesions: whole voxels, shares of voxels, and a single voxel."""
+    """Make three lesions: whole voxels, fractions of voxels, and a single voxel."""
     weights = np.zeros((3, N_VOXELS))
     weights[0, 3:11] = 1
     weights[1, [2, 19, 23, 40]] = 0.2, 1, 0.7, 0.05
@@ -43,7 +43,7 @@ def fisher_z_by_numpy(weights: Array, timeseries: Array) -> Array:
 
 @pytest.mark.parametrize(("n_timepoints", "n_voxels", "n_seeds"), [(2, 5, 1), (7, 1, 3), (53, 31, 4)])
 def test_correlate_is_pearson(n_timepoints: int, n_voxels: int, n_seeds: int) -> None:
-    """Correlations are NumPy's, for any shape, and for a signal that is small beside its mean."""
+    """Correlations equal NumPy's for any shape, and for a signal that is small relative to its mean."""
     rng = np.random.default_rng(7)
     timeseries = 1e4 + rng.standard_normal((n_timepoints, n_voxels))
     seeds = rng.standard_normal((n_seeds, n_timepoints)) - 300
@@ -52,7 +52,7 @@ def test_correlate_is_pearson(n_timepoints: int, n_voxels: int, n_seeds: int) ->
 
 
 def test_correlate_leaves_undefined_correlations_nan() -> None:
-    """Constant and non-finite voxels and seeds give NaN in their own column and row, and nowhere else."""
+    """Constant and non-finite voxels and seeds have NaN in their column and row, and nowhere else."""
     rng = np.random.default_rng(11)
     timeseries, seeds = rng.standard_normal((13, 7)), rng.standard_normal((4, 13))
     timeseries[:, 1] = 5.3
@@ -68,14 +68,14 @@ def test_correlate_leaves_undefined_correlations_nan() -> None:
 
 
 def test_correlate_never_leaves_minus_one_to_one() -> None:
-    """Rounding takes no correlation past ±1."""
+    """Rounding takes no correlation beyond ±1."""
     timeseries = np.random.default_rng(13).standard_normal((37, 200))
     r = reference.correlate(np.vstack([timeseries.T, -timeseries.T]), timeseries)
     assert np.abs(r).max() <= 1
 
 
 def test_standardize_keeps_the_standard_deviation() -> None:
-    """The series come demeaned with norm 1; their own standard deviation is NumPy's."""
+    """The series are demeaned with norm 1; their standard deviation equals NumPy's."""
     timeseries = unequal_series()[0]
     series, scale, sd = reference.standardize(timeseries)
     np.testing.assert_allclose(
@@ -86,7 +86,7 @@ def test_standardize_keeps_the_standard_deviation() -> None:
 
 
 def test_standardize_demeans_each_run() -> None:
-    """Two runs are what NumPy makes of each alone, joined; a voxel that is constant in one of them stays."""
+    """Two runs equal NumPy's result for each alone, joined; a voxel that is constant in one of them stays."""
     timeseries = unequal_series()[0]
     timeseries[:9, 5], timeseries[:9, 6], timeseries[9:, 6] = 3, 1, 2
     series, scale, sd = reference.standardize(timeseries, np.array([0, 9, 23]))
@@ -98,7 +98,7 @@ def test_standardize_demeans_each_run() -> None:
 
 
 def test_quantize_rounds_to_the_largest_value() -> None:
-    """By hand: the largest value becomes 32767 of its sign, the others its shares; the scale is one over the norm."""
+    """By hand: the largest value becomes ±32767, the others in proportion; the scale is one over the norm."""
     series = np.array([[0.5, -0.25, 0.125], [0, 0, 0], [-3, 1, 2]])
     rounded, scale = reference.quantize(series)
     assert rounded.tolist() == [[32767, -16384, 8192], [0, 0, 0], [-32767, 10922, 21845]]
@@ -108,7 +108,7 @@ def test_quantize_rounds_to_the_largest_value() -> None:
 
 
 def test_seeds_average_the_series_as_stored(weights: Array) -> None:
-    """A seed is the weighted mean of the stored signals: loud voxels count for more than quiet ones."""
+    """A seed is the weighted mean of the stored signals: loud voxels count more than quiet ones."""
     timeseries = unequal_series()[1]
     by_hand = np.array([sum(w[v] * timeseries[:, v] for v in range(N_VOXELS)) / w.sum() for w in weights])
     by_hand -= by_hand.mean(axis=1, keepdims=True)
@@ -120,7 +120,7 @@ def test_seeds_average_the_series_as_stored(weights: Array) -> None:
 
 
 def test_seeds_use_the_defined_voxels_of_a_lesion(weights: Array) -> None:
-    """A lesion's constant or broken voxel leaves the seed to the lesion's other voxels."""
+    """A lesion's seed ignores constant and broken voxels."""
     timeseries = unequal_series()[1]
     timeseries[5, 19], timeseries[:, 23] = np.inf, 7
     expected = 0.2 * timeseries[:, 2] + 0.05 * timeseries[:, 40]
@@ -154,7 +154,7 @@ def test_maps_are_scipys_statistics_of_numpys_correlations(weights: Array) -> No
 
 
 def test_one_voxel_lesion_at_itself(weights: Array) -> None:
-    """A voxel's correlation with itself has the clip's z, arctanh(1 - 1e-6) = 7.2543, and no t."""
+    """A voxel's correlation with itself has the limit's z, arctanh(1 - 1e-6) = 7.2543, and no t."""
     maps = reference.map_lesions(weights, unequal_series())
     assert maps["z"][2, 17] == pytest.approx(7.2543, abs=5e-5)
     assert maps["r"][2, 17] == pytest.approx(1 - 1e-6, abs=1e-12)
@@ -168,7 +168,7 @@ def test_one_voxel_lesion_at_itself(weights: Array) -> None:
 def test_undefined_series_leave_their_subject_out(
     weights: Array, lesion: int, voxel: int, subjects: list[int]
 ) -> None:
-    """A voxel that two subjects lack, and a seed that one lacks, have the statistics of the other subjects."""
+    """A voxel that is undefined in two subjects and a seed in one have the statistics of the others."""
     whole = unequal_series()
     connectome = [timeseries.copy() for timeseries in whole]
     connectome[0][:, 6], connectome[3][2, 6], connectome[4][:, 17] = 1, np.nan, -2.5
@@ -179,8 +179,8 @@ def test_undefined_series_leave_their_subject_out(
     assert maps["t"][lesion, voxel] == pytest.approx(stats.ttest_1samp(z, 0).statistic, rel=1e-7)
 
 
-def test_what_no_subject_defines_is_nan(weights: Array) -> None:
-    """With one subject there is r and no t; with none there is nothing."""
+def test_undefined_statistics_are_nan(weights: Array) -> None:
+    """With one subject, r is defined and t is not; with none, neither is."""
     timeseries = unequal_series()[2]
     timeseries[:, 3] = 0
     maps = reference.map_lesions(weights, [timeseries])
@@ -193,21 +193,21 @@ def test_what_no_subject_defines_is_nan(weights: Array) -> None:
 
 @pytest.mark.parametrize("affine", [synthetic.RADIOLOGICAL, synthetic.OBLIQUE], ids=["radiological", "oblique"])
 def test_nilearn_finds_the_same_correlations(affine: Array) -> None:
-    """Nilearn's seed-to-voxel correlation, maskers and all, has our r for lesions of whole voxels and of shares."""
+    """Nilearn's seed-to-voxel correlation equals our r for lesions of whole voxels and of fractions."""
     mask = synthetic.make_mask()
     n_voxels = np.count_nonzero(mask)
     timeseries = unequal_series(n_voxels)[3]
     volume = np.zeros((*mask.shape, len(timeseries)))
     volume[mask] = timeseries.T
     bold, brain = nib.Nifti1Image(volume, affine), nib.Nifti1Image(mask.astype(np.uint8), affine)
-    shares = np.zeros((2, *mask.shape))
-    shares[0][synthetic.box((1, 2, 3), (3, 2, 4)) > 0] = 1
-    shares[1, 2:4, 1:5, 6:9] = np.random.default_rng(19).random((2, 4, 3))
-    shares *= mask
+    fractions = np.zeros((2, *mask.shape))
+    fractions[0][synthetic.box((1, 2, 3), (3, 2, 4)) > 0] = 1
+    fractions[1, 2:4, 1:5, 6:9] = np.random.default_rng(19).random((2, 4, 3))
+    fractions *= mask
     voxels = NiftiMasker(mask_img=brain, standardize="zscore_sample").fit_transform(bold)
-    r = reference.map_lesions(shares[:, mask], [timeseries])["r"]
-    for lesion, our_r in zip(shares, r, strict=True):
-        # One map's least-squares fit is its weighted mean, but for a constant factor.
+    r = reference.map_lesions(fractions[:, mask], [timeseries])["r"]
+    for lesion, our_r in zip(fractions, r, strict=True):
+        # One map's least-squares fit is its weighted mean up to a constant factor.
         seed = NiftiMapsMasker(
             nib.Nifti1Image(lesion[..., np.newaxis], affine), mask_img=brain, standardize="zscore_sample"
         ).fit_transform(bold)

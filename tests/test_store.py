@@ -1,4 +1,4 @@
-"""Stores: what NumPy alone reads in them, how exact their numbers are, and damaged ones."""
+"""Stores read with NumPy alone, the precision of their numbers, and damaged stores."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def make_store(folder: Path, dtype: StoreDtype = "int16", affine: Array = synthe
 
 @pytest.fixture(scope="module", params=["int16", "float32"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Give a store with an oblique grid that no test changes."""
+    """Build a store with an oblique grid that no test changes."""
     return make_store(tmp_path_factory.mktemp(request.param), request.param, synthetic.OBLIQUE)
 
 
 @pytest.fixture
 def own(store: Store, tmp_path: Path) -> Path:
-    """Give a copy of the store, to be damaged."""
+    """Copy the store, to be damaged."""
     return shutil.copytree(store.path, tmp_path / "own")
 
 
 def test_numpy_alone_reads_it(store: Store) -> None:
-    """A row times its scale is the demeaned series with norm 1, times sd √n it is the series in its own units."""
+    """A row times its scale is the demeaned series with norm 1; times sd √n, it is the series in its own units."""
     description = json.loads((store.path / "connectome.json").read_text())
     mask = nib.load(store.path / "mask.nii.gz")
     np.testing.assert_array_equal(np.asarray(mask.dataobj), MASK)
@@ -70,7 +70,7 @@ def test_numpy_alone_reads_it(store: Store) -> None:
 
 
 def test_what_it_was_made_from(store: Store) -> None:
-    """The description names the files with their sizes, each subject's place in them, and what sha256sum says."""
+    """The description holds the source files with sizes, each subject's index in them, and SHA-256 checksums."""
     description = json.loads((store.path / "connectome.json").read_text())
     sources = {source["path"]: source["bytes"] for source in description["sources"]}
     folder = store.path.parent / "hdf5"
@@ -81,8 +81,8 @@ def test_what_it_was_made_from(store: Store) -> None:
         assert description["subjects"][3]["sha256"][kind] == hashlib.sha256(content).hexdigest()
 
 
-def test_a_store_of_before_there_was_a_rank(store: Store, own: Path) -> None:
-    """A description without ranks is that of a store with all components, with the same hash."""
+def test_a_store_from_before_there_was_a_rank(store: Store, own: Path) -> None:
+    """A description without ranks is that of a full-rank store with the same hash."""
     path = own / "connectome.json"
     description = json.loads(path.read_text())
     assert (description.pop("rank"), description.pop("rank_tolerance")) == ("full", None)
@@ -98,7 +98,7 @@ def test_a_store_of_before_there_was_a_rank(store: Store, own: Path) -> None:
 
 
 def test_opens_as_a_connectome(store: Store) -> None:
-    """A store opens under the name and the space that it has, or those that are given, with its subjects in order."""
+    """A store opens with its own name and space or given ones, and with its subjects in order."""
     connectome = Connectome.open(store.path)
     assert (connectome.name, connectome.space, connectome.n_subjects) == ("GSP5", "MNI152Lin", 5)
     assert connectome.n_timepoints == 37
@@ -109,8 +109,8 @@ def test_opens_as_a_connectome(store: Store) -> None:
     assert (renamed.name, renamed.space) == ("other", "MNI152NLin6Asym")
 
 
-def test_the_content_hash_is_that_of_the_content(store: Store, own: Path) -> None:
-    """The hash stays with another name, and changes with a subject's hash, a mask's voxel and a micrometre."""
+def test_the_content_hash_depends_on_the_content(store: Store, own: Path) -> None:
+    """The hash ignores names, and changes with the order of subjects, a mask voxel and a micrometre."""
     path = own / "connectome.json"
     description = json.loads(path.read_text())
 
@@ -131,10 +131,10 @@ def test_the_content_hash_is_that_of_the_content(store: Store, own: Path) -> Non
 
 
 def test_rounding_to_int16(tmp_path: Path) -> None:
-    """In int16, r of any two voxels of a subject is off by less than 1e-4, and of a voxel with itself not at all."""
+    """In int16, r between two voxels of a subject has errors below 1e-4, and is exact for a voxel with itself."""
     rng = np.random.default_rng(11)
     timeseries = rng.standard_normal((120, 2000)).astype(np.float32)
-    timeseries[60, :500] += 50  # a spike, as of a movement, leaves the fewest steps to the rest
+    timeseries[60, :500] += 50  # a spike, as from movement, leaves the fewest steps for the rest
     standardized = kernels.standardize(timeseries, np.array([0, 120]))
     hashes = write_subject(tmp_path, "a", standardized, "int16")
     assert hashes.keys() == {"timeseries", "scale"}
@@ -148,7 +148,7 @@ def test_rounding_to_int16(tmp_path: Path) -> None:
 
 
 def test_rounding_over_a_hundred_subjects() -> None:
-    """Over 100 subjects, int16 moves the mean z by less than 5e-6, whatever the lesion."""
+    """Over 100 subjects, int16 changes the mean z by less than 5e-6 for any lesion."""
     rng = np.random.default_rng(13)
     weights = np.zeros((3, 500))
     weights[0, 7], weights[1, 11:31], weights[2, 100:400] = 1, 1, rng.random(300)
@@ -172,16 +172,16 @@ DAMAGE = {
     "description cut off": "does not describe a connectome store .*not valid JSON",
     "description of something else": "does not describe a connectome store",
     "another layout": "layout 2",
-    "another dtype": "do not fit together",
+    "another dtype": "do not match",
     "no mask": "cannot be read",
     "mask cut off": "cannot be read",
     "mask overwritten": "cannot be read",
-    "another mask": "do not fit together",
-    "another affine": "another affine",
+    "another mask": "do not match",
+    "another affine": "have different affines",
     "another rank": "does not describe a connectome store .*the rank is 'half'",
     "more components than timepoints": "does not describe a connectome store .*24 components of 23 timepoints",
     "fewer components than there are": "sub-0001_timeseries.npy has .* bytes instead of",
-    "no subjects": "do not fit together",
+    "no subjects": "do not match",
     "a subject elsewhere": r"a subject is called \.\./0001",
     "subject missing": "lacks .*sub-0002_timeseries.npy",
     "subject cut off": "sub-0002_timeseries.npy has 1000 bytes instead of",
@@ -239,7 +239,7 @@ def damage(folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "words"), DAMAGE.items())
 def test_a_damaged_store_is_refused_when_it_is_opened(own: Path, kind: str, words: str) -> None:
-    """What is missing, cut off or does not fit is named before anything is mapped."""
+    """Missing, truncated or inconsistent files are named before anything is mapped."""
     damage(own, kind)
     error = FileNotFoundError if kind == "no description" else ValueError
     with pytest.raises(error, match=words):
@@ -247,7 +247,7 @@ def test_a_damaged_store_is_refused_when_it_is_opened(own: Path, kind: str, word
 
 
 def test_a_subject_of_another_shape_is_named_when_it_is_read(own: Path) -> None:
-    """A file of the right size with another shape in its header is no subject of the store."""
+    """A file of the right size with another shape in its header is refused when it is read."""
     store = Store.open(own)
     path = own / "sub-0002_timeseries.npy"
     np.save(path, np.load(path).reshape(23, N_VOXELS))

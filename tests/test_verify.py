@@ -1,4 +1,4 @@
-"""Verification of stores whose left and right are known: a made-up brain, scrambled, shifted and flipped."""
+"""Verification of stores with known left and right: a made-up brain, also scrambled, shifted and flipped."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Array = np.ndarray
 SHAPE = (23, 27, 21)
 
 AFFINE = np.array([[-4.0, 0, 0, 44], [0, 4, 0, -60], [0, 0, 4, -40], [0, 0, 0, 1]])
-"""4 mm, from right to left; x = 0 lies in the middle of voxel 11."""
+"""4 mm, from right to left; x = 0 is at the centre of voxel 11."""
 
 MASK = np.linalg.norm((np.indices(SHAPE).T - [11, 13, 10]) / [11, 13, 10], axis=-1).T <= 1
 N_VOXELS = int(MASK.sum())
 
 
 def symmetric_series(n_subjects: int = 3) -> list[Array]:
-    """Make series of smooth sources that are the same on the left and on the right, and noise."""
+    """Make series of smooth sources that are symmetric between left and right, with noise."""
     rng = np.random.default_rng(5)
     sources = np.stack([gaussian_filter(rng.standard_normal(SHAPE), 1.5) for _ in range(40)])
     sources += sources[:, ::-1]
@@ -49,8 +49,8 @@ def make_store(folder: Path, series: list[Array], affine: Array = AFFINE, dtype:
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
-def test_a_brain_is_as_it_was_made(tmp_path: Path, dtype: str) -> None:
-    """Where the hemispheres mirror each other in all subjects, there is no problem, and r is NumPy's."""
+def test_a_symmetric_brain_has_no_problem(tmp_path: Path, dtype: str) -> None:
+    """If the hemispheres mirror each other in all subjects, no problem is found, and r equals NumPy's."""
     series = symmetric_series()
     series[1][:, [7, 11]] = 5
     series[2][:, 7] = 5
@@ -70,7 +70,7 @@ def test_a_brain_is_as_it_was_made(tmp_path: Path, dtype: str) -> None:
 
 
 def test_pairs_are_mirror_images() -> None:
-    """Pairs lie at x and -x, the left one on the left, and the others 16 mm from there, on an oblique grid too."""
+    """Pairs are at x and -x, the first on the left, and displaced voxels 16 mm away, on an oblique grid too."""
     tilted = nib.affines.from_matvec(
         nib.eulerangles.euler2mat(0.1, 0.2, 0.05) @ np.diag([3.0, 3, 3]), [-33, -40, -30]
     )
@@ -89,7 +89,7 @@ def test_pairs_are_mirror_images() -> None:
 
 @pytest.mark.parametrize("kind", ["scrambled", "another voxel order", "shifted to the left", "shifted to the right"])
 def test_voxels_in_wrong_places_are_noticed(tmp_path: Path, kind: str) -> None:
-    """Voxels in another order than the mask's, or 8 mm to one side, do not mirror each other."""
+    """Voxels in another order than the mask's, or shifted sideways by 8 mm, are reported."""
     series, affine = symmetric_series(), AFFINE.copy()
     if kind == "scrambled":
         order = np.random.default_rng(7).permutation(N_VOXELS)
@@ -104,8 +104,8 @@ def test_voxels_in_wrong_places_are_noticed(tmp_path: Path, kind: str) -> None:
     assert "scrambled or shifted" in problem
 
 
-def test_one_bad_subject_is_told_and_no_problem(tmp_path: Path) -> None:
-    """One scrambled subject among three shows in the count."""
+def test_one_bad_subject_is_counted_and_no_problem(tmp_path: Path) -> None:
+    """One scrambled subject among three appears in the count."""
     series = symmetric_series()
     series[1] = series[1][:, np.random.default_rng(7).permutation(N_VOXELS)]
     found = verify_store(make_store(tmp_path, series))
@@ -114,7 +114,7 @@ def test_one_bad_subject_is_told_and_no_problem(tmp_path: Path) -> None:
 
 
 def test_a_flipped_affine_shows_in_the_orientation(tmp_path: Path) -> None:
-    """Left and right exchanged keep their symmetry: the orientation says how the store is stored."""
+    """A left-right flip preserves symmetry, but shows in the orientation."""
     flipped = AFFINE * np.array([[-1], [1], [1], [1]])
     found = verify_store(make_store(tmp_path, symmetric_series(), flipped))
     assert found.problems == ()
@@ -122,7 +122,7 @@ def test_a_flipped_affine_shows_in_the_orientation(tmp_path: Path) -> None:
 
 
 def test_too_few_pairs(tmp_path: Path) -> None:
-    """A subject without signals in one hemisphere cannot tell, and is not held against the store."""
+    """A subject without signals in one hemisphere is not judged and is no problem."""
     series = symmetric_series()
     world = nib.affines.apply_affine(AFFINE, np.argwhere(MASK))
     for timeseries in series[1:]:
@@ -139,7 +139,7 @@ def test_a_subject_without_signal_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_missing_and_changed_files_are_problems(tmp_path: Path) -> None:
-    """Files that vanish, are cut or are changed while the store is open are named, and the others are checked."""
+    """Files that are removed or changed while the store is open are named, and the others are checked."""
     store = make_store(tmp_path, symmetric_series())
     (store.path / "sub-0001_scale.npy").unlink()
     path = store.path / "sub-0003_scale.npy"
@@ -147,7 +147,7 @@ def test_missing_and_changed_files_are_problems(tmp_path: Path) -> None:
     problems = verify_store(store).problems
     assert sum("sub-0001_scale.npy" in problem for problem in problems) == 2
     assert any(
-        f"sub-0003 has {N_VOXELS} voxels whose series and scales do not fit" in problem for problem in problems
+        f"sub-0003 has {N_VOXELS} voxels whose series and scales do not match" in problem for problem in problems
     )
     assert any("sub-0003_scale.npy has another checksum" in problem for problem in problems)
     assert len(problems) == 4

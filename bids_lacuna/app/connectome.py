@@ -1,4 +1,4 @@
-"""The commands for connectomes: make a store of what people have, tell what it holds, and verify it."""
+"""Commands of bids-lacuna-connectome: build, describe and verify stores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger("bids_lacuna")
 
 
 def run_build(arguments: argparse.Namespace) -> Exit:
-    """Make a store, or what is missing of it."""
+    """Build a store, or complete an unfinished one."""
     if arguments.rank == "full" and arguments.rank_tolerance is not None:
         raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
     warn_of_space(arguments.space)
@@ -42,7 +42,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     source = open_source(arguments)
     if source.space not in (None, arguments.space):
         logger.warning(
-            "the files of %s name the space %s: they are taken for %s",
+            "the files of %s name the space %s, but are used as %s",
             arguments.source,
             source.space,
             arguments.space,
@@ -71,7 +71,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     if store.rank != "full":
         logger.info("rank %s", describe_rank(store))
     logger.info(
-        "the store has %d subjects, %s: map lesions with --connectome %s, check it with %s verify %s",
+        "the store has %d subjects, %s: map lesions with --connectome %s, or check the store with %s verify %s",
         len(store.subjects),
         format_bytes(store.n_bytes),
         store.path,
@@ -82,20 +82,20 @@ def run_build(arguments: argparse.Namespace) -> Exit:
 
 
 def check_places(source: Path, store: Path) -> None:
-    """Refuse a store that would lie among its own sources, or the other way round."""
-    with ending(Exit.NO_INPUT, OSError, saying=f"the connectome {source} may not be looked at"):
+    """Raise Stop if the source does not exist, or if source and store are inside one another."""
+    with ending(Exit.NO_INPUT, OSError, saying=f"the connectome {source} cannot be accessed"):
         there = source.exists()
     if not there:
-        raise Stop(Exit.NO_INPUT, f"there is no connectome at {source}: check the path, and see that it is mounted")
+        raise Stop(Exit.NO_INPUT, f"there is no connectome at {source}: check the path, and check that it is mounted")
     inside, outside = store.resolve(), source.resolve()
     if inside.is_relative_to(outside) or outside.is_relative_to(inside):
         raise Stop(
-            Exit.USAGE, f"the store {store} and the source {source} lie in each other: name a folder elsewhere"
+            Exit.USAGE, f"the store {store} and the source {source} are inside one another: name a folder elsewhere"
         )
 
 
 def open_source(arguments: argparse.Namespace) -> Source:
-    """Open what the user has."""
+    """Open the source that the command line names."""
     options = layouts.ImportOptions(
         arguments.space, arguments.pattern, arguments.mask, arguments.mask_fraction, arguments.bids_filter_file
     )
@@ -119,13 +119,13 @@ def open_source(arguments: argparse.Namespace) -> Source:
 
 
 def run_info(arguments: argparse.Namespace) -> Exit:
-    """Tell what a store holds."""
+    """Describe the contents of a store."""
     sys.stdout.write(layout_rows(describe_store(open_store(arguments.store))))
     return Exit.OK
 
 
 def run_verify(arguments: argparse.Namespace) -> Exit:
-    """Check a store: its files, its numbers, and left against right."""
+    """Verify a store: its files, its numbers and its mirror symmetry."""
     store = open_store(arguments.store)
     with (
         ending(Exit.INPUT_OUTPUT, OSError),
@@ -145,7 +145,7 @@ def open_store(path: Path) -> Store:
 
 
 def describe_store(store: Store) -> dict[str, str]:
-    """Put what a store holds into rows."""
+    """Return the description of a store as rows of text."""
     lengths = sorted({subject.n_timepoints for subject in store.subjects})
     source_bytes = sum(int(source["bytes"]) for source in store.sources)
     return {
@@ -154,41 +154,41 @@ def describe_store(store: Store) -> dict[str, str]:
         "grid": str(store.grid),
         "subjects": str(len(store.subjects)),
         "runs": str(sum(len(subject.runs) for subject in store.subjects)),
-        "timepoints": f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} a subject",
+        "timepoints": f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} per subject",
         "size": format_bytes(store.n_bytes),
         "dtype": store.series_dtype,
         "rank": describe_rank(store),
-        "sources": f"{len(store.sources)} files of {format_bytes(source_bytes)}, from {store.sources[0]['path']} on",
+        "sources": f"{len(store.sources)} files, {format_bytes(source_bytes)}, the first: {store.sources[0]['path']}",
         "made by": " ".join(store.software.values()),
         "content hash": store.content_hash,
     }
 
 
 def describe_rank(store: Store) -> str:
-    """Tell how many components a store has, what that saves, and what it may cost."""
+    """Describe a store's number of components, the bytes saved and the bound on the error."""
     if store.rank == "full":
         return "full"
     kept = sorted(subject.n_components for subject in store.subjects)
-    share = 100 * (1 - store.n_bytes / store.full_bytes)
+    saved_percent = 100 * (1 - store.n_bytes / store.full_bytes)
     rule = f"{store.rank}" if store.rank_tolerance is None else f"{store.rank}, tolerance {store.rank_tolerance:g}"
     counts = f"{kept[0]}" if kept[0] == kept[-1] else f"{kept[0]} to {kept[-1]}, median {median(kept):g}"
     return (
-        f"{rule}: components {counts} a subject; {format_bytes(store.full_bytes - store.n_bytes)} saved "
-        f"({share:.0f} %); bound on the error in r "
+        f"{rule}: components {counts} per subject; {format_bytes(store.full_bytes - store.n_bytes)} saved "
+        f"({saved_percent:.0f} %); bound on the error in r "
         f"{max(subject.r_error_bound for subject in store.subjects):.2g}"
     )
 
 
 def describe_verification(store: Store, found: Verification) -> dict[str, str]:
-    """Put what was found in a store into rows."""
+    """Return the findings of a verification as rows of text."""
     n_subjects = len(store.subjects)
     side = {"L": "right to left (radiological)", "R": "left to right"}
     stored = [f"stored from {side[axis]}" for axis in found.orientation if axis in side]
     some, all_ = (found.n_constant > 0).sum(), (found.n_constant == n_subjects).sum()
-    mirror = "no subject can tell: too few voxels with a signal in both hemispheres"
+    mirror = "cannot be judged: too few voxels with a signal in both hemispheres"
     if found.n_mirrorable:
         mirror = (
-            f"{found.n_mirrored} of {found.n_mirrorable} subjects correlate best with the mirrored place (median r "
+            f"{found.n_mirrored} of {found.n_mirrorable} subjects correlate best at the mirrored position (median r "
             f"{found.homotopic_r:.3f}, displaced by 16 mm {found.displaced_r:.3f})"
         )
     return {
@@ -196,7 +196,7 @@ def describe_verification(store: Store, found: Verification) -> dict[str, str]:
         "without a signal": f"{some} voxels in at least one subject, {all_} in all, at most "
         f"{found.n_constant.max()} subjects at a voxel",
         "orientation": ", ".join(
-            [found.orientation, *stored, "to be compared with the source: no series tells a flip"]
+            [found.orientation, *stored, "compare with the source: a left-right flip does not show in the series"]
         ),
         "mirror symmetry": mirror,
         "verdict": f"problems: {len(found.problems)}" if found.problems else "no problem found",
@@ -204,6 +204,6 @@ def describe_verification(store: Store, found: Verification) -> dict[str, str]:
 
 
 def layout_rows(rows: dict[str, str]) -> str:
-    """Lay rows out below each other."""
+    """Format rows as a table."""
     width = max(map(len, rows)) + 2
     return "".join(f"{name:{width}}{value}\n" for name, value in rows.items())

@@ -1,4 +1,4 @@
-"""The options of bids-lacuna-connectome, the command line of connectomes."""
+"""Command line of bids-lacuna-connectome: its commands and options."""
 
 from __future__ import annotations
 
@@ -10,89 +10,94 @@ from bids_lacuna.app.command import Parser, connectome_name, fraction, label, po
 PROGRAM = "bids-lacuna-connectome"
 
 INTERRUPTED = "interrupted: finished subjects are on disk; rerun the same command to resume"
+"""Message after Ctrl-C or SIGTERM."""
 
 
 def build_parser() -> Parser:
-    """Describe the command line; a command's name says which function of `app.connectome` runs it."""
+    """Build the argument parser; `command` in its result is the command's name."""
     parser = Parser(
         prog=PROGRAM,
-        description="Make a store of a normative functional connectome, from which bids-lacuna reads it at the speed "
-        "of the disk.",
+        description="Build and check stores of normative functional connectomes, which bids-lacuna reads at the "
+        "speed of the disk.",
     )
     commands = parser.add_subparsers(required=True, metavar="{build,info,verify}")
-    build = commands.add_parser("build", help="make a store", description="Make a store of a connectome.")
-    info = commands.add_parser("info", help="tell what a store holds", description="Tell what a store holds.")
+    build = commands.add_parser("build", help="build a store", description="Build a store of a connectome.")
+    info = commands.add_parser("info", help="describe a store", description="Describe the contents of a store.")
     verify = commands.add_parser(
         "verify",
         help="check a store",
-        description="Read all of a store: checksums, shapes, scales, voxels without a signal, and whether the "
-        "hemispheres mirror each other, which scrambled or shifted voxels do not.",
+        description="Read a whole store and check its checksums, shapes and scales, voxels without a signal, and the "
+        "mirror symmetry of the hemispheres, which scrambled or shifted voxels lack.",
     )
     for name, command in {"build": build, "info": info, "verify": verify}.items():
         command.set_defaults(command=name, parser=command)
     for command in (info, verify):
-        command.add_argument("store", type=Path, metavar="STORE", help="folder that `build` made")
+        command.add_argument("store", type=Path, metavar="STORE", help="folder of a store")
     _add_source(build)
     _add_numbers(build)
     return parser
 
 
 def _add_source(build: argparse.ArgumentParser) -> None:
-    """Add what says which connectome is read, and from where."""
+    """Add the options of the source: where it is, what it is, and which part of it to read."""
     build.add_argument(
-        "source", type=Path, metavar="SOURCE", help="what you have: a file, or the folder of the files"
+        "source", type=Path, metavar="SOURCE", help="the connectome to convert: a file, or a folder of files"
     )
-    build.add_argument("store", type=Path, metavar="STORE", help="a new folder, or that of a build that was stopped")
+    build.add_argument("store", type=Path, metavar="STORE", help="a new folder, or the folder of an unfinished build")
     build.add_argument(
         "--space",
         type=label,
         required=True,
         metavar="SPACE",
-        help="template that the connectome is in, as BIDS names it: MNI152NLin6Asym is that of FSL and of GSP1000",
+        help="BIDS name of the connectome's template space; MNI152NLin6Asym is that of FSL and of GSP1000",
     )
     build.add_argument(
-        "--name", type=connectome_name, required=True, metavar="NAME", help="part of the maps' names: GSP1000"
+        "--name",
+        type=connectome_name,
+        required=True,
+        metavar="NAME",
+        help="name of the connectome, part of the maps' file names, such as GSP1000",
     )
     build.add_argument(
         "--format",
         choices=("auto", "hdf5", "nifti", "bids", "leaddbs", "npy"),
         default="auto",
-        help="layout of SOURCE: Lacuna's HDF5; 4D NIfTI files; derivatives of fMRIPrep or XCP-D; Lead-DBS's folder; "
-        "NumPy arrays (timepoints, voxels) (default: what it looks like)",
+        help="layout of SOURCE: Lacuna's HDF5; 4D NIfTI files; derivatives of fMRIPrep or XCP-D; a folder of "
+        "Lead-DBS; NumPy arrays (timepoints, voxels) (default: detected from the file names)",
     )
     build.add_argument(
         "--pattern",
         metavar="GLOB",
-        help="nifti, npy: the series' paths below SOURCE (default for nifti: "
+        help="nifti, npy: paths of the series relative to SOURCE (default for nifti: "
         "sub-*/func/*_rest_*_finalmask.nii.gz, for npy: *.npy)",
     )
     build.add_argument(
         "--mask",
         type=Path,
         metavar="MASK.nii.gz",
-        help="brain mask on the series' grid; nifti and npy need it, bids takes it instead of the runs' own masks",
+        help="brain mask on the grid of the series; required for nifti and npy, for bids instead of the runs' masks",
     )
     build.add_argument(
         "--mask-fraction",
         type=fraction,
         metavar="F",
-        help="bids: voxels that at least this share of the runs' brain masks has (default: 0.95)",
+        help="bids: smallest fraction of the runs' brain masks that a voxel must be in (default: 0.95)",
     )
     build.add_argument(
         "--bids-filter-file",
         type=Path,
         metavar="FILE",
-        help='bids: JSON with the runs\' entities, {"bold": {"task": "movie"}}; null: absent, "*": any',
+        help='bids: JSON file with entities of the BOLD runs, {"bold": {"task": "movie"}}; null: absent, "*": any',
     )
 
 
 def _add_numbers(build: argparse.ArgumentParser) -> None:
-    """Add what says in which numbers it is stored, and how many subjects are read at once."""
+    """Add the options of the stored numbers and of the processes."""
     build.add_argument(
         "--dtype",
         choices=("int16", "float32"),
         default="int16",
-        help="numbers of the store: int16 is off by less than 1e-4 in one subject's r, and half as large "
+        help="data type of the store; int16 has errors below 1e-4 in one subject's r and takes half the space "
         "(default: %(default)s)",
     )
     build.add_argument(
@@ -100,26 +105,26 @@ def _add_numbers(build: argparse.ArgumentParser) -> None:
         type=rank,
         default="full",
         metavar="{full,auto,K}",
-        help="components that a subject's series are stored in: one for each timepoint; as few as the tolerance "
-        "allows, which saves space and time where series are filtered; or K (default: %(default)s)",
+        help="number of components stored per subject: one per timepoint (full), as few as the tolerance allows, "
+        "which saves space and time for filtered series (auto), or at most K (default: %(default)s)",
     )
     build.add_argument(
         "--rank-tolerance",
         type=tolerance,
         metavar="R",
-        help="auto: largest bound on the error in r; K: a warning where it is above (default: 1e-5)",
+        help="auto: largest bound on the error in r; K: bound above which a warning is logged (default: 1e-5)",
     )
     build.add_argument(
         "--nprocs",
         "--n-cpus",
         type=positive_integer,
         metavar="N",
-        help="subjects to read at once (default: all processors that may be used)",
+        help="number of subjects to read at the same time (default: all available processors)",
     )
 
 
 def rank(text: str) -> str | int:
-    """Read how many components are kept."""
+    """Parse a rank: full, auto or a positive whole number."""
     if text in ("auto", "full"):
         return text
     try:
@@ -129,7 +134,7 @@ def rank(text: str) -> str | int:
 
 
 def tolerance(text: str) -> float:
-    """Read by how much a correlation may be off."""
+    """Parse a difference in r, above 0 and below 1."""
     try:
         number = float(text)
     except ValueError:

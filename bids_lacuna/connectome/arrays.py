@@ -1,4 +1,4 @@
-"""NumPy files: read with an error that names the file where it is damaged."""
+"""NumPy files, read with errors that name the damaged file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenize import TokenError
 import numpy as np
 
 NOT_NUMPY = (ValueError, EOFError, OverflowError, SyntaxError, TokenError, TypeError)
-"""What NumPy raises for a damaged file."""
+"""Exceptions that NumPy raises for a damaged file."""
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -17,11 +17,11 @@ def read_array(path: Path) -> np.ndarray:
     Raises
     ------
     ValueError
-        It is damaged, or something else.
+        The file is damaged or is not a NumPy file.
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
-    # A header that promises more than its file holds would have NumPy take memory for all of it.
+    # For a header that promises more than the file holds, NumPy would allocate all of it.
     read_array_header(path)
     try:
         with path.open("rb") as file:
@@ -31,7 +31,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_array_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """Read the shape and the dtype in a NumPy file; raises what `read_array` raises."""
+    """Read the shape and dtype of a NumPy file; the errors are those of `read_array`."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except NOT_NUMPY as error:

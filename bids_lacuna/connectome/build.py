@@ -1,4 +1,4 @@
-"""Make a store of somebody's connectome: subject by subject, in several processes, and on from where it stopped."""
+"""Building a connectome store: subject by subject, in several processes, resumable."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from bids_lacuna.text import format_bytes
 logger = logging.getLogger(__name__)
 
 PROCESS_BYTES = 200 * 2**20
-"""What the interpreter and the libraries of one process occupy."""
+"""Memory of one process's interpreter and libraries, in bytes."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system without locks answers."""
+"""Error numbers of file systems without locks."""
 
 
 class NoPlace(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
-    """The store's folder cannot be made."""
+    """The store's folder cannot be created."""
 
 
 class NoRoom(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
-    """The disk lacks room for the store; the message has both numbers."""
+    """The disk is too small for the store; the message states the bytes needed and free."""
 
 
 def build_store(
@@ -59,54 +59,55 @@ def build_store(
     n_processes: int = 1,
     show_progress: bool = True,
 ) -> Store:
-    """Write a store, or what is missing of it.
+    """Build a connectome store, or complete an unfinished one.
 
-    Each subject is written under temporary names and renamed, then recorded; the description comes last. A build
-    that was killed goes on from its records, and ends with the bytes that it would have had. Each process has one
-    subject in memory. Processes are started afresh: a script that calls this needs `if __name__ == "__main__":`.
+    Each subject is written under temporary names, renamed and then recorded; the description is written last. A
+    build that was killed resumes from its records and produces the same bytes as an uninterrupted one. Each process
+    holds one subject in memory. Processes are spawned: a script that calls this function needs
+    `if __name__ == "__main__":`.
 
     Parameters
     ----------
     source
-        As an importer opened it.
+        Connectome opened by an importer.
     root
-        Folder of the source; its files are recorded by their paths below it.
+        Folder of the source; the store records its files by their paths relative to this folder.
     folder
-        Of the store: new, empty, or with an unfinished build of the same source.
+        Folder of the store: new, empty, or with an unfinished build of the same source.
     name
-        Of the connectome: letters and digits.
+        Name of the connectome, letters and digits.
     space
-        Name of the template that the source is in.
+        Name of the template space of the source.
     dtype
-        Of the series.
+        Data type of the stored series.
     rank
-        How many components each subject's series are stored in: one for each timepoint, as they are ("full"); as
-        few as `rank_tolerance` allows ("auto"); or a number, where there are more timepoints.
+        Number of components stored per subject: all timepoints ("full"), as few as `rank_tolerance` allows ("auto"),
+        or at most this number.
     rank_tolerance
-        In r: the largest bound on the error ("auto"), or the one above which there is a warning (a number). See
-        `rank.error_bounds`.
+        Difference in r. With the rank "auto": largest bound on the error. With a number of components: a warning is
+        logged where the bound exceeds it. See `compression.error_bounds`.
     n_processes
-        How many subjects are read at once.
+        Number of subjects read at the same time.
     show_progress
-        A bar with bytes and time left, where stderr is a terminal.
+        Whether to show a progress bar with bytes and remaining time, if stderr is a terminal.
 
     Returns
     -------
     Store
-        Finished. One that was finished before is only opened.
+        The finished store. A store that was finished before is opened unchanged.
 
     Raises
     ------
     FileExistsError
         The folder holds something else, or another process is building there.
     NoPlace
-        The folder cannot be made.
+        The folder cannot be created.
     NoRoom
-        The disk lacks room; nothing is written.
+        The disk is too small; nothing was written.
     DamagedSource
-        Subjects cannot be read; all others are written.
+        Some subjects cannot be read; all others were written.
     ValueError
-        Two subjects have one name.
+        Two subjects have the same name.
     MemoryError
         A process was killed from outside.
     OSError
@@ -131,29 +132,27 @@ def build_store(
         for subject in store.subjects:
             store.check_files(subject)
         store.save()
-        # Network file systems keep the name of a file that is open, such as the lock.
+        # Network file systems keep a file that is still open, such as the lock.
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
     _warn_of_bound(store, rank_tolerance)
     return store
 
 
 def check_folder(folder: Path) -> None:
-    """Raise FileExistsError where a folder holds something else than a store, finished or not."""
+    """Raise FileExistsError if a folder holds anything other than a finished or unfinished store."""
     if folder.exists() and not is_store(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} is there already, and is no connectome store: name a new folder for the store"
-        )
+        raise FileExistsError(f"{folder} exists and is not a connectome store: name a new folder for the store")
 
 
 def processes_that_fit(source: Source, n_processes: int, available_bytes: int, rank: Rank = "full") -> int:
-    """Lower a number of processes to what the memory holds, at least one; a warning says so.
+    """Reduce a number of processes to what fits in memory, at least one; a reduction is logged as a warning.
 
     Parameters
     ----------
     available_bytes
-        What all processes together may occupy.
+        Memory that all processes may use together.
     rank
-        As `build_store` is given.
+        As in `build_store`.
     """
     subject_bytes = source.reading_bytes
     if rank != "full":
@@ -163,7 +162,7 @@ def processes_that_fit(source: Source, n_processes: int, available_bytes: int, r
     fitting = max(1, min(n_processes, available_bytes // each))
     if fitting < n_processes:
         logger.warning(
-            "processes: %d instead of %d, since each may need %s of the %s that are available",
+            "processes: %d instead of %d, since each may need %s and %s are available",
             fitting,
             n_processes,
             format_bytes(each),
@@ -177,8 +176,8 @@ def _check_names(source: Source) -> None:
     for subject in source.subjects:
         path = subject.runs[0].path
         if not is_subject_name(subject.name):
-            raise ValueError(f"the subject of {path} is called {subject.name!r}: letters and digits are needed")
-        # On disks of macOS and Windows, sub-a and sub-A are one file.
+            raise ValueError(f"the subject of {path} is called {subject.name!r}: use letters and digits only")
+        # On macOS and Windows, sub-a and sub-A are the same file.
         twin = seen.setdefault(subject.name.lower(), subject)
         if twin is not subject:
             raise ValueError(
@@ -189,7 +188,7 @@ def _check_names(source: Source) -> None:
             try:
                 run.origin.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"the name of {run.path!r} is not in UTF-8: rename the file") from error
+                raise ValueError(f"the name of {run.path!r} is not valid UTF-8: rename the file") from error
 
 
 def _describe(
@@ -202,7 +201,7 @@ def _describe(
     rank: Rank,
     rank_tolerance: float,
 ) -> Store:
-    """Describe the store that the build makes, but for its subjects' hashes, and at its largest."""
+    """Describe the store to build, at its largest possible size and without the subjects' hashes."""
     subjects = tuple(
         StoredSubject(
             subject.name,
@@ -226,7 +225,7 @@ def _describe(
 
 
 def _take_finished(wanted: Store) -> Store:
-    """Open the store that is there, if it is the one that would be made."""
+    """Open the finished store in the folder if it is the one that this build would produce."""
     there = Store.open(wanted.path)
     differences = [
         kind
@@ -243,13 +242,13 @@ def _take_finished(wanted: Store) -> Store:
     ]
     if differences:
         raise FileExistsError(
-            f"{wanted.path} holds a finished store that differs in {' and '.join(differences)}: name a new folder "
-            "for this one, or remove that one first"
+            f"{wanted.path} holds a finished store that differs in {' and '.join(differences)}: name a new folder, "
+            "or remove the finished store first"
         )
     shutil.rmtree(wanted.path / BUILDING, ignore_errors=True)
     logger.info(
-        "%s is finished already, nothing is done; to make it anew, of files that have the same names and sizes but "
-        "other numbers, remove it first",
+        "%s is already finished: nothing to do; if the source files have new content under the same names and sizes, "
+        "remove the store first",
         wanted.path,
     )
     return there
@@ -260,14 +259,14 @@ def _outline(store: Store) -> list[tuple[str, tuple[StoredRun, ...]]]:
 
 
 def _warn_of_bound(store: Store, tolerance: float) -> None:
-    """Tell where a number of components leaves out more than is tolerated."""
+    """Log a warning if a number of components leaves out more than the tolerance."""
     bounds = {subject.name: subject.r_error_bound for subject in store.subjects}
     n_above = sum(bound > tolerance for bound in bounds.values())
     if n_above:
         worst = max(bounds, key=bounds.__getitem__)
         logger.warning(
-            "rank %s: in %d of %d subjects the bound on the error in r is above %g, the largest is %.2g, of sub-%s; "
-            "more components, or the rank auto, leave less out",
+            "rank %s: in %d of %d subjects the bound on the error in r is above %g, at most %.2g in sub-%s; "
+            "use more components or --rank auto to leave less out",
             store.rank,
             n_above,
             len(bounds),
@@ -278,39 +277,39 @@ def _warn_of_bound(store: Store, tolerance: float) -> None:
 
 
 def _check_room(wanted: Store, recorded: Mapping[str, StoredSubject]) -> None:
-    """Refuse a build that would fill the disk; with the rank "auto", as if every component were kept."""
+    """Raise NoRoom if the build would fill the disk; the rank "auto" counts as full rank."""
     needed = sum(wanted.bytes_of(subject) for subject in wanted.subjects if subject.name not in recorded)
     free = shutil.disk_usage(wanted.path).free
     if needed > free:
         raise NoRoom(
             f"the store needs {format_bytes(needed)} more, the disk of {wanted.path} has {format_bytes(free)} free: "
-            "make room, or name a folder on another disk"
+            "free some space, or name a folder on another disk"
         )
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other builds out of the folder; the system lets go of it when the process ends, however it ends.
+    """Lock the folder against other builds; the system releases the lock when the process ends.
 
-    A build that has written nothing leaves nothing behind.
+    A build that has written nothing removes what it created.
     """
     was_there = folder.exists()
     try:
         (folder / BUILDING).mkdir(parents=True, exist_ok=True)
         file = (folder / BUILDING / "lock").open("w")
     except OSError as error:
-        raise NoPlace(f"the store {folder} cannot be made ({error.strerror}): name another place") from error
+        raise NoPlace(f"the store {folder} cannot be created ({error.strerror}): name another folder") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FileExistsError(
-                f"another process is building the store {folder}: wait for it, or stop it"
+                f"another process is building the store {folder}: wait for it or stop it"
             ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            logger.warning("the file system of %s has no locks: see that no second build is writing there", folder)
+            logger.warning("the file system of %s has no locks: make sure that no other build writes there", folder)
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
-"""Fewer numbers for series that vary in fewer ways than they have timepoints, as filtered ones do.
+"""PCA compression of band-limited series.
 
-A rotation in time leaves every correlation as it is. One onto a subject's principal components puts the variance of
-all its voxels into the first of them, and the others can be left out.
+A rotation in time preserves every correlation. Rotating a subject's series onto their principal components
+concentrates the variance of all voxels in the first components, so that the others can be left out.
 """
 
 from __future__ import annotations
@@ -15,53 +15,53 @@ from scipy.fft import dct
 Array = np.ndarray
 
 Rank = Literal["full", "auto"] | int
-"""How many components are kept: all timepoints, as they are; as many as a tolerance needs; or a number."""
+"""Number of components to keep: all timepoints unchanged, as many as the tolerance requires, or a number."""
 
 TOLERANCE = 1e-5
-"""In r, unless another is given: a tenth of what int16 may be off by."""
+"""Default tolerance in r: a tenth of the error of int16."""
 
 CONSTANT_SEED = 1e-4
-"""As in `reference`. A series of which less is kept than this is rounding, and constant too."""
+"""As in `reference`. A series with a smaller fraction kept is rounding noise and counts as constant."""
 
-RUN_LENGTH = 10
-"""Neighbours that are averaged, and then as many of these averages, until all voxels are in one."""
+GROUP_LENGTH = 10
+"""Number of neighbouring voxels, and then of averages, that are averaged at each step."""
 
 BLOCK_VALUES = 2**16
-"""Series are rotated some voxels at a time: copies in float64 take 512 KiB each. Those of 1 MiB and more would go
-back to the system each time (`plan.give_back_freed_memory`), and a rotation would take twice as long."""
+"""Number of values rotated at a time. A block in float64 takes 512 KiB; blocks of 1 MiB and more would be returned to
+the system each time (`memory.give_back_freed_memory`), and a rotation would take twice as long."""
 
 N_BLOCKS = 6
-"""Copies of a block at one time."""
+"""Largest number of copies of a block in memory."""
 
 N_MATRICES = 6
-"""Matrices of (n_timepoints, n_timepoints) at one time, LAPACK's own included."""
+"""Largest number of (n_timepoints, n_timepoints) matrices in memory, including LAPACK's own."""
 
 
 def rotate(
     standardized: tuple[Array, Array, Array], rank: Rank, tolerance: float
 ) -> tuple[tuple[Array, Array, Array], float]:
-    """Bring one subject's series into as few components as a rank says, in place.
+    """Rotate one subject's series onto as few components as the rank asks for, in place.
 
-    The first principal components are mixed by a discrete cosine transform, so that values are about equally large
-    in each, as they are in time: those of principal components are not, and in int16 the small ones would be lost.
-    The same series give the same bits on one machine while BLAS has one thread.
+    A discrete cosine transform mixes the first principal components, so that all have values of about equal size,
+    as timepoints have: in int16, the values of small principal components would be lost. Results are bit-identical
+    on one machine if BLAS uses one thread.
 
     Parameters
     ----------
     standardized
-        Series (n_voxels, n_timepoints), scale and sd (n_voxels,), as from `kernels.standardize`. The series' memory
-        is that of the result.
+        Series (n_voxels, n_timepoints), scale and sd (n_voxels,) from `kernels.standardize`. The result reuses the
+        memory of the series.
     tolerance
-        With the rank "auto", how large the bound on the error in r may be: see `error_bounds`.
+        Largest bound on the error in r for the rank "auto": see `error_bounds`.
 
     Returns
     -------
     standardized
-        Series (n_voxels, n_components), each with norm 1 or 0; scale; and the standard deviation of what is kept of
-        each series, so that the average of several is what is kept of their average. The very arrays that were
-        given, where nothing would be left out.
+        Series (n_voxels, n_components), each with norm 1 or 0; scale; and the standard deviation of the kept part of
+        each series, so that averaging commutes with compression. The input arrays themselves if nothing is left
+        out.
     r_error_bound : float
-        Of what is left out.
+        Bound on the error in r.
     """
     series, scale, sd = standardized
     n_timepoints = series.shape[1]
@@ -69,7 +69,7 @@ def rotate(
         return standardized, 0.0
     components = principal_components(series)
     bounds = error_bounds(*largest_tails(series, sd, components))
-    # The last bound, with nothing left out, is 0.
+    # The last bound is 0: it leaves nothing out.
     n_components = rank if isinstance(rank, int) else 1 + int(np.argmax(bounds[1:] <= tolerance))
     if n_components == n_timepoints:
         return standardized, 0.0
@@ -78,20 +78,20 @@ def rotate(
 
 
 def most_components(rank: Rank, n_timepoints: int) -> int:
-    """Tell how many components a subject may be stored in, before its series are read."""
+    """Return the largest number of components that a subject may have, before its series are read."""
     return min(rank, n_timepoints) if isinstance(rank, int) else n_timepoints
 
 
 def rotation_bytes(n_timepoints: int, n_voxels: int) -> int:
-    """Memory that `rotate` takes, the series that it is given included."""
-    n_runs = -(-n_voxels // RUN_LENGTH)
+    """Return the bytes of memory that `rotate` needs, including its input."""
+    n_groups = -(-n_voxels // GROUP_LENGTH)
     block_values = n_timepoints * _block_rows(n_timepoints)
-    float64_values = n_runs * n_timepoints + N_BLOCKS * block_values + N_MATRICES * n_timepoints**2
+    float64_values = n_groups * n_timepoints + N_BLOCKS * block_values + N_MATRICES * n_timepoints**2
     return 4 * n_voxels * n_timepoints + 8 * float64_values
 
 
 def principal_components(series: Array) -> Array:
-    """Find the directions in time that the series vary in, those with most variance first.
+    """Compute the principal components of the series in time, by descending variance.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def principal_components(series: Array) -> Array:
     Returns
     -------
     shape (n_timepoints, n_timepoints), float64
-        Orthonormal; a column each, whose largest value is positive.
+        Orthonormal columns; the largest value of each is positive.
     """
     covariance = np.zeros((series.shape[1], series.shape[1]))
     for rows in _blocks(*series.shape):
@@ -112,54 +112,53 @@ def principal_components(series: Array) -> Array:
 
 
 def largest_tails(series: Array, sd: Array, components: Array) -> tuple[Array, Array]:
-    """Find the largest share of a voxel's, and of a seed's, variance that lies beyond the first components.
+    """Find the largest fraction of a voxel's and of a seed's variance beyond the first components.
 
-    The seeds that are tried are the single voxels, and the averages over every 10, 100, 1000, … neighbours in the
-    order of the voxels up to all of them, in the units that the series were recorded in. Where voxels cancel, the
-    average may have a larger share there than any of them. A lesion whose voxels cancel more than in all of these
-    averages could have a larger one still.
+    The seeds tried are single voxels and the averages over every 10, 100, 1000, … consecutive voxels, up to all
+    voxels, in recorded units. Where voxels cancel, the fraction of their average may exceed that of each voxel. A
+    lesion whose voxels cancel more than in all of these averages could have a larger fraction still.
 
     Parameters
     ----------
     series : shape (n_voxels, n_timepoints)
-        With norm 1 or 0.
+        Series with norm 1 or 0.
     sd : shape (n_voxels,)
-        Their standard deviations as recorded.
+        Standard deviations of the series as recorded.
     components : shape (n_timepoints, n_timepoints)
-        Orthonormal, a column each.
+        Orthonormal columns.
 
     Returns
     -------
     of_voxels, of_seeds : shape (n_timepoints + 1,), float64
-        Beyond the first 0, 1, …, n_timepoints components, summed in float64 from the last one on.
+        Fractions beyond the first 0, 1, …, n_timepoints components, summed in float64 from the last component.
     """
     of_voxels = _largest_tail(series, components, np.zeros(len(series)))
-    sums, norms = _sums_of_recorded(series, sd), _sums_of_runs(sd.astype(float))
+    sums, norms = _sums_of_recorded(series, sd), _sums_of_groups(sd.astype(float))
     of_seeds = np.maximum(of_voxels, _largest_tail(sums, components, CONSTANT_SEED * norms))
     while len(sums) > 1:
-        sums, norms = _sums_of_runs(sums), _sums_of_runs(norms)
+        sums, norms = _sums_of_groups(sums), _sums_of_groups(norms)
         of_seeds = np.maximum(of_seeds, _largest_tail(sums, components, CONSTANT_SEED * norms))
     return of_voxels, of_seeds
 
 
 def error_bounds(voxel_tail: Array, seed_tail: Array) -> Array:
-    """Bound the error in the correlation of a seed with a voxel, when a share of each one's variance is left out.
+    """Bound the error in the correlation of a seed with a voxel if a fraction of each variance is left out.
 
-    What is left out of both takes at most √(ε_voxel ε_seed) from r; what is kept has norm 1 again, which adds at most
-    1 - √((1 - ε_voxel)(1 - ε_seed)). Together that is 1 - cos(a + b), where a and b are the angles between each
-    series and what is kept of it, sin² a = ε_voxel and sin² b = ε_seed, and it can be reached: two series that
-    differ only in what is left out, by opposite signs, had r = cos 2a and get r = 1.
+    The parts left out contribute at most √(ε_voxel ε_seed) to r; normalizing the kept parts adds at most
+    1 - √((1 - ε_voxel)(1 - ε_seed)). The sum is 1 - cos(a + b), where a and b are the angles between each series and
+    its kept part, sin² a = ε_voxel and sin² b = ε_seed. The bound is tight: two series that differ only in the sign
+    of the part left out have r = cos 2a before and r = 1 after.
 
     Parameters
     ----------
     voxel_tail, seed_tail
-        ε_voxel and ε_seed in [0, 1], of any shape.
+        ε_voxel and ε_seed in [0, 1], any shape.
     """
     return np.sqrt(voxel_tail * seed_tail) + 1 - np.sqrt((1 - voxel_tail) * (1 - seed_tail))
 
 
 def _largest_tail(series: Array, components: Array, smallest_norm: Array) -> Array:
-    """Find the largest share of variance beyond the first components, of all series with more than a given norm."""
+    """Find the largest fraction of variance beyond the first components among series above a given norm."""
     largest = np.zeros(series.shape[1] + 1)
     for rows in _blocks(*series.shape):
         energy = (series[rows].astype(float) @ components) ** 2
@@ -170,23 +169,23 @@ def _largest_tail(series: Array, components: Array, smallest_norm: Array) -> Arr
 
 
 def _sums_of_recorded(series: Array, sd: Array) -> Array:
-    """Add up the series of every run of neighbours as they were recorded: (n_runs, n_timepoints), float64."""
+    """Sum the series of every GROUP_LENGTH consecutive voxels in recorded units, in float64."""
     n_voxels, n_timepoints = series.shape
-    sums = np.empty((-(-n_voxels // RUN_LENGTH), n_timepoints))
+    sums = np.empty((-(-n_voxels // GROUP_LENGTH), n_timepoints))
     for rows in _blocks(n_voxels, n_timepoints):
-        # A block is whole runs, but for the last one.
-        runs = slice(rows.start // RUN_LENGTH, -(-rows.stop // RUN_LENGTH))
-        sums[runs] = _sums_of_runs(series[rows] * sd[rows, np.newaxis].astype(float))
+        # All blocks but the last are multiples of GROUP_LENGTH.
+        groups = slice(rows.start // GROUP_LENGTH, -(-rows.stop // GROUP_LENGTH))
+        sums[groups] = _sums_of_groups(series[rows] * sd[rows, np.newaxis].astype(float))
     return sums
 
 
-def _sums_of_runs(values: Array) -> Array:
-    """Add up every RUN_LENGTH rows."""
-    return np.add.reduceat(values, np.arange(0, len(values), RUN_LENGTH))
+def _sums_of_groups(values: Array) -> Array:
+    """Sum every GROUP_LENGTH consecutive rows."""
+    return np.add.reduceat(values, np.arange(0, len(values), GROUP_LENGTH))
 
 
 def _project(series: Array, scale: Array, sd: Array, basis: Array) -> tuple[Array, Array, Array]:
-    """Bring series into an orthonormal basis (n_timepoints, n_components), row by row into their own memory."""
+    """Project series onto an orthonormal basis (n_timepoints, n_components), in place."""
     n_voxels, n_components = len(series), basis.shape[1]
     projected = series.reshape(-1)[: n_voxels * n_components].reshape(n_voxels, n_components)
     norm = np.empty(n_voxels)
@@ -200,8 +199,8 @@ def _project(series: Array, scale: Array, sd: Array, basis: Array) -> tuple[Arra
 
 
 def _block_rows(n_timepoints: int) -> int:
-    """Voxels of a block: whole runs."""
-    return RUN_LENGTH * max(1, BLOCK_VALUES // (RUN_LENGTH * n_timepoints))
+    """Return the number of voxels in a block, a multiple of GROUP_LENGTH."""
+    return GROUP_LENGTH * max(1, BLOCK_VALUES // (GROUP_LENGTH * n_timepoints))
 
 
 def _blocks(n_voxels: int, n_timepoints: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""A normative functional connectome on disk, streamed one connectome subject at a time."""
+"""Normative functional connectome on disk, streamed one subject at a time."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Array = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class ConnectomeSubject:
-    """One person of the connectome. A series times its `scale` has norm 1."""
+    """One connectome subject in memory. Each series times its `scale` has norm 1."""
 
     name: str
-    """In a store its own; in HDF5, which has none, its number."""
+    """The store's name of the subject; in HDF5, which has no names, a number."""
     series: Array
     """Shape (n_voxels, n_timepoints), float32 or int16: each voxel's demeaned series."""
     scale: Array
-    """Shape (n_voxels,), float32: what makes a series' norm 1; 0 where the series is constant or not finite."""
+    """Shape (n_voxels,), float32: factor to norm 1; 0 where the series is constant or not finite."""
     sd: Array
-    """Shape (n_voxels,), float32: standard deviation of each series as stored first, in its own units."""
+    """Shape (n_voxels,), float32: standard deviation of each series as recorded, in its own units."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,34 +46,34 @@ class Connectome:
 
     path: Path
     name: str
-    """Letters and digits; part of the names of the maps."""
+    """Letters and digits; part of the maps' file names."""
     space: str
-    """The template of the grid."""
+    """Template space of the grid."""
     recordings: Store | hdf5.Hdf5Source
-    """What the series are read from."""
+    """Source of the series."""
 
     @classmethod
     def open(cls, path: str | PathLike[str], *, name: str | None = None, space: str | None = None) -> Connectome:
-        """Open a connectome; no series is read yet.
+        """Open a connectome; series are not read yet.
 
         Parameters
         ----------
         path
-            A store, as `bids-lacuna-connectome build` makes it; or an HDF5 file or a folder of them. HDF5 files may
-            differ in their number of timepoints and in the order of their voxels, not in their grid.
+            Store built by `bids-lacuna-connectome build`, HDF5 file, or folder of HDF5 files. HDF5 files may have
+            different numbers of timepoints and orders of voxels, but need the same grid.
         name
-            Letters and digits; by default the store's, or those of the file's or folder's name.
+            Letters and digits; by default the store's name, or the letters and digits of the file's or folder's name.
         space
-            Name of the template that the grid is in; by default the store's or the HDF5 file's attribute `space`,
-            else MNI152NLin6Asym, the space of GSP1000.
+            Name of the grid's template space; by default the store's, or the HDF5 attribute `space`, or else
+            MNI152NLin6Asym, the space of GSP1000.
 
         Raises
         ------
         FileNotFoundError
-            No such file or folder, no HDF5 file in it, or a store that is not finished.
+            There is no such file or folder, it has no HDF5 file, or the store is unfinished.
         ValueError
-            A file is damaged or has another layout, or another grid than the first, or the name or the space has
-            other characters.
+            A file is damaged, has another layout or has another grid than the first file, or the name or the space
+            has invalid characters.
         """
         path = Path(path)
         recordings: Store | hdf5.Hdf5Source
@@ -82,7 +82,7 @@ class Connectome:
             own_name = recordings.name
         else:
             recordings = hdf5.open_source(path)
-            # Not resolved: a link has the name that its owner gave it.
+            # Not resolved: a link keeps the name that its owner chose.
             own_name = Path(os.path.abspath(path)).name  # noqa: PTH100
             own_name = own_name.removesuffix(path.suffix if path.is_file() else "")
         name = name or re.sub(r"[^A-Za-z0-9]", "", own_name) or "connectome"
@@ -93,19 +93,19 @@ class Connectome:
         space = space or recordings.space or DEFAULT_SPACE
         if not re.fullmatch(r"[A-Za-z0-9+]+", space):
             raise ValueError(
-                f"the connectome's space {space!r} is no BIDS name of a template, such as MNI152NLin6Asym or "
-                "MNI152NLin2009cAsym: give its right name (--connectome-space)"
+                f"the connectome's space {space!r} is not a BIDS name of a template such as MNI152NLin6Asym or "
+                "MNI152NLin2009cAsym: give the correct name with --connectome-space"
             )
         return cls(path, name, space, recordings)
 
     def first(self, n_subjects: int) -> Connectome:
-        """Give the connectome of the first subjects only, for a try."""
+        """Return the connectome restricted to the first subjects, for a trial run."""
         recordings: Any = self.recordings
         return replace(self, recordings=replace(recordings, subjects=recordings.subjects[:n_subjects]))
 
     @property
     def grid(self) -> Grid:
-        """The voxels that have a series."""
+        """Grid whose mask holds the voxels that have a series."""
         return self.recordings.grid
 
     @property
@@ -120,48 +120,48 @@ class Connectome:
 
     @property
     def n_components(self) -> int:
-        """Length of the longest series as it is mapped: `n_timepoints`, or fewer where a store was built so."""
+        """Length of the longest series as mapped: `n_timepoints`, or fewer in a compressed store."""
         return self.recordings.n_components
 
     @property
     def series_dtype(self) -> np.dtype:
-        """Of `ConnectomeSubject.series`: int16 or float32."""
+        """Data type of `ConnectomeSubject.series`: int16 or float32."""
         return np.dtype(self.recordings.series_dtype)
 
     @property
     def standardized_dtypes(self) -> frozenset[np.dtype]:
-        """Of the numbers that have to be standardized when they are read: none where the connectome is a store."""
+        """Data types that are standardized on reading: none for a store."""
         return self.recordings.standardized_dtypes
 
     @property
     def subject_bytes(self) -> int:
-        """Memory that one of `subjects` takes at most."""
+        """Bytes of memory of one of `subjects`, at most."""
         return subject_bytes(self.n_components, self.grid.n_voxels, self.recordings.series_dtype)
 
     @property
     def n_readers(self) -> int:
-        """Subjects that are read at the same time."""
+        """Number of subjects read at the same time."""
         return self.recordings.n_readers
 
     def n_ahead(self, n_in_memory: int) -> int:
-        """Choose how many of the subjects in memory are read ahead: a third, or as many as are read at a time."""
+        """Return how many of the subjects in memory are read ahead: a third, but at least one per reader."""
         return max(n_in_memory // 3, self.n_readers)
 
     @property
     def streaming_bytes(self) -> int:
-        """Memory that `SUBJECTS_IN_MEMORY` of `subjects` take at most, of which `n_readers` are being read."""
+        """Bytes of memory of `SUBJECTS_IN_MEMORY` subjects, `n_readers` of which are being read, at most."""
         n_waiting = SUBJECTS_IN_MEMORY - self.n_readers
         return self.n_readers * self.recordings.reading_bytes + n_waiting * self.subject_bytes
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 that tells this connectome from others of the same name."""
+        """SHA-256 that distinguishes this connectome from others of the same name."""
         return self.recordings.content_hash
 
     @cached_property
     def n_bytes(self) -> int:
-        """Of all that `subjects` reads, on disk; raises OSError where a file is gone."""
-        # Each kind of recordings knows its own kind of subject.
+        """Bytes on disk of all that `subjects` reads; raises OSError if a file is missing."""
+        # Store and Hdf5Source have subjects of different types.
         recordings: Any = self.recordings
         files = {file for subject in recordings.subjects for file in recordings.files_of(subject)}
         return sum(file.stat().st_size for file in files)
@@ -169,16 +169,16 @@ class Connectome:
     def subjects(
         self, n_ahead: int = 1, keep_cached: bool = True, first: int = 0
     ) -> Generator[ConnectomeSubject, None, None]:
-        """Iterate over the connectome subjects in order; threads read the next ones ahead.
+        """Iterate over the subjects in order, while threads read the next ones ahead.
 
         Parameters
         ----------
         n_ahead
-            How many are read, or being read, before they are asked for.
+            Number of subjects that are read before they are requested.
         keep_cached
-            Whether the files may stay in the system's page cache for the next pass.
+            Whether the files stay in the system's page cache for the next pass.
         first
-            The subject to begin with, counted from 0.
+            Index of the first subject.
 
         Raises
         ------
@@ -198,7 +198,7 @@ class Connectome:
                 readers.shutdown(cancel_futures=True)
 
     def _read(self, subject: Any, keep_cached: bool) -> ConnectomeSubject:
-        # Each kind of recordings reads its own kind of subject.
+        # Store and Hdf5Source have subjects of different types.
         recordings: Any = self.recordings
         arrays = recordings.read(subject)
         if not keep_cached:

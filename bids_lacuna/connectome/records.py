@@ -1,4 +1,4 @@
-"""What a build has written so far: a record of each subject, from which the same command resumes."""
+"""Records of the subjects that a build has written, from which the same command resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def hash_settings(store: Store) -> str:
-    """Hash what all files of the store depend on: dtype, rank and grid."""
+    """Hash the settings that all files of a store depend on: dtype, rank and grid."""
     grid = store.grid
     parts = (
         store.series_dtype.encode(),
@@ -32,7 +32,7 @@ def hash_settings(store: Store) -> str:
 
 
 def read_signature(subject: SourceSubject) -> list[Any]:
-    """Say what a subject is read from, so that a file that was mended is read again."""
+    """Return names, lengths, sizes and times of a subject's files, so that a repaired file is read again."""
     status = [run.path.stat() for run in subject.runs]
     return [
         [run.origin, run.n_timepoints, file.st_size, file.st_mtime_ns]
@@ -41,19 +41,19 @@ def read_signature(subject: SourceSubject) -> list[Any]:
 
 
 def stored_runs(subject: SourceSubject) -> tuple[StoredRun, ...]:
-    """List a subject's runs as a store describes them."""
+    """Return a subject's BOLD runs as the store describes them."""
     return tuple(StoredRun(run.origin, run.n_timepoints) for run in subject.runs)
 
 
 def write_record(folder: Path, stored: StoredSubject, signature: list[Any], settings: str) -> None:
-    """Record a subject that is written.
+    """Record a subject that has been written.
 
     Parameters
     ----------
     signature
-        What the subject was read from, as `read_signature` gave it before that.
+        From `read_signature`, called before the subject was read.
     settings
-        As `hash_settings` gives them.
+        From `hash_settings`.
     """
     write_json(
         _record_path(folder, stored.name), {"subject": asdict(stored), "signature": signature, "settings": settings}
@@ -61,12 +61,12 @@ def write_record(folder: Path, stored: StoredSubject, signature: list[Any], sett
 
 
 def read_records(source: Source, wanted: Store, settings: str) -> dict[str, StoredSubject]:
-    """Read which subjects an earlier build has written, and their sources have not changed since.
+    """Return the subjects that an earlier build has written and whose sources have not changed since.
 
     Raises
     ------
     FileExistsError
-        It was a build of something else.
+        The earlier build had other subjects or settings.
     """
     recorded = {}
     subjects = {subject.name: subject for subject in source.subjects}
@@ -77,13 +77,13 @@ def read_records(source: Source, wanted: Store, settings: str) -> dict[str, Stor
             stored = StoredSubject(**{**record["subject"], "runs": runs})
             their_settings, signature = record["settings"], record["signature"]
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is no record of a subject (%r): the subject is written again", path, error)
+            logger.warning("%s is not a record of a subject (%r): the subject is written again", path, error)
             continue
         subject = subjects.get(stored.name)
         if their_settings != settings or subject is None:
             raise FileExistsError(
                 f"{wanted.path} holds an unfinished store of other subjects, another grid, another dtype or another "
-                "rank: name a new folder, or remove that one"
+                "rank: name a new folder, or remove this one"
             )
         if signature == read_signature(subject) and _has_files(wanted, stored):
             recorded[stored.name] = stored
@@ -91,7 +91,7 @@ def read_records(source: Source, wanted: Store, settings: str) -> dict[str, Stor
 
 
 def remove_unrecorded(folder: Path, recorded: Mapping[str, StoredSubject]) -> None:
-    """Remove files of subjects that were not finished."""
+    """Remove the files of subjects that are not recorded."""
     keep = {array_path(folder, name, kind) for name in recorded for kind in ("timeseries", "scale")}
     for path in set(folder.glob("sub-*.npy")) - keep:
         path.unlink()
@@ -100,7 +100,7 @@ def remove_unrecorded(folder: Path, recorded: Mapping[str, StoredSubject]) -> No
 
 
 def _has_files(store: Store, subject: StoredSubject) -> bool:
-    """Tell whether a subject's files are there, in the size that they must have."""
+    """Return whether a subject's files exist with the expected sizes."""
     try:
         store.check_files(subject)
     except ValueError:

@@ -1,13 +1,13 @@
-"""The native connectome store: a folder that NumPy alone can read, at the speed of the disk.
+"""The native connectome store: a folder that NumPy alone can read at the speed of the disk.
 
 ```
-connectome.json               what it holds, and from where
+connectome.json               contents, settings and sources
 mask.nii.gz                   the grid; voxels are counted in C order
-sub-<name>_timeseries.npy     (n_voxels, n_components) int16 or float32: each voxel's series, demeaned run by run
-sub-<name>_scale.npy          (2, n_voxels) float32: what makes a series' norm 1, and its original standard deviation
+sub-<name>_timeseries.npy     (n_voxels, n_components) int16 or float32: each voxel's series, demeaned per BOLD run
+sub-<name>_scale.npy          (2, n_voxels) float32: factor to norm 1, and original standard deviation
 ```
 
-A subject has as many components as timepoints; or fewer, in which correlations are the same: see `rank`.
+A subject has as many components as timepoints, or fewer with the same correlations: see `compression`.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ DESCRIPTION = "connectome.json"
 MASK = "mask.nii.gz"
 
 BUILDING = ".building"
-"""Folder of a build that has not ended yet: a record of each subject that is written."""
+"""Folder of an unfinished build, with a record of each subject that has been written."""
 
 LAYOUT_VERSION = 1
-"""Of the store's layout, in case that it changes."""
+"""Version of the store's layout, for when it changes."""
 
-REMEDY = "copy it again, or remove the store and build it anew"
-"""What to do about a damaged store."""
+REMEDY = "copy it again, or remove the store and rebuild it"
+"""Advice about a damaged store, for error messages."""
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One recording of a connectome subject."""
+    """One BOLD run of a connectome subject."""
 
     source: str
-    """What it was made from: a file's path below the source, and the place in the file if it holds several."""
+    """The file's path relative to the source, with the index within the file if it holds several runs."""
     n_timepoints: int
 
 
@@ -64,14 +64,14 @@ class StoredSubject:
     name: str
     """Letters and digits."""
     n_timepoints: int
-    """Of all runs together."""
+    """Timepoints of all BOLD runs together."""
     n_components: int
-    """Of the series as stored: n_timepoints, or fewer."""
+    """Length of the series as stored: n_timepoints, or fewer."""
     r_error_bound: float
-    """What fewer components may take from a correlation: see `rank.error_bounds`. 0 where there are not fewer."""
+    """Bound on the error in r due to fewer components (`compression.error_bounds`); 0 at full rank."""
     runs: tuple[StoredRun, ...]
     sha256: Mapping[str, str]
-    """Of the files `timeseries` and `scale`."""
+    """SHA-256 of the files `timeseries` and `scale`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,40 +80,39 @@ class Store:
 
     path: Path
     name: str
-    """Letters and digits; part of the names of the maps."""
+    """Letters and digits; part of the maps' file names."""
     space: str
-    """The template of the grid."""
+    """Template space of the grid."""
     grid: Grid
     series_dtype: StoreDtype
-    """Of the series."""
+    """Data type of the stored series."""
     rank: Rank
-    """How many components of each subject are stored."""
+    """Number of components stored per subject."""
     rank_tolerance: float | None
-    """With the rank "auto", the largest bound on the error in r; otherwise None."""
+    """Largest bound on the error in r for the rank "auto", otherwise None."""
     subjects: tuple[StoredSubject, ...]
     sources: tuple[Mapping[str, Any], ...]
-    """Path below the source, and size in bytes, of each file that the store was made from."""
+    """Path relative to the source, and size in bytes, of each source file."""
     software: Mapping[str, str]
-    """Name and version of the program that made the store."""
+    """Name and version of the program that built the store."""
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Read what a store holds; no series is read yet.
+        """Open a store; series are not read yet.
 
         Raises
         ------
         FileNotFoundError
-            There is no store, or it is not finished.
+            There is no store, or it is unfinished.
         ValueError
             The store is damaged; the message names the file.
         """
         if not (path / DESCRIPTION).exists():
             if (path / BUILDING).is_dir():
                 raise FileNotFoundError(
-                    f"the store {path} is not finished: run its `bids-lacuna-connectome build` again, "
-                    "it goes on from where it stopped"
+                    f"the store {path} is unfinished: rerun its `bids-lacuna-connectome build` command to resume"
                 )
-            raise FileNotFoundError(f"there is no connectome store at {path}: it would hold a {DESCRIPTION}")
+            raise FileNotFoundError(f"there is no connectome store at {path}: a folder with {DESCRIPTION} is needed")
         description = _read_description(path / DESCRIPTION)
         try:
             shape, n_voxels = tuple(description["shape"]), int(description["n_voxels"])
@@ -135,7 +134,7 @@ class Store:
         fits = (shape, n_voxels) == (grid.shape, grid.n_voxels) and dtype in get_args(StoreDtype)
         if not fits or not sources or not subjects or n_names < len(subjects):
             raise ValueError(
-                f"{path / DESCRIPTION} and {MASK} do not fit together (series of {dtype}; {n_names} subjects; "
+                f"{path / DESCRIPTION} and {MASK} do not match (series of {dtype}; {n_names} subjects; "
                 f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
             )
         store = cls(path, names[0], names[1], grid, dtype, rank, rank_tolerance, subjects, sources, software)
@@ -144,7 +143,7 @@ class Store:
         return store
 
     def save(self) -> None:
-        """Write the mask and, last, the description, with which the store is whole."""
+        """Write the mask and then the description, which completes the store."""
         image = nib.Nifti1Image(self.grid.mask.astype(np.uint8), self.grid.affine)
         image.header.set_xyzt_units("mm")
         with renamed_when_whole(self.path / MASK) as temporary:
@@ -168,42 +167,42 @@ class Store:
         )
 
     n_readers: ClassVar[int] = 1
-    """Reading is copying from the system's cache, or waiting for the disk."""
+    """Number of subjects read at the same time; reading is limited by memory or disk, not by the processor."""
 
     @property
     def standardized_dtypes(self) -> frozenset[np.dtype]:
-        """Of numbers that `read` standardizes: none, they are stored that way."""
+        """Data types that `read` standardizes: none, since the series are stored standardized."""
         return frozenset()
 
     @property
     def n_components(self) -> int:
-        """Of the longest series as stored."""
+        """Largest number of components among the subjects."""
         return max(subject.n_components for subject in self.subjects)
 
     @property
     def reading_bytes(self) -> int:
-        """Memory that reading one subject takes at most."""
+        """Bytes of memory needed to read one subject, at most."""
         return max(map(self.bytes_of, self.subjects))
 
     @property
     def n_bytes(self) -> int:
-        """Of all subjects."""
+        """Bytes of all subjects."""
         return sum(map(self.bytes_of, self.subjects))
 
     @property
     def full_bytes(self) -> int:
-        """Of all subjects, if each had as many components as timepoints."""
+        """Bytes of all subjects at full rank."""
         return sum(
             subject_bytes(subject.n_timepoints, self.grid.n_voxels, self.series_dtype) for subject in self.subjects
         )
 
     def bytes_of(self, subject: StoredSubject) -> int:
-        """Count the bytes of one subject, in memory or on disk."""
+        """Return the bytes of one subject, in memory or on disk."""
         return subject_bytes(subject.n_components, self.grid.n_voxels, self.series_dtype)
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over the subjects' hashes in order, the mask and the affine: what decides the maps."""
+        """SHA-256 of all that decides the maps: the subjects' hashes in order, the mask and the affine."""
         digest = hashlib.sha256()
         for subject in self.subjects:
             digest.update(bytes.fromhex(subject.sha256["timeseries"] + subject.sha256["scale"]))
@@ -213,7 +212,7 @@ class Store:
         return digest.hexdigest()
 
     def arrays(self, subject: StoredSubject) -> dict[str, tuple[Path, tuple[int, int], np.dtype]]:
-        """Say where each array of a subject lies, its shape and its dtype."""
+        """Return the path, shape and dtype of each of a subject's arrays."""
         n_voxels = self.grid.n_voxels
         return {
             "timeseries": (
@@ -225,11 +224,11 @@ class Store:
         }
 
     def files_of(self, subject: StoredSubject) -> list[Path]:
-        """List what `read` reads."""
+        """Return the files that `read` reads."""
         return [path for path, _, _ in self.arrays(subject).values()]
 
     def check_files(self, subject: StoredSubject) -> None:
-        """Raise ValueError where a subject's file is missing or has another size than it must have."""
+        """Raise ValueError if one of a subject's files is missing or has the wrong size."""
         for path, shape, dtype in self.arrays(subject).values():
             try:
                 size = path.stat().st_size
@@ -246,13 +245,13 @@ class Store:
         -------
         series : shape (n_voxels, n_components), int16 or float32
         scale, sd : shape (n_voxels,), float32
-            What makes the norm of a series 1, and its original standard deviation (that of what is stored of it);
-            0 where it is undefined.
+            Factor that makes the norm of a series 1, and standard deviation of the series as recorded, up to what
+            compression left out; 0 where undefined.
 
         Raises
         ------
         OSError
-            A file cannot be read; the message names it.
+            A file cannot be read; the message names the file.
         """
         arrays = {}
         for kind, (path, shape, dtype) in self.arrays(subject).items():
@@ -271,42 +270,42 @@ class Store:
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether a folder is a store, finished or not."""
+    """Return whether a folder is a finished or unfinished store."""
     return (path / DESCRIPTION).exists() or (path / BUILDING).is_dir()
 
 
 def is_subject_name(name: str) -> bool:
-    """Tell whether a name may be part of a file's name: letters and digits only."""
+    """Return whether a subject's name has letters and digits only, as file names need."""
     return name.isascii() and name.isalnum()
 
 
 def this_software() -> dict[str, str]:
-    """Name the program that makes a store, as `Store.software` has it."""
+    """Return this program's name and version for `Store.software`."""
     return {"name": "bids-lacuna", "version": __version__}
 
 
 def array_path(folder: Path, name: str, kind: str) -> Path:
-    """Name a subject's file of series (`timeseries`) or scales (`scale`)."""
+    """Return the path of a subject's series (`timeseries`) or scales (`scale`)."""
     return folder / f"sub-{name}_{kind}.npy"
 
 
 def subject_bytes(n_components: int, n_voxels: int, dtype: StoreDtype) -> int:
-    """Count the bytes of one subject, in memory or on disk."""
+    """Return the bytes of one subject, in memory or on disk."""
     return n_voxels * (n_components * np.dtype(dtype).itemsize + 2 * np.dtype(np.float32).itemsize)
 
 
 def write_subject(
     folder: Path, name: str, standardized: tuple[Array, Array, Array], dtype: StoreDtype
 ) -> dict[str, str]:
-    """Write one subject's two files, each whole or not at all.
+    """Write one subject's two files, each atomically.
 
     Parameters
     ----------
     standardized
-        Series (n_voxels, n_components), scale and sd (n_voxels,), as from `kernels.standardize` or `rank.rotate`.
+        Series (n_voxels, n_components), scale and sd (n_voxels,), from `kernels.standardize` or `compression.rotate`.
     dtype
-        What the series are stored as. After rounding to int16 the scale is that of the rounded series, so that
-        each one's correlation with itself is 1.
+        Data type of the stored series. For int16, the scale is that of the rounded series, so that each series
+        correlates with itself at exactly 1.
 
     Returns
     -------
@@ -338,33 +337,33 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """Read the description of a store that has the layout of this program."""
+    """Read the description of a store with this program's layout version."""
     try:
         description = read_json_object(path)
         version = description["layout_version"]
     except (KeyError, ValueError, IsADirectoryError) as error:
         raise ValueError(f"{path} does not describe a connectome store ({error!r}): {REMEDY}") from error
-    # Before all else: what a newer version describes, and how, is not known here.
+    # Check this first: the keys of a newer layout are unknown here.
     if version != LAYOUT_VERSION:
         raise ValueError(
             f"the store {path.parent} has layout {version}, this program reads layout {LAYOUT_VERSION}: use a newer "
-            "version of it"
+            "version of bids-lacuna"
         )
     return description
 
 
 def _read_rank(description: Mapping[str, Any]) -> tuple[Rank, float | None]:
-    """Read how many components are stored; stores that were made before there was a choice have all."""
+    """Read rank and tolerance; stores from before there was a choice have full rank."""
     rank, tolerance = description.get("rank", "full"), description.get("rank_tolerance")
     if rank not in ("full", "auto") and not (type(rank) is int and rank > 0):
-        raise ValueError(f"the rank is {rank!r}")
+        raise ValueError(f"the rank is {rank!r}, not full, auto or a positive whole number")
     return rank, None if tolerance is None else float(tolerance)
 
 
 def _read_subject(description: Mapping[str, Any]) -> StoredSubject:
     name, n_timepoints = str(description["name"]), int(description["n_timepoints"])
     if not is_subject_name(name):
-        raise ValueError(f"a subject is called {name}")
+        raise ValueError(f"a subject is called {name}, which is not letters and digits")
     n_components = int(description.get("n_components", n_timepoints))
     if not 1 <= n_components <= n_timepoints:
         raise ValueError(f"a subject has {n_components} components of {n_timepoints} timepoints")
@@ -379,7 +378,7 @@ def _read_subject(description: Mapping[str, Any]) -> StoredSubject:
 
 
 def _read_grid(path: Path, affine: Array) -> Grid:
-    """Read the mask. The description's affine is the exact one: NIfTI has it in float32."""
+    """Read the grid: the mask from NIfTI, the exact affine from the description, since NIfTI rounds to float32."""
     try:
         image = open_image(path, "mask of the store")
         mask = read_brain_mask(image, path)
@@ -388,7 +387,7 @@ def _read_grid(path: Path, affine: Array) -> Grid:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
     if affine.shape != (4, 4) or not np.allclose(image.affine, affine, rtol=1e-5, atol=1e-3):
-        raise ValueError(f"{path} has another affine than {DESCRIPTION}: {REMEDY}")
+        raise ValueError(f"{path} and {DESCRIPTION} have different affines: {REMEDY}")
     if not has_usable_affine(image):
-        raise ValueError(f"{path} does not say where its voxels lie: {REMEDY}")
+        raise ValueError(f"{path} has no usable affine: {REMEDY}")
     return Grid(mask, affine)

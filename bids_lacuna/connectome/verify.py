@@ -1,4 +1,4 @@
-"""Is a store what it says? Checksums, shapes, norms, voxels without a signal, and left against right."""
+"""Verification of a store: checksums, shapes, norms, voxels without a signal, and mirror symmetry."""
 
 from __future__ import annotations
 
@@ -15,49 +15,48 @@ from bids_lacuna.grid import Grid
 Array = np.ndarray
 
 NORM_TOLERANCE = 1e-4
-"""By how much the norm of a scaled series may differ from 1: far above float32's rounding of either."""
+"""Tolerance of the norm of a scaled series: far above float32's rounding."""
 
 ROWS = 4096
-"""Voxels whose norms are computed at a time."""
+"""Number of voxels whose norms are computed at a time."""
 
 MIDLINE_MM = 8
-"""Voxels nearer to the midline than this are their own mirror images, as far as smooth data can tell."""
+"""Distance from the midline in mm below which smooth data do not distinguish a voxel from its mirror image."""
 
 DISPLACEMENTS_MM = ((-16, 0, 0), (16, 0, 0), (0, -16, 0), (0, 16, 0), (0, 0, -16), (0, 0, 16))
-"""Where the mirror image is looked for beside its place."""
+"""Displacements from the mirrored position in mm, for comparison."""
 
 N_PAIRS = 5000
-"""Pairs of voxels that are correlated at most: more would not change the answer."""
+"""Largest number of voxel pairs to correlate; more would not change the answer."""
 
 MIN_PAIRS = 100
-"""With fewer, a brain has too little of two hemispheres to tell."""
-
+"""Smallest number of voxel pairs from which symmetry can be judged."""
 
 MARGIN = 0.02
-"""By how much r has to be larger at the mirrored place: real brains have 0.1, scrambled ones 0.002 by chance."""
+"""Excess of r required at the mirrored position: real brains have 0.1, scrambled ones 0.002 by chance."""
 
 
 @dataclass(frozen=True)
 class MirrorPairs:
-    """Voxels of the left hemisphere, and where their mirror images are, and are not."""
+    """Voxels of the left hemisphere with their mirror images and displaced voxels for comparison."""
 
     left: Array
-    """Shape (n_pairs,): voxels."""
+    """Shape (n_pairs,): voxel indices."""
     right: Array
-    """Shape (1 + n_displacements, n_pairs): voxels at the mirrored places, then at displaced ones."""
+    """Shape (1 + n_displacements, n_pairs): voxel indices at mirrored, then at displaced positions."""
 
     @classmethod
     def of(cls, grid: Grid) -> MirrorPairs:
-        """Find the pairs of a grid, in world coordinates; all partners of a voxel are inside the mask."""
-        places = np.full(grid.shape, -1, np.int32)
-        places[grid.mask] = np.arange(grid.n_voxels)
+        """Find the pairs of a grid in world coordinates; all partners of a voxel lie inside the mask."""
+        indices = np.full(grid.shape, -1, np.int32)
+        indices[grid.mask] = np.arange(grid.n_voxels)
         world = nib.affines.apply_affine(grid.affine, np.argwhere(grid.mask))
         left = np.flatnonzero(world[:, 0] < -MIDLINE_MM)
         mirrored = world[left] * (-1, 1, 1)
         to_voxel = np.linalg.inv(grid.affine)
         partners = np.array(
             [
-                _look_up(places, nib.affines.apply_affine(to_voxel, mirrored + by))
+                _look_up(indices, nib.affines.apply_affine(to_voxel, mirrored + by))
                 for by in ((0, 0, 0), *DISPLACEMENTS_MM)
             ]
         )
@@ -67,12 +66,12 @@ class MirrorPairs:
         return cls(left[complete], partners[:, complete])
 
     def correlations(self, series: Array, scale: Array) -> Array:
-        """Correlate one subject's left hemisphere with the right one, at the mirrored places and beside them.
+        """Correlate one subject's left hemisphere with the right, at mirrored and displaced positions.
 
         Returns
         -------
         shape (1 + n_displacements,)
-            Mean r over the pairs whose voxels all have a signal; NaN where they are fewer than `MIN_PAIRS`.
+            Mean r over the pairs whose voxels all have a signal; NaN if there are fewer than `MIN_PAIRS`.
         """
         defined = (scale[self.left] > 0) & (scale[self.right] > 0).all(axis=0)
         if np.count_nonzero(defined) < MIN_PAIRS:
@@ -83,12 +82,12 @@ class MirrorPairs:
         )
 
 
-def _look_up(places: Array, voxels: Array) -> Array:
-    """Give the number in the mask of the voxels nearest to some places; -1 outside."""
-    nearest = np.rint(voxels).astype(int)
-    inside = ((nearest >= 0) & (nearest < places.shape)).all(axis=1)
+def _look_up(indices: Array, coordinates: Array) -> Array:
+    """Return the mask indices of the voxels nearest to given voxel coordinates; -1 outside."""
+    nearest = np.rint(coordinates).astype(int)
+    inside = ((nearest >= 0) & (nearest < indices.shape)).all(axis=1)
     found = np.full(len(nearest), -1, np.int32)
-    found[inside] = places[tuple(nearest[inside].T)]
+    found[inside] = indices[tuple(nearest[inside].T)]
     return found
 
 
@@ -98,31 +97,30 @@ def _unit_rows(series: Array, scale: Array, voxels: Array) -> Array:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found in a store."""
+    """Findings of the verification of a store."""
 
     problems: tuple[str, ...]
-    """Each thing that is wrong, in a sentence; none where all is well."""
+    """One sentence per problem; empty if there is none."""
     n_constant: Array
-    """Shape (n_voxels,): subjects without a signal in each voxel."""
+    """Shape (n_voxels,): number of subjects without a signal in each voxel."""
     orientation: str
-    """Of the grid's axes: "LAS" runs to the left, to the front and up."""
+    """Direction of the grid's axes: "LAS" is left, anterior, superior."""
     n_mirrored: int
-    """Subjects whose left hemisphere is most like the mirrored right one at its own place."""
+    """Number of subjects whose left hemisphere correlates best with the right at the mirrored position."""
     n_mirrorable: int
-    """Subjects that could tell."""
+    """Number of subjects with enough voxel pairs to judge."""
     homotopic_r: float
-    """Median over subjects of the mean r between mirrored voxels; NaN where none could tell."""
+    """Median over subjects of the mean r between mirrored voxels; NaN if no subject can be judged."""
     displaced_r: float
-    """The same with the largest mean r of each subject at a displaced place."""
+    """Median over subjects of the largest mean r at a displaced position."""
 
 
 def verify_store(store: Store, on_subject: Callable[[StoredSubject], object] = lambda _: None) -> Verification:
-    """Read all of a store, and check it against its description and against itself.
+    """Read a whole store and check it against its description and for consistency.
 
-    Mirrored voxels of the two hemispheres correlate more than displaced ones in every healthy brain: where the
-    mirrored place is not the best, the voxels may be scrambled, or shifted to one side by 4 mm or more. A smaller
-    shift, one along the other two axes, and left and right exchanged as a whole cannot be told from the series:
-    compare the orientation and the grid with those of the source.
+    In every healthy brain, mirrored voxels of the two hemispheres correlate more than displaced voxels. If they do
+    not, the voxels may be scrambled or shifted sideways by 4 mm or more. The series cannot reveal a smaller shift, a
+    shift along the other two axes, or a left-right flip: compare orientation and grid with those of the source.
 
     Parameters
     ----------
@@ -149,8 +147,8 @@ def verify_store(store: Store, on_subject: Callable[[StoredSubject], object] = l
     n_mirrored = int(np.count_nonzero(mirror[:, 0] > displaced + MARGIN))
     if n_mirrored < len(mirror) / 2:
         problems.append(
-            f"in {len(mirror) - n_mirrored} of {len(mirror)} subjects the left hemisphere is not most like the right "
-            "one at the mirrored place: the voxels may be scrambled or shifted, or these are no brains"
+            f"in {len(mirror) - n_mirrored} of {len(mirror)} subjects the left hemisphere does not correlate best "
+            "with the right at the mirrored position: the voxels may be scrambled or shifted, or these are not brains"
         )
     return Verification(
         tuple(problems),
@@ -172,7 +170,7 @@ def _check_hashes(store: Store, subject: StoredSubject) -> list[str]:
             problems.append(f"{path} cannot be read ({error})")
             continue
         if found != subject.sha256[kind]:
-            problems.append(f"{path} has another checksum than when it was made: {REMEDY}")
+            problems.append(f"{path} has another checksum than when it was built: {REMEDY}")
     return problems
 
 
@@ -183,8 +181,10 @@ def _check_values(subject: StoredSubject, series: Array, scale: Array, sd: Array
     starts = range(0, len(series), ROWS)
     norm = np.concatenate([np.linalg.norm(series[start : start + ROWS].astype(float), axis=1) for start in starts])
     wrong = np.abs(norm * scale - (scale > 0)) > NORM_TOLERANCE
-    # Written so that a NaN counts as wrong.
+    # A NaN counts as wrong.
     wrong |= ~np.isfinite(norm) | ((norm > 0) != (scale > 0)) | ((scale > 0) != (sd > 0))
     if wrong.any():
-        problems.append(f"sub-{subject.name} has {np.count_nonzero(wrong)} voxels whose series and scales do not fit")
+        problems.append(
+            f"sub-{subject.name} has {np.count_nonzero(wrong)} voxels whose series and scales do not match"
+        )
     return problems

@@ -1,4 +1,4 @@
-"""The processes of a build: each reads one subject at a time, writes it, and records it."""
+"""Worker processes of a build: each reads, writes and records one subject at a time."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from bids_lacuna.text import format_bytes
 logger = logging.getLogger(__name__)
 
 GRACE_S = 1.0
-"""Between a process that was killed and the signal that may end this one, too."""
+"""Seconds from the loss of a worker to the error, in which SIGTERM may reach this process, too."""
 
-LOGGED_SHARES = 10
-"""Progress is logged as often in all, for those who read a file instead of watching the bar."""
+N_LOGGED_STEPS = 10
+"""Number of times that progress is logged, for readers of a log file instead of the bar."""
 
 
 class DamagedSource(ValueError):  # noqa: N818  a fact about the source, not a defect of the program
-    """Some subjects cannot be read; all others are written, and the build can go on once these are mended."""
+    """Some subjects cannot be read; all others were written. The build can be resumed once they are repaired."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What every process of a build knows."""
+    """The part of a build that every worker process knows."""
 
     source: Source
     folder: Path
@@ -46,7 +46,7 @@ class Job:
     rank: Rank
     rank_tolerance: float
     settings: str
-    """Hash of what all files of the store depend on: dtype, rank and grid."""
+    """From `records.hash_settings`."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class _Written:
     name: str
     stored: StoredSubject
     has_signal: bool
-    """In any voxel."""
+    """Whether any voxel has a signal."""
 
 
 @dataclass(frozen=True)
 class _Damage:
-    """Why a subject cannot be read."""
+    """A subject that cannot be read, and why."""
 
     name: str
     reason: str
@@ -70,14 +70,22 @@ class _Damage:
 def write_subjects(
     job: Job, wanted: Store, recorded: Mapping[str, StoredSubject], n_processes: int, show_progress: bool
 ) -> dict[str, StoredSubject]:
-    """Write the subjects that are not recorded yet."""
-    places = [place for place, subject in enumerate(job.source.subjects) if subject.name not in recorded]
+    """Write the subjects that are not recorded yet.
+
+    Raises
+    ------
+    DamagedSource
+        Some subjects cannot be read; all others were written.
+    MemoryError
+        A worker process was killed.
+    """
+    indices = [i for i, subject in enumerate(job.source.subjects) if subject.name not in recorded]
     n_bytes = {subject.name: wanted.bytes_of(recorded.get(subject.name, subject)) for subject in wanted.subjects}
     logger.info(
-        "to write to %s: %d of %d subjects, of %s in all%s; processes: %d",
-        job.folder,
-        len(places),
+        "writing %d of %d subjects to %s, %s in total%s; processes: %d",
+        len(indices),
         len(n_bytes),
+        job.folder,
         format_bytes(sum(n_bytes.values())),
         " at most" if job.rank == "auto" else "",
         n_processes,
@@ -94,14 +102,14 @@ def write_subjects(
         ) as progress,
         _processes(job, n_processes) as pool,
     ):
-        # Processes that are just starting must not answer Ctrl-C: they take this over.
+        # Workers inherit this: they must ignore Ctrl-C while they start, too.
         with _ignoring_interrupts():
-            futures: list[Future[_Written | _Damage]] = [pool.submit(_write_subject, place) for place in places]
+            futures: list[Future[_Written | _Damage]] = [pool.submit(_write_subject, index) for index in indices]
         try:
             for n_done, future in enumerate(as_completed(futures), start=1):
                 outcome = future.result()
                 if isinstance(outcome, _Written):
-                    # Fewer than planned, where the rank "auto" left components out.
+                    # The rank "auto" may store fewer components than planned.
                     planned, n_bytes[outcome.name] = n_bytes[outcome.name], wanted.bytes_of(outcome.stored)
                     progress.change_total(n_bytes[outcome.name] - planned)
                 progress.update(n_bytes[outcome.name])
@@ -112,18 +120,18 @@ def write_subjects(
                 written[outcome.name] = outcome.stored
                 if not outcome.has_signal:
                     logger.warning(
-                        "sub-%s has no signal in any voxel, since each series is constant or has a value that is not "
-                        "finite: it will count in no map",
+                        "sub-%s has no signal in any voxel, since each series is constant or has values that are not "
+                        "finite: no map will include this subject",
                         outcome.name,
                     )
-                if n_done * LOGGED_SHARES // len(futures) > (n_done - 1) * LOGGED_SHARES // len(futures):
+                if n_done * N_LOGGED_STEPS // len(futures) > (n_done - 1) * N_LOGGED_STEPS // len(futures):
                     logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
         except BrokenProcessPool as error:
-            # Where a scheduler ends them all, this process may be told last: it ends for that reason then.
+            # A scheduler that ends all processes may signal this one last; SIGTERM is then the reason to report.
             time.sleep(GRACE_S)
             raise MemoryError(
-                "a process of the build was killed, most likely since the memory ran out, or could not start: run "
-                "the same command with a smaller --nprocs, it goes on from where it stopped"
+                "a process of the build was killed, most likely for lack of memory, or could not start: rerun the "
+                "same command with a smaller --nprocs to resume"
             ) from error
     if damaged:
         _refuse(damaged, len(n_bytes))
@@ -133,14 +141,14 @@ def write_subjects(
 def _refuse(damaged: Mapping[str, str], n_subjects: int) -> NoReturn:
     name, reason = min(damaged.items())
     raise DamagedSource(
-        f"{len(damaged)} of {n_subjects} subjects cannot be read, the first: sub-{name}: {reason}. All others are "
-        "written: mend what is damaged, and run the same command again"
+        f"{len(damaged)} of {n_subjects} subjects cannot be read, the first: sub-{name}: {reason}. All others were "
+        "written: repair the damaged files and rerun the same command to resume"
     )
 
 
 @contextmanager
 def _processes(job: Job, n_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Give processes that know the job; what was not begun when the block fails is not begun any more."""
+    """Start worker processes that know the job; if the block fails, pending subjects are cancelled."""
     pool = ProcessPoolExecutor(
         n_processes, multiprocessing.get_context("spawn"), initializer=_start_process, initargs=(job,)
     )
@@ -152,7 +160,7 @@ def _processes(job: Job, n_processes: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C, where signals may be set: in the main thread."""
+    """Ignore Ctrl-C in the main thread, the only one that may handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -164,7 +172,7 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 _job: Job
-"""Of a process of a build."""
+"""The job of this worker process."""
 
 
 def _start_process(job: Job) -> None:
@@ -173,9 +181,9 @@ def _start_process(job: Job) -> None:
     prepare_worker()
 
 
-def _write_subject(place: int) -> _Written | _Damage:
-    """Read one subject of the source, write it, and record it."""
-    subject = _job.source.subjects[place]
+def _write_subject(index: int) -> _Written | _Damage:
+    """Read, write and record one subject of the source."""
+    subject = _job.source.subjects[index]
     try:
         signature = read_signature(subject)
         standardized = _job.source.read(subject)

@@ -1,4 +1,4 @@
-"""The arithmetic that every connectome subject costs."""
+"""Kernels: the arithmetic for each connectome subject."""
 
 from bids_lacuna.kernels.cpu import GROUP, add_fisher_z, compile_for, quantize, seeds, standardize, threads
 

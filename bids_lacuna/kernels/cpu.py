@@ -1,10 +1,10 @@
-"""The arithmetic that every connectome subject costs, in numba: arrays and numbers in, arrays out.
+"""Numba kernels for each connectome subject: arrays and numbers in, arrays out.
 
-Each function is the fast twin of the function of the same name in `reference`, which defines it. Compiled code is
-cached: the first calls of a process then take 0.3 s and 45 MiB, not 7 to 10 s and 102 to 118 MiB.
+Each kernel computes what the function of the same name in `reference` defines. Compiled code is cached: the first
+calls of a process then take 0.3 s and 45 MiB instead of 7 to 10 s and 102 to 118 MiB.
 
-Threads are Python's: the compiled functions run without the GIL. numba's own, of `parallel=True`, take half as long
-again to compile, and halves of a work that are cut beforehand wait for each other where the machine is busy.
+The compiled functions release the GIL and run in Python threads. Numba's own threads (`parallel=True`) take 1.5 times
+as long to compile, and their fixed partitions of the work wait for each other on a busy machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  numba's np.dot calls this BLAS; loaded, its threads can be limited
+import scipy.linalg.cython_blas  # noqa: F401  numba's np.dot calls this BLAS; once loaded, its threads can be limited
 from numba import njit
 from threadpoolctl import threadpool_limits
 
@@ -27,16 +27,16 @@ R_LIMIT = 1 - 1e-6
 """As in `reference`."""
 
 Z_LIMIT = np.float32(math.atanh(R_LIMIT))
-"""What a clipped correlation becomes: computed in float64, for float32 has few numbers between R_LIMIT and 1."""
+"""Fisher z of a clipped correlation, computed in float64: float32 has few numbers between R_LIMIT and 1."""
 
 R_ABOVE_LIMIT = np.float32(1 - 2.0**-20)
-"""The smallest float32 above R_LIMIT: its Fisher z is above Z_LIMIT, which is what it is clipped to."""
+"""The smallest float32 above R_LIMIT: its Fisher z is above Z_LIMIT and is clipped to it."""
 
 EXPONENT_SHIFT = np.int32(23)
-"""Where a float32's exponent begins among its bits."""
+"""Position of the lowest bit of a float32's exponent."""
 
 HALF_EXPONENT = np.int32(1 << 22)
-"""Half of one in a float32's exponent."""
+"""One half in units of a float32's exponent."""
 
 CONSTANT_SEED = 1e-4
 """As in `reference`."""
@@ -45,39 +45,39 @@ INT16_MAX = 32767.0
 """As in `reference`."""
 
 CONTRACT = {"contract"}
-"""The one licence of `fastmath` that is taken: a product and a sum may be rounded once, not twice. NaN stays."""
+"""The only `fastmath` flag in use: a product and a sum may be rounded once instead of twice. NaN is preserved."""
 
 STRIP = 128
-"""Voxels that are standardized at one time."""
+"""Number of voxels standardized at a time."""
 
 TILE = 512
-"""Voxels whose z are in cache at one time; with fewer, the sums of many lesions are read in too short pieces."""
+"""Number of voxels whose z are in cache at a time; smaller tiles read the sums of many lesions in short pieces."""
 
 LESIONS = 512
-"""Lesions whose z are in cache at one time: 4 MB for a group of subjects in a tile."""
+"""Number of lesions whose z are in cache at a time: 4 MB for a group of subjects in a tile."""
 
 ROWS = 512
-"""Voxels whose series are in cache while seeds are summed."""
+"""Number of voxels whose series are in cache while seeds are summed."""
 
 GROUP = 4
-"""Connectome subjects that one call of `add_fisher_z` takes at most."""
+"""Largest number of connectome subjects in one call of `add_fisher_z`."""
 
-SHARES = 8
-"""That each thread's work is cut into: a thread that is held up leaves some to the others."""
+PIECES_PER_THREAD = 8
+"""Number of pieces of work per thread: other threads take over from a thread that is held up."""
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def standardize(timeseries: Array, run_starts: Array) -> tuple[Array, Array, Array]:
-    """Demean each run of each voxel's series, divide the whole by its norm, and turn the array voxel-major.
+    """Demean each BOLD run of each voxel's series, divide the whole by its norm, and make the array voxel-major.
 
-    Runs on one thread without the GIL: it belongs to the thread that reads ahead.
+    Uses only the calling thread, which reads ahead, and releases the GIL.
 
     Parameters
     ----------
     timeseries : shape (n_timepoints, n_voxels), float32 or float64
         BOLD signal of one connectome subject, as stored, one run after another.
     run_starts : shape (n_runs + 1,), int64
-        Where each run begins, and where the last one ends.
+        Start of each run, and the end of the last one.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def standardize(timeseries: Array, run_starts: Array) -> tuple[Array, Array, Arr
             demean(timeseries[run_starts[run] : run_starts[run + 1], start:stop], means[run], squares, varies)
         for v in range(stop - start):
             norm = math.sqrt(squares[v])
-            # A NaN or an infinity anywhere in a run shows in its mean, and so in its squares.
+            # A NaN or infinity in a run propagates to its mean and its squares.
             if varies[v] and math.isfinite(norm) and norm > 0:
                 scale[start + v] = 1
                 sd[start + v] = norm / math.sqrt(n_timepoints)
@@ -110,7 +110,7 @@ def standardize(timeseries: Array, run_starts: Array) -> tuple[Array, Array, Arr
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def demean(run: Array, mean: Array, squares: Array, varies: Array) -> None:
-    """Find the mean of each voxel's run; add its squares about it, and whether it varies, to those of other runs."""
+    """Compute each voxel's mean over a run; add the squares about it to `squares`, and update `varies`."""
     low, high = run[0].copy(), run[0].copy()
     for t in range(len(run)):
         for v in range(len(mean)):
@@ -127,18 +127,18 @@ def demean(run: Array, mean: Array, squares: Array, varies: Array) -> None:
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def quantize(series: Array) -> tuple[Array, Array]:
-    """Round each voxel's series to int16, its largest value to ±32767.
+    """Round each voxel's series to int16, scaled so that the largest value is ±32767.
 
     Parameters
     ----------
     series : shape (n_voxels, n_timepoints), float32
-        As from `standardize`.
+        From `standardize`.
 
     Returns
     -------
     rounded : shape (n_voxels, n_timepoints), int16
     scale : shape (n_voxels,), float32
-        What makes the norm of a rounded series 1; 0 where the series is 0.
+        Factor that makes the norm of a rounded series 1; 0 where the series is 0.
     """
     n_voxels, n_timepoints = series.shape
     rounded = np.zeros((n_voxels, n_timepoints), dtype=np.int16)
@@ -160,32 +160,32 @@ def quantize(series: Array) -> tuple[Array, Array]:
 def seeds(starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array) -> Array:
     """Average the connectome subject's signal over each lesion.
 
-    Each thread takes some of the lesions through the voxels, a block of rows at a time, so that what many lesions
-    share is read from memory once. A seed is summed in the order of its voxels whatever the number of threads, which
-    is that of `threads`.
+    Each thread sums some of the lesions, block by block of voxels, so that voxels common to many lesions are read
+    from memory once. A seed is summed in the order of its voxels whatever the number of threads, which `threads`
+    sets.
 
     Parameters
     ----------
     starts : shape (n_lesions + 1,), int64
-        Where each lesion's part of `voxels` and `weights` begins and ends (compressed sparse rows).
+        Start of each lesion in `voxels` and `weights`, and the end of the last one (compressed sparse rows).
     voxels, weights : shape (total number of the lesions' voxels,), int32 and float32
-        The voxels that each lesion covers, in ascending order, and what share of them.
+        Indices of the voxels that each lesion covers, ascending, and the fraction covered.
     series : shape (n_voxels, n_timepoints), float32 or int16
     scale, sd : shape (n_voxels,)
-        As from `standardize`; or series and scale as from `quantize`.
+        From `standardize`, or series and scale from `quantize`.
 
     Returns
     -------
     shape (n_lesions, n_timepoints), float32
-        Each lesion's seed, with norm 1; 0 where the seed is constant.
+        Each lesion's seed with norm 1; 0 where the seed is constant.
     """
     unit_seeds = np.zeros((len(starts) - 1, series.shape[1]), dtype=np.float32)
 
     def work(first: int, last: int) -> None:
         sum_seeds(starts[first : last + 1], voxels, weights, series, scale, sd, unit_seeds[first:last])
 
-    # In as few shares as may be: each reads what its lesions have in common.
-    _share(work, len(unit_seeds), 1)
+    # One piece per thread: each piece reads the voxels that its lesions have in common.
+    _distribute(work, len(unit_seeds), 1)
     return unit_seeds
 
 
@@ -193,7 +193,7 @@ def seeds(starts: Array, voxels: Array, weights: Array, series: Array, scale: Ar
 def sum_seeds(
     starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array, unit_seeds: Array
 ) -> None:
-    """Write one thread's part of `seeds`."""
+    """Compute one thread's seeds."""
     n_lesions, n_timepoints = unit_seeds.shape
     means = np.zeros((n_lesions, n_timepoints))
     largest_norm = np.zeros(n_lesions)
@@ -221,9 +221,9 @@ def sum_seeds(
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
 def add_weighted_rows(total: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array) -> float:
-    """Add some voxels' weighted series, in their original units, to a seed; return what their norms add to.
+    """Add some voxels' weighted series in original units to a seed; return the sum of their norms.
 
-    Four rows at a time into float32, which is folded into the float64 of `total` at the end.
+    Four rows at a time are added in float32; the sum is added to the float64 `total` at the end.
     """
     n_timepoints = series.shape[1]
     partial = np.zeros(n_timepoints, dtype=np.float32)
@@ -232,7 +232,7 @@ def add_weighted_rows(total: Array, voxels: Array, weights: Array, series: Array
     factor = np.zeros(4, dtype=np.float32)
     for start in range(0, len(voxels), 4):
         for i in range(4):
-            # Beyond the last voxel, one that adds nothing.
+            # Beyond the last voxel, the weight is 0.
             weight = weights[start + i] if start + i < len(voxels) else np.float32(0)
             picked[i] = voxels[min(start + i, len(voxels) - 1)]
             norm = weight * sd[picked[i]]
@@ -256,21 +256,21 @@ def add_fisher_z(
 ) -> None:
     """Add some connectome subjects' Fisher z, and its square, to the running sums, in place.
 
-    Each tile of voxels is correlated, clipped, transformed and added while it is in cache. A voxel's sums are
-    added to by one thread at a time in the order of subjects, so that a run repeats bit by bit on one machine
-    whatever the number of threads, which is that of `threads`.
+    Each tile of voxels is correlated, clipped, transformed and added while it is in cache. One thread at a time adds
+    to a voxel's sums, in the order of subjects, so that results are bit-identical on one machine whatever the number
+    of threads, which `threads` sets.
 
     Parameters
     ----------
     seeds : up to `GROUP` arrays of shape (n_lesions, n_timepoints), float32
-        One for each subject: of norm 1, or 0 where constant: as from `seeds`.
+        Seeds of each subject from `seeds`, with norm 1, or 0 where constant.
     series : arrays of shape (n_voxels, n_timepoints), float32 or int16
     scale : arrays of shape (n_voxels,), float32
-        As from `standardize` or `quantize`. A constant seed or voxel has r = 0, and adds nothing.
+        From `standardize` or `quantize`. A constant seed or voxel has r = 0 and adds nothing.
     total, total_of_squares : shape (n_lesions, n_voxels), float64
-        Sums of z and of z² over connectome subjects: read and written once for all subjects of one call.
+        Sums of z and of z² over connectome subjects, read and written once per call.
     """
-    # Tuples of one length are one type, which is compiled once.
+    # Tuples of one length have one type, which is compiled once.
     absent = GROUP - len(series)
     all_seeds = (*seeds, *[np.empty((0, 0), np.float32)] * absent)
     all_series = (*series, *[np.empty((0, 0), series[0].dtype)] * absent)
@@ -279,7 +279,7 @@ def add_fisher_z(
     def work(first: int, last: int) -> None:
         add_tiles(all_seeds, all_series, all_scale, total, total_of_squares, first, last)
 
-    _share(work, math.ceil(total.shape[1] / TILE), SHARES)
+    _distribute(work, math.ceil(total.shape[1] / TILE), PIECES_PER_THREAD)
 
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
@@ -292,9 +292,9 @@ def add_tiles(
     first: int,
     last: int,
 ) -> None:
-    """Do a share of `add_fisher_z`: some tiles. Subjects that are absent come last, and have arrays of no rows."""
+    """Add some tiles of `add_fisher_z`; absent subjects come last, with arrays without rows."""
     n_lesions, n_voxels = total.shape
-    # Absent subjects keep z = 0, which adds nothing.
+    # Absent subjects keep z = 0 and add nothing.
     z = np.zeros((GROUP, min(n_lesions, LESIONS), TILE), dtype=np.float32)
     for tile in range(first, last):
         start, stop = tile * TILE, min((tile + 1) * TILE, n_voxels)
@@ -316,9 +316,9 @@ def add_tiles(
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def as_float32(series: Array) -> Array:
-    """Give some voxels' series as float32."""
+    """Convert some voxels' series to float32."""
     rows = np.empty(series.shape, dtype=np.float32)
-    # In one loop: those over a row would be too short for wide vectors.
+    # One flat loop: loops over rows are too short for wide vector instructions.
     flat, flat_rows = series.reshape(-1), rows.reshape(-1)
     for i in range(len(flat)):
         flat_rows[i] = np.float32(flat[i])
@@ -327,16 +327,16 @@ def as_float32(series: Array) -> Array:
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
 def scale_to_fisher_z(products: Array, scale: Array) -> None:
-    """Turn a lesion's products with some voxels' series into Fisher z, in place."""
+    """Convert a lesion's products with some voxels' series to Fisher z, in place."""
     for v in range(len(products)):
         products[v] = fisher_z(products[v] * scale[v])
 
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
 def add_z(a: Array, b: Array, c: Array, d: Array, total: Array, total_of_squares: Array) -> None:
-    """Add one lesion's z in a tile, of each subject of a group in their order, to its sums.
+    """Add the z of one lesion in a tile to its sums, in the order of the four subjects.
 
-    Four arrays, not the columns of one: of those the compiler does not know that they are contiguous.
+    Four arrays instead of the columns of one: the compiler then knows that each is contiguous.
     """
     for v in range(len(total)):
         z_a, z_b, z_c, z_d = np.float64(a[v]), np.float64(b[v]), np.float64(c[v]), np.float64(d[v])
@@ -346,11 +346,11 @@ def add_z(a: Array, b: Array, c: Array, d: Array, total: Array, total_of_squares
 
 @njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
 def fisher_z(r: np.float32) -> np.float32:
-    """Fisher's z of one correlation clipped to ±R_LIMIT, to 3e-7, without a branch so that it vectorizes.
+    """Compute Fisher's z of one correlation clipped to ±R_LIMIT, to 3e-7, without branches, for vectorization.
 
-    z = log(q) / 2 with q = (1 + r) / (1 - r) = 2^n m. The bits of a float32, as a whole number, are nearly its
-    logarithm: the difference of those of 1 + r and 1 - r, rounded, is n, and leaves m within a factor of 1.51 of 1.
-    log(m) / 2 is the odd series of s = (m - 1) / (m + 1), |s| < 0.21, of which five terms leave 4e-9.
+    z = log(q) / 2 with q = (1 + r) / (1 - r) = 2^n m. The bits of a float32, read as an integer, approximate its
+    logarithm: the difference between those of 1 + r and 1 - r, rounded, is n, which leaves m within a factor of 1.51
+    of 1. log(m) / 2 is an odd power series in s = (m - 1) / (m + 1), |s| < 0.21; five terms are exact to 4e-9.
     """
     r = np.float32(min(max(r, -R_ABOVE_LIMIT), R_ABOVE_LIMIT))
     above = np.float32(np.float32(1) + r)
@@ -366,12 +366,12 @@ def fisher_z(r: np.float32) -> np.float32:
 
 
 _pool: ThreadPoolExecutor | None = None
-"""The threads beside the calling one."""
+"""Threads beside the calling one."""
 
 
 @contextmanager
 def threads(n_threads: int) -> Iterator[None]:
-    """Run `seeds` and `add_fisher_z` on some threads, and BLAS on one in each of them."""
+    """Run `seeds` and `add_fisher_z` on some threads, each with single-threaded BLAS."""
     global _pool
     before = _pool
     with (
@@ -385,39 +385,39 @@ def threads(n_threads: int) -> Iterator[None]:
             _pool = before
 
 
-def _share(work: Callable[[int, int], None], n: int, shares: int) -> None:
-    """Have the threads do the work on `range(n)`, in some shares for each: `work` gets the ends of one."""
+def _distribute(work: Callable[[int, int], None], n: int, pieces_per_thread: int) -> None:
+    """Distribute the work on `range(n)` over the threads; `work` gets the start and end of each piece."""
     pool = _pool
     n_helpers = pool._max_workers if pool else 0
-    n_shares = max(1, min(n, shares * (n_helpers + 1)))
-    ends = [n * share // n_shares for share in range(n_shares + 1)]
+    n_pieces = max(1, min(n, pieces_per_thread * (n_helpers + 1)))
+    ends = [n * piece // n_pieces for piece in range(n_pieces + 1)]
     waiting = pairwise(ends)
 
     def take() -> None:
         for first, last in waiting:
             work(first, last)
 
-    helpers = [pool.submit(take) for _ in range(min(n_helpers, n_shares - 1))] if pool else []
+    helpers = [pool.submit(take) for _ in range(min(n_helpers, n_pieces - 1))] if pool else []
     take()
     for helper in helpers:
         helper.result()
 
 
 def compile_for(series_dtype: np.dtype, standardized_dtypes: Iterable[np.dtype], n_threads: int = 1) -> None:
-    """Compile what a run needs, or load it from the cache, so that its memory is there to be measured.
+    """Compile the kernels that a run needs, or load them from the cache, so that their memory can be measured.
 
     Parameters
     ----------
     series_dtype
-        Of the series that are mapped: int16 or float32.
+        Data type of the mapped series: int16 or float32.
     standardized_dtypes
-        Of the numbers that are standardized while they are read.
+        Data types that are standardized on reading.
     n_threads
-        That will run them.
+        Number of threads that will run the kernels.
     """
     for dtype in standardized_dtypes:
         standardize(np.eye(3, 2, dtype=dtype), np.array([0, 3]))
-    # As much as makes every thread's BLAS take the memory that it works in: later there may be none.
+    # Enough work for BLAS to allocate every thread's buffers now: later, memory may be short.
     n_voxels, n_lesions = 2 * TILE * n_threads, 128
     series, ones = np.eye(n_voxels, n_lesions, dtype=series_dtype), np.ones(n_voxels, np.float32)
     starts, voxels = np.arange(n_lesions + 1), np.arange(n_lesions, dtype=np.int32)

@@ -1,1 +1,1 @@
-"""Importers of the connectomes that people have: a module for each layout, and `layouts` to choose among them."""
+"""Importers of other connectomes: one module per layout, and `layouts`, which chooses among them."""

@@ -1,4 +1,4 @@
-"""Connectomes in the derivatives of fMRIPrep or XCP-D: runs found by name, on the grid of their brain masks."""
+"""Connectomes in derivatives of fMRIPrep or XCP-D: BOLD runs on the grid of their brain masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
 
 MASK_FRACTION = 0.95
-"""Of the runs: a voxel that so many have inside their brain masks is the connectome's."""
+"""Smallest fraction of the BOLD runs' brain masks that a voxel of the connectome is in."""
 
 
 def open_source(
@@ -27,27 +27,27 @@ def open_source(
     mask_fraction: float = MASK_FRACTION,
     filters: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Open a derivative dataset; all sessions and runs of one participant are one subject's runs, in natural order.
+    """Open a derivative dataset; one participant's BOLD runs of all sessions are one subject's, in natural order.
 
     Parameters
     ----------
     space, filters
-        What `query.find_bold_runs` looks for.
+        As in `bids.find_bold_runs`.
     mask
-        NIfTI file; its voxels that are not 0 are the connectome's. By default the runs' own brain masks decide.
+        NIfTI file whose nonzero voxels belong to the connectome; by default, the runs' own brain masks decide.
     mask_fraction
-        Of the runs: the share that must have a voxel inside their brain masks, above 0 and up to 1.
+        Smallest fraction of the runs' brain masks that a voxel must be in, above 0 and up to 1.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        No such dataset or mask, or a link to nowhere.
+        There is no such dataset or mask, or a link is broken.
     PermissionError
-        Something may not be read.
+        A file or folder may not be read.
     NothingMatches
-        The dataset has no such runs; the message says what it has.
+        The dataset has no such BOLD runs; the message says what it has.
     ValueError
-        The runs lie on several grids or in several spaces, one has no brain mask, or a file is no 4D series.
+        The runs have different grids or spaces, one has no brain mask, or a file is not a 4D series.
     OSError
         A file is damaged.
     """
@@ -69,7 +69,7 @@ def open_source(
 
 
 def read_filters(path: Path) -> dict[str, Any]:
-    """Read the filters for BOLD runs of a BIDS filter file.
+    """Read the filters for BOLD runs from a BIDS filter file.
 
     Raises
     ------
@@ -80,12 +80,12 @@ def read_filters(path: Path) -> dict[str, Any]:
     """
     filters = read_filter_file(path, "bold")
     if not filters:
-        raise ValueError(f'{path} has no filters under "bold", as {{"bold": {{…}}}}')
+        raise ValueError(f'{path} has no filters under "bold": write them as {{"bold": {{…}}}}')
     return filters
 
 
 def _only_space(runs: Sequence[BoldRun]) -> str | None:
-    """Give the one space of all runs; filters may have chosen several, or files that name none."""
+    """Return the one space of all runs; filters may select several spaces, or files that name none."""
     examples = {run.entities.get("space"): run.path for run in runs}
     space, *others = examples
     if others:
@@ -97,7 +97,7 @@ def _only_space(runs: Sequence[BoldRun]) -> str | None:
 
 
 def _check_grids(runs: Sequence[BoldRun]) -> None:
-    """Raise ValueError unless all runs have one shape and affine."""
+    """Raise ValueError unless all runs have the same shape and affine."""
     first, *others = (run.path for run in runs)
     grid = _whole_grid(first)
     for path in others:
@@ -111,22 +111,24 @@ def _check_grids(runs: Sequence[BoldRun]) -> None:
 
 
 def _whole_grid(path: Path) -> Grid:
-    """Read from a series' header where its volumes lie."""
+    """Read the grid of a series' whole volumes from its header."""
     image = open_image(path, "series")
     check_affine(image, path)
     return Grid(np.ones(image.shape[:3], bool), image.affine)
 
 
 def _common_grid(runs: Sequence[BoldRun], mask_fraction: float) -> Grid:
-    """Make the grid of the voxels that enough runs have inside their brain masks."""
+    """Return the grid of the voxels that are in enough of the runs' brain masks."""
     if not 0 < mask_fraction <= 1:
-        raise ValueError(f"the mask fraction is {mask_fraction}: a share of the runs is needed, above 0 and up to 1")
+        raise ValueError(
+            f"the mask fraction is {mask_fraction}: a fraction of the runs is needed, above 0 and up to 1"
+        )
     masks = [run.brain_mask for run in runs if run.brain_mask is not None]
     if len(masks) < len(runs):
         lacking = next(run.path for run in runs if run.brain_mask is None)
         raise ValueError(
             f"{len(runs) - len(masks)} of {len(runs)} runs have no …_desc-brain_mask.nii.gz beside them, "
-            f"such as {lacking}: give one for all runs with --mask (XCP-D writes none; fMRIPrep's lie on its grid)"
+            f"such as {lacking}: give one for all runs with --mask (XCP-D writes none; fMRIPrep's are on its grid)"
         )
     first = read_grid(masks[0])
     counts = first.mask.astype(int)
@@ -134,7 +136,7 @@ def _common_grid(runs: Sequence[BoldRun], mask_fraction: float) -> Grid:
         grid = read_grid(path)
         _check_same_place(path, grid, masks[0], first, "give one mask for all runs with --mask")
         counts += grid.mask
-    # Rounded up, but for what floating point adds: 0.07 * 100 is 7.000000000000001.
+    # Rounded up, apart from floating-point error: 0.07 * 100 is 7.000000000000001.
     needed = max(math.ceil(mask_fraction * len(masks) - 1e-6), 1)
     common = counts >= needed
     if not common.any():
@@ -146,7 +148,7 @@ def _common_grid(runs: Sequence[BoldRun], mask_fraction: float) -> Grid:
 
 
 def _check_same_place(path: Path, grid: Grid, first_path: Path, first: Grid, advice: str) -> None:
-    """Raise ValueError where two files have different shapes or affines."""
+    """Raise ValueError if two files have different shapes or affines."""
     if not lie_alike(grid, first):
         raise ValueError(
             f"{path} lies on another grid than {first_path}: {grid.extent}, the other is {first.extent}; {advice}"

@@ -1,6 +1,6 @@
-"""Series in chunked HDF5: gzip's chunks are read as they lie and inflated by ISA-L, which is faster than HDF5 is.
+"""Fast reading of series in gzip-compressed HDF5: raw chunks are inflated by ISA-L, which is faster than HDF5.
 
-ISA-L runs outside the lock that all of HDF5 is under, so that several threads inflate at the same time.
+ISA-L runs outside HDF5's global lock, so that several threads can inflate at the same time.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ DEFLATE = (h5py.h5z.FILTER_DEFLATE,)
 SHUFFLE_AND_DEFLATE = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE)
 
 HDF5 = Lock()
-"""Held by a thread while it uses h5py. That has a lock of its own, but where several threads open and read files, the
-process now and then dies of it: with h5py 3.10 within minutes; newer ones are not free of it (h5py's issue 2920)."""
+"""Lock that a thread holds while it uses h5py. Despite h5py's own lock, a process whose threads open and read files
+crashes now and then: within minutes with h5py 3.10, more rarely with newer versions (h5py's issue 2920)."""
 
 PIECE_BYTES = 2**17
-"""What ISA-L is given, and gives, at a time: it is in cache when it is copied. 1 MiB takes 1.4 times as long."""
+"""Bytes that ISA-L takes and returns at a time, copied while in cache; 1 MiB takes 1.4 times as long."""
 
 
 def read_subject(timeseries: h5py.Dataset, number: int, dtype: np.dtype) -> Array:
-    """Read one connectome subject's series; the caller holds `HDF5`, which is free while a chunk is inflated.
+    """Read one connectome subject's series; the caller holds `HDF5`, which is released while a chunk is inflated.
 
     Parameters
     ----------
     timeseries : shape (n_subjects, n_timepoints, n_voxels)
     number
-        Of the subject, counted from 0.
+        Index of the subject.
     dtype
-        Of what is returned; it holds every number of the file's own type.
+        Data type of the result; it must hold every number of the stored type.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def read_subject(timeseries: h5py.Dataset, number: int, dtype: np.dtype) -> Arra
     Raises
     ------
     OSError
-        A compressed chunk is damaged. Of what is damaged otherwise, h5py raises its own.
+        A compressed chunk is damaged; for other damage, h5py raises its own errors.
     """
     if not is_inflatable(timeseries):
         values = np.empty(timeseries.shape[1:], dtype)
@@ -59,37 +59,37 @@ def read_subject(timeseries: h5py.Dataset, number: int, dtype: np.dtype) -> Arra
     row = number % shape[0]
     for t in range(0, values.shape[0], shape[1]):
         for v in range(0, values.shape[1], shape[2]):
-            # The last chunks reach beyond the series.
-            place = np.s_[t : t + shape[1], v : v + shape[2]]
+            # The last chunks extend beyond the series.
+            block = np.s_[t : t + shape[1], v : v + shape[2]]
             if not _inflate_chunk(timeseries, (number - row, t, v), chunk):
-                timeseries.read_direct(values, (number, *place), place)
+                timeseries.read_direct(values, (number, *block), block)
             elif shuffled:
-                _unshuffle(chunk, row, values[place])
+                _unshuffle(chunk, row, values[block])
             elif not in_place:
-                n_timepoints, n_voxels = values[place].shape
-                values[place] = chunk[row, :n_timepoints, :n_voxels]
+                n_timepoints, n_voxels = values[block].shape
+                values[block] = chunk[row, :n_timepoints, :n_voxels]
     return values.astype(dtype, copy=False)
 
 
 def reading_bytes(timeseries: h5py.Dataset, dtype: np.dtype) -> int:
-    """Memory that `read_subject` takes at most, beside what HDF5 always keeps."""
+    """Return the largest number of bytes that `read_subject` needs, beside HDF5's constant overhead."""
     n_values = int(np.prod(timeseries.shape[1:]))
     stored, read = n_values * timeseries.dtype.itemsize, n_values * dtype.itemsize
     chunk = int(np.prod(timeseries.chunks or 0)) * timeseries.dtype.itemsize
     if not is_inflatable(timeseries):
-        # HDF5 holds a chunk twice while it inflates it.
+        # HDF5 holds a chunk twice while inflating it.
         return max(read + chunk, 2 * chunk)
     is_one_chunk = all(n <= step for n, step in zip(timeseries.shape[1:], timeseries.chunks[1:], strict=True))
-    # A chunk compressed and inflated, and beside them what came from the chunks before it.
+    # One chunk compressed and inflated, and the values from the chunks before it.
     inflating = 2 * chunk + (0 if is_one_chunk else stored)
     return inflating if timeseries.dtype == dtype else max(inflating, stored + read)
 
 
 def is_inflatable(timeseries: h5py.Dataset) -> bool:
-    """Tell whether `read_subject` inflates the chunks itself, or leaves them to HDF5.
+    """Return whether `read_subject` inflates the chunks itself instead of HDF5.
 
-    It inflates chunks that gzip compressed, shuffled or not. It leaves other filters, and numbers that NumPy has no
-    name for, such as 12 bits of an int16.
+    It inflates gzip-compressed chunks, shuffled or not. HDF5 handles other filters, and number types that NumPy
+    lacks, such as 12 bits of an int16.
     """
     return _filters(timeseries) in (DEFLATE, SHUFFLE_AND_DEFLATE) and timeseries.id.get_type().equal(
         h5py.h5t.py_create(timeseries.dtype)
@@ -97,17 +97,17 @@ def is_inflatable(timeseries: h5py.Dataset) -> bool:
 
 
 def _filters(timeseries: h5py.Dataset) -> tuple[int, ...]:
-    """List the numbers of the filters that chunks went through, in order."""
+    """Return the codes of the filters applied to chunks, in order."""
     creation = timeseries.id.get_create_plist()
-    return tuple(creation.get_filter(place)[0] for place in range(creation.get_nfilters()))
+    return tuple(creation.get_filter(i)[0] for i in range(creation.get_nfilters()))
 
 
 def _inflate_chunk(timeseries: h5py.Dataset, first: tuple[int, ...], chunk: Array) -> bool:
-    """Fill an array with the chunk that begins at `first`; False where only HDF5 knows what it holds."""
+    """Fill an array with the chunk that begins at `first`; return False if only HDF5 can read the chunk."""
     try:
         skipped_filters, compressed = timeseries.id.read_direct_chunk(first)
     except (OSError, RuntimeError):
-        # The chunk was never written, and has the fill value; or it is damaged, of which HDF5 will say more.
+        # The chunk was never written and has the fill value, or it is damaged: HDF5 returns or reports it.
         return False
     if skipped_filters:
         return False
@@ -118,7 +118,7 @@ def _inflate_chunk(timeseries: h5py.Dataset, first: tuple[int, ...], chunk: Arra
 
 @contextmanager
 def _others_reading() -> Iterator[None]:
-    """Let other threads use h5py meanwhile."""
+    """Let other threads use h5py within the block."""
     HDF5.release()
     try:
         yield
@@ -126,13 +126,13 @@ def _others_reading() -> Iterator[None]:
         HDF5.acquire()
 
 
-def inflate(compressed: bytes, place: memoryview) -> None:
-    """Fill a place with what a zlib stream holds.
+def inflate(compressed: bytes, target: memoryview) -> None:
+    """Inflate a zlib stream into a buffer of exactly its size.
 
     Raises
     ------
     OSError
-        The stream is damaged, or holds more or less than there is place for.
+        The stream is damaged, or is longer or shorter than the buffer.
     """
     source = memoryview(compressed)
     stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
@@ -144,18 +144,18 @@ def inflate(compressed: bytes, place: memoryview) -> None:
             raise OSError("a compressed chunk ends too early")
         try:
             piece = stream.decompress(given, PIECE_BYTES)
-        except igzip_lib.error as error:  # type: ignore[misc]  # isal's stub takes the class for an instance
+        except igzip_lib.error as error:  # type: ignore[misc]  # isal's stub declares the class as an instance
             raise OSError(f"a compressed chunk cannot be inflated: {error}") from error
-        if n_filled + len(piece) > len(place):
-            raise OSError(f"a compressed chunk holds more than its {len(place)} bytes")
-        place[n_filled : n_filled + len(piece)] = piece
+        if n_filled + len(piece) > len(target):
+            raise OSError(f"a compressed chunk holds more than its {len(target)} bytes")
+        target[n_filled : n_filled + len(piece)] = piece
         n_filled += len(piece)
-    if n_filled < len(place):
-        raise OSError(f"a compressed chunk holds {n_filled} bytes instead of {len(place)}")
+    if n_filled < len(target):
+        raise OSError(f"a compressed chunk holds {n_filled} bytes instead of {len(target)}")
 
 
 def _unshuffle(chunk: Array, row: int, values: Array) -> None:
-    """Put one subject's numbers together; the chunk holds all first bytes, then all second bytes, and so on."""
+    """Reassemble one subject's numbers from a chunk with all first bytes, then all second bytes, and so on."""
     n_timepoints, n_voxels = values.shape
     planes = chunk.reshape(-1).view(np.uint8).reshape(chunk.itemsize, *chunk.shape)
     for byte, plane in enumerate(planes):

@@ -1,4 +1,4 @@
-"""Connectomes in HDF5, in Lacuna's layout: one file, or a folder of them."""
+"""Connectomes in HDF5 with Lacuna's layout: one file or a folder of files."""
 
 from __future__ import annotations
 
@@ -22,52 +22,52 @@ Array = np.ndarray
 SUFFIXES = (".h5", ".hdf5")
 
 DAMAGE = (OSError, RuntimeError, TypeError, LookupError)
-"""What h5py raises for a damaged file, beside ValueError."""
+"""Exceptions that h5py raises for a damaged file, beside ValueError."""
 
 HASH_BLOCKS = 64
-"""Blocks of each file that the content hash reads."""
+"""Number of blocks of each file that the content hash reads."""
 
 HASH_BLOCK_BYTES = 65536
 
 CHUNK_CACHE_BYTES = 2**20
-"""HDF5's cache of chunks. Every chunk is read once for each subject, so that a larger one would gain nothing."""
+"""Bytes of HDF5's chunk cache; a larger one gains nothing, since each chunk is read once per subject."""
 
 MOST_SUBJECTS = 10**6
-"""Of one file: a header must not decide how many are listed."""
+"""Largest number of subjects in one file, so that a damaged header cannot ask for more."""
 
 HDF5_BYTES = 8 * 2**20
-"""What HDF5 and ISA-L keep for themselves, the cache included."""
+"""Memory overhead of HDF5 and ISA-L, including the cache."""
 
 SPACE_ALIASES = {"MNI152_1mm": "MNI152NLin6Asym", "MNI152_2mm": "MNI152NLin6Asym"}
 """What converters write for the space of FSL's templates."""
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Hdf5File:
     """One HDF5 file."""
 
     path: Path
     grid: Grid
-    """Of all files of one connectome alike."""
+    """Grid, equal in all files of a connectome."""
     n_subjects: int
     n_timepoints: int
     dtype: np.dtype
-    """What the file's numbers are read as: float32 or float64."""
+    """Data type for reading the file's numbers: float32 or float64."""
     order: Array | None
-    """Shape (n_voxels,): the file's voxel for each voxel of the grid; None where the two orders agree."""
+    """Shape (n_voxels,): index in the file of each voxel of the grid; None if the orders agree."""
     file_bytes: int
-    """Memory that it takes to get one subject's numbers out of the file."""
+    """Bytes of memory needed to get one subject's numbers out of the file."""
     gains_from_readers: bool
-    """Whether several threads read faster: chunks are inflated here, not under HDF5's lock, and hold one subject."""
+    """Whether several threads read faster: each chunk holds one subject and is inflated outside HDF5's lock."""
 
     @classmethod
-    def open(cls, path: Path) -> Part:
+    def open(cls, path: Path) -> Hdf5File:
         """Read everything but the series.
 
         Raises
         ------
         ValueError
-            The file is not HDF5 or has another layout.
+            The file is not HDF5, or has another layout.
         """
         check_file(path, "connectome file")
         try:
@@ -77,11 +77,11 @@ class Part:
             raise PermissionError(f"the connectome file {path} may not be read: check its permissions") from error
         except DAMAGE as error:
             raise ValueError(
-                f"{path} cannot be read as HDF5 ({error}): it may be truncated or something else; copy it again"
+                f"{path} cannot be read as HDF5 ({error}): it may be truncated or of another kind; copy it again"
             ) from error
 
     @classmethod
-    def _from(cls, file: h5py.File, path: Path) -> Part:
+    def _from(cls, file: h5py.File, path: Path) -> Hdf5File:
         needed = ("timeseries", "mask_indices", "mask_affine")
         missing = [name for name in needed if not isinstance(file.get(name), h5py.Dataset)]
         missing += [] if "mask_shape" in file.attrs else ["the attribute mask_shape"]
@@ -91,23 +91,23 @@ class Part:
                 "needs the datasets timeseries (n_subjects, n_timepoints, n_voxels), mask_indices (3, n_voxels) "
                 "and mask_affine (4, 4), and the attribute mask_shape"
             )
-        # Shapes first, and values when it is known how many: a file may tell of more than it holds.
+        # Shapes are checked before values are read: a header may promise more than the file holds.
         timeseries, indices, affine = (file[name] for name in needed)
         n_voxels = timeseries.shape[-1] if timeseries.ndim == 3 else 0
         if 0 in timeseries.shape or n_voxels < 1 or indices.shape not in ((3, n_voxels), (n_voxels, 3)):
             raise ValueError(
                 f"{path}: timeseries has shape {timeseries.shape} and mask_indices {indices.shape}; "
-                "needed are (n_subjects, n_timepoints, n_voxels) and (3, n_voxels), none of them 0"
+                "(n_subjects, n_timepoints, n_voxels) and (3, n_voxels) are needed, none of them 0"
             )
         if timeseries.shape[0] > MOST_SUBJECTS or timeseries.shape[1] < 2 or n_voxels > LARGEST_VOLUME:
             raise ValueError(
-                f"{path}: timeseries has shape {timeseries.shape}; needed are at most {MOST_SUBJECTS} subjects, two "
-                f"timepoints at least, and at most {LARGEST_VOLUME} voxels"
+                f"{path}: timeseries has shape {timeseries.shape}; at most {MOST_SUBJECTS} subjects, at least two "
+                f"timepoints and at most {LARGEST_VOLUME} voxels are needed"
             )
         if timeseries.dtype.kind not in "fiu" or timeseries.dtype.itemsize > 8 or indices.dtype.kind not in "iu":
             raise ValueError(
                 f"{path}: timeseries holds {timeseries.dtype} and mask_indices {indices.dtype}; "
-                "needed are real numbers of up to 8 bytes and whole numbers"
+                "real numbers of up to 8 bytes and whole numbers are needed"
             )
         shape = np.asarray(file.attrs["mask_shape"])
         if (
@@ -117,14 +117,14 @@ class Part:
             or np.prod(shape, dtype=float) > LARGEST_VOLUME
         ):
             raise ValueError(
-                f"{path}: the attribute mask_shape is {shape.tolist()}; needed are three numbers of voxels, of at "
-                f"most {LARGEST_VOLUME} together"
+                f"{path}: the attribute mask_shape is {shape.tolist()}; three numbers of voxels with a product "
+                f"of at most {LARGEST_VOLUME} are needed"
             )
         if affine.shape != (4, 4):
-            raise ValueError(f"{path}: mask_affine has shape {affine.shape}; needed is (4, 4)")
-        # With three voxels both readings fit, and this one is taken.
-        places = np.asarray(indices) if indices.shape[0] == 3 else np.asarray(indices).T
-        grid, order = _grid_of(places, shape.astype(int), np.asarray(affine), path)
+            raise ValueError(f"{path}: mask_affine has shape {affine.shape}; (4, 4) is needed")
+        # With three voxels, both readings fit; this one is preferred.
+        columns = np.asarray(indices) if indices.shape[0] == 3 else np.asarray(indices).T
+        grid, order = _grid_of(columns, shape.astype(int), np.asarray(affine), path)
         n_subjects, n_timepoints, _ = timeseries.shape
         dtype = read_dtype(timeseries.dtype)
         file_bytes = chunks.reading_bytes(timeseries, dtype)
@@ -133,7 +133,7 @@ class Part:
 
     @property
     def reading_bytes(self) -> int:
-        """Memory that reading one subject takes."""
+        """Bytes of memory needed to read one subject."""
         n_values = self.n_timepoints * self.grid.n_voxels
         raw, series = n_values * self.dtype.itemsize, n_values * 4
         reordering = 2 * raw if self.order is not None else 0
@@ -144,77 +144,77 @@ class Part:
 class Hdf5Run:
     """One subject's series in an HDF5 file."""
 
-    part: Part
-    number: int
-    """Of the subject in the file, counted from 0."""
+    file: Hdf5File
+    index: int
+    """Index of the subject in the file."""
 
     @property
     def path(self) -> Path:
-        """As `Run.path`."""
-        return self.part.path
+        """See `Run.path`."""
+        return self.file.path
 
     @property
     def origin(self) -> str:
-        """As `Run.origin`."""
-        return f"{self.path.name}[{self.number}]"
+        """See `Run.origin`."""
+        return f"{self.path.name}[{self.index}]"
 
     @property
     def n_timepoints(self) -> int:
-        """As `Run.n_timepoints`."""
-        return self.part.n_timepoints
+        """See `Run.n_timepoints`."""
+        return self.file.n_timepoints
 
     def read(self, grid: Grid) -> Array:  # noqa: ARG002  the file has the grid's voxels only
-        """As `Run.read`."""
-        part = self.part
+        """See `Run.read`."""
         try:
-            with chunks.HDF5, h5py.File(part.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
-                timeseries = chunks.read_subject(file["timeseries"], self.number, part.dtype)
+            with chunks.HDF5, h5py.File(self.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as stored:
+                timeseries = chunks.read_subject(stored["timeseries"], self.index, self.file.dtype)
         except (*DAMAGE, ValueError) as error:
             raise OSError(
-                f"subject {self.number} of the connectome file {part.path} cannot be read ({error}): "
+                f"subject {self.index} of the connectome file {self.path} cannot be read ({error}): "
                 "the file may be damaged; copy it again"
             ) from error
-        return timeseries if part.order is None else np.take(timeseries, part.order, axis=1)
+        order = self.file.order
+        return timeseries if order is None else np.take(timeseries, order, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Hdf5Source(Source):
-    """A connectome in HDF5, which may also be used as it is."""
+    """A connectome in HDF5, which can be mapped without building a store."""
 
-    parts: tuple[Part, ...]
-    """Its files, in order."""
+    files: tuple[Hdf5File, ...]
+    """The connectome's files in order."""
 
     series_dtype: ClassVar[Literal["float32"]] = "float32"
-    """Of the series as `read` gives them."""
+    """Data type of the series that `read` returns."""
 
     @property
     def n_readers(self) -> int:
-        """Subjects that are read at a time: to inflate one takes a thread several times as long as to map it."""
-        return 2 if any(part.gains_from_readers for part in self.parts) else 1
+        """Number of subjects read at the same time: inflating a subject takes several times as long as mapping it."""
+        return 2 if any(file.gains_from_readers for file in self.files) else 1
 
     @property
     def standardized_dtypes(self) -> frozenset[np.dtype]:
-        """Of numbers that `read` standardizes."""
-        return frozenset(part.dtype for part in self.parts)
+        """Data types that `read` standardizes."""
+        return frozenset(file.dtype for file in self.files)
 
     @property
     def reading_bytes(self) -> int:
-        """Memory that reading one subject takes at most."""
-        return max(part.reading_bytes for part in self.parts)
+        """Bytes of memory needed to read one subject, at most."""
+        return max(file.reading_bytes for file in self.files)
 
     @cached_property
     def content_hash(self) -> str:
-        """Tell this connectome from others of the same name, without reading all of it.
+        """Hash that distinguishes this connectome from others of the same name, without reading all of it.
 
-        SHA-256 over each file's size and 64 blocks of 64 KiB spread evenly over it, in the order of the files.
-        Files of up to 4 MiB are read whole.
+        SHA-256 over each file's size and 64 evenly spaced blocks of 64 KiB, in the order of the files. Files of up to
+        4 MiB are read completely.
         """
         digest = hashlib.sha256()
-        for part in self.parts:
-            size = part.path.stat().st_size
+        for path in (file.path for file in self.files):
+            size = path.stat().st_size
             digest.update(size.to_bytes(8, "little"))
             step = max(HASH_BLOCK_BYTES, size // HASH_BLOCKS)
-            with part.path.open("rb") as file:
+            with path.open("rb") as file:
                 for start in range(0, size, step):
                     file.seek(start)
                     digest.update(file.read(HASH_BLOCK_BYTES))
@@ -222,30 +222,30 @@ class Hdf5Source(Source):
 
 
 def open_source(path: Path) -> Hdf5Source:
-    """Open one HDF5 file, or all that lie in a folder.
+    """Open one HDF5 file, or all files in a folder.
 
-    The subjects, which have no names there, are numbered from 0001. Files may differ in their number of timepoints
-    and in the order of their voxels, not in their grid.
+    The files have no names of subjects: subjects are numbered from 0001. Files may have different numbers of
+    timepoints and orders of voxels, but need the same grid.
 
     Raises
     ------
     FileNotFoundError
-        No such file or folder, or no HDF5 file in it.
+        There is no such file or folder, or the folder has no HDF5 file.
     ValueError
-        A file has another layout, or another grid than the first.
+        A file has another layout, or another grid than the first file.
     """
-    parts = _open_parts(_list_files(path))
-    runs = [Hdf5Run(part, number) for part in parts for number in range(part.n_subjects)]
+    files = _open_files(_list_files(path))
+    runs = [Hdf5Run(file, index) for file in files for index in range(file.n_subjects)]
     subjects = tuple(SourceSubject(f"{number:04d}", (run,)) for number, run in enumerate(runs, start=1))
-    return Hdf5Source(parts[0].grid, subjects, _recorded_space(parts[0].path), parts)
+    return Hdf5Source(files[0].grid, subjects, _recorded_space(files[0].path), files)
 
 
 def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[Grid, Array | None]:
-    """Make the grid of a file's voxels, and where its voxel order is not C order, what brings it there."""
+    """Return the grid of a file's voxels, and the permutation to C order unless that is their order."""
     if (indices < 0).any() or (indices >= shape[:, np.newaxis]).any():
-        raise ValueError(f"{path}: mask_indices reach outside mask_shape {shape.tolist()}; write the file again")
+        raise ValueError(f"{path}: mask_indices are outside mask_shape {shape.tolist()}; write the file again")
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        raise ValueError(f"{path}: mask_affine must be a (4, 4) matrix that can be inverted, it is {affine.tolist()}")
+        raise ValueError(f"{path}: mask_affine must be an invertible (4, 4) matrix, but is {affine.tolist()}")
     try:
         mask, order = order_voxels(indices, tuple(shape))
     except ValueError as error:
@@ -253,22 +253,22 @@ def _grid_of(indices: Array, shape: Array, affine: Array, path: Path) -> tuple[G
     return Grid(mask, affine.astype(float)), order
 
 
-def _open_parts(files: Sequence[Path]) -> tuple[Part, ...]:
-    """Open files of one grid. A thousand of them share one mask and one order, which would be gigabytes otherwise."""
-    first = Part.open(files[0])
-    parts = [first]
-    for file in files[1:]:
-        part = Part.open(file)
-        if not part.grid.is_same_as(first.grid):
+def _open_files(paths: Sequence[Path]) -> tuple[Hdf5File, ...]:
+    """Open files of one grid, sharing mask and order in memory: a thousand copies would take gigabytes."""
+    first = Hdf5File.open(paths[0])
+    files = [first]
+    for path in paths[1:]:
+        file = Hdf5File.open(path)
+        if not file.grid.is_same_as(first.grid):
             raise ValueError(
                 f"the connectome's files have different grids: {first.path.name} has {first.grid}, "
-                f"{part.path.name} has {part.grid}; keep files of one grid in one folder"
+                f"{file.path.name} has {file.grid}; keep files of one grid in one folder"
             )
-        order = part.order
+        order = file.order
         if order is not None and first.order is not None and np.array_equal(order, first.order):
             order = first.order
-        parts.append(replace(part, grid=first.grid, order=order))
-    return tuple(parts)
+        files.append(replace(file, grid=first.grid, order=order))
+    return tuple(files)
 
 
 def _list_files(path: Path) -> list[Path]:
@@ -276,15 +276,15 @@ def _list_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(
-            f"there is no connectome at {path}: name an HDF5 file, or a folder of them, and see that it is mounted"
+            f"there is no connectome at {path}: name an HDF5 file or a folder of them, and check that it is mounted"
         )
     files = sorted(
         file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     )
     if not files:
         raise FileNotFoundError(
-            f"the connectome folder {path} holds no HDF5 file (*.h5, *.hdf5), and is no store; what else you have "
-            "becomes a store with `bids-lacuna-connectome build`"
+            f"the connectome folder {path} holds no HDF5 file (*.h5, *.hdf5) and is not a store: convert "
+            "other layouts to a store with `bids-lacuna-connectome build`"
         )
     return files
 

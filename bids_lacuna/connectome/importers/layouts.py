@@ -1,4 +1,4 @@
-"""Which layout a source has, and which options belong to it."""
+"""Layouts of sources, and the options that belong to each."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class MistakenOption(ValueError):  # noqa: N818  a mistake of the user's, not a 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a user may say about a source; each layout takes what concerns it."""
+    """Options for opening a source; each layout uses some of them."""
 
     space: str
-    """The template of the grid."""
+    """Template space of the grid."""
     pattern: str | None = None
-    """Of the series' paths below the source."""
+    """Glob pattern of the series' paths relative to the source."""
     mask: Path | None = None
-    """The brain mask."""
+    """NIfTI file of the brain mask."""
     mask_fraction: float | None = None
-    """Share of the runs' brain masks that a voxel has to be in."""
+    """Smallest fraction of the runs' brain masks that a voxel must be in."""
     bids_filter_file: Path | None = None
     """JSON with filters on the runs' entities."""
 
@@ -40,16 +40,16 @@ USED_OPTIONS: Mapping[Layout, tuple[str, ...]] = {
     "leaddbs": (),
     "npy": ("pattern", "mask"),
 }
-"""Beside the space."""
+"""Options of each layout, beside the space."""
 
 
 def detect_layout(path: Path) -> Layout:
-    """Tell a source's layout from the names of its files.
+    """Detect a source's layout from the names of its files.
 
     Raises
     ------
     FileNotFoundError
-        It looks like none of them; the message says what each looks like.
+        The source looks like no known layout; the message describes each.
     """
     if path.is_file() and path.suffix.lower() in hdf5.SUFFIXES:
         return "hdf5"
@@ -67,25 +67,25 @@ def detect_layout(path: Path) -> Layout:
         if "dataset_description.json" in names:
             return "bids"
     raise FileNotFoundError(
-        f"{path} looks like no layout of a connectome: HDF5 files (*.h5), GSP1000's NIfTI files ({nifti.PATTERN}), "
-        f"derivatives of BIDS (dataset_description.json), Lead-DBS ({' or '.join(leaddbs.DATASET_FILES)}) or "
-        "NumPy arrays (*.npy); name the folder that holds the files itself, or the layout with --format"
+        f"{path} has no known layout of a connectome: HDF5 files (*.h5), GSP1000's NIfTI files ({nifti.PATTERN}), "
+        f"BIDS derivatives (dataset_description.json), Lead-DBS ({' or '.join(leaddbs.DATASET_FILES)}) or "
+        "NumPy arrays (*.npy); name the folder that directly holds the files, or give the layout with --format"
     )
 
 
 def open_source(path: Path, layout: Layout, options: ImportOptions) -> Source:
-    """Open somebody's connectome; its headers are read, its series are not.
+    """Open a source of any layout; headers are read, series are not.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError, PermissionError
-        Nothing is there, or it may not be read.
+        The source does not exist or may not be read.
     NothingMatches
-        No file of the source is a series that was asked for.
+        The source has no series of the requested kind.
     MistakenOption
         An option is missing, or does not belong to the layout.
     ValueError, OSError
-        A file is damaged or does not fit the others.
+        A file is damaged or inconsistent with the others.
     """
     given = {field.name for field in fields(options) if getattr(options, field.name) is not None} - {"space"}
     for name in sorted(given - set(USED_OPTIONS[layout])):
@@ -93,16 +93,19 @@ def open_source(path: Path, layout: Layout, options: ImportOptions) -> Source:
         option = "--" + name.replace("_", "-")
         raise MistakenOption(f"{option} is only for the layout {' or '.join(others)}; {path} is read as {layout}")
     if options.pattern is not None and Path(options.pattern).is_absolute():
-        raise MistakenOption(f"--pattern {options.pattern} begins at the root: name the paths below {path}")
+        raise MistakenOption(f"--pattern {options.pattern} is absolute: give it relative to {path}")
     if options.mask is not None and options.mask_fraction is not None:
-        raise MistakenOption("--mask-fraction is of the runs' own brain masks, which --mask takes the place of")
+        raise MistakenOption(
+            "--mask-fraction applies to the runs' own brain masks, which --mask replaces: give only one of them"
+        )
     match layout:
         case "hdf5":
             return hdf5.open_source(path)
         case "nifti":
             return nifti.open_source(path, _required_mask(options), options.pattern)
         case "bids":
-            # Not at the top: pybids takes a second to import, and reads a file of settings in the user's home.
+            # Not at the top: pybids takes a second to import and reads a settings file in the user's home. The
+            # other four layouts do without it.
             from bids_lacuna.connectome.importers import bids
 
             try:
@@ -124,5 +127,5 @@ def open_source(path: Path, layout: Layout, options: ImportOptions) -> Source:
 
 def _required_mask(options: ImportOptions) -> Path:
     if options.mask is None:
-        raise MistakenOption("this layout needs the brain mask that the series lie on: --mask MASK.nii.gz")
+        raise MistakenOption("this layout needs the brain mask on the grid of the series: give --mask MASK.nii.gz")
     return options.mask

@@ -1,4 +1,4 @@
-"""Functional connectomes of Lead-DBS: a folder with a dataset file, and a MATLAB file for each run."""
+"""Functional connectomes of Lead-DBS: a folder with a dataset file and one MATLAB file per BOLD run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from bids_lacuna.images import LARGEST_VOLUME, check_file
 Array = np.ndarray
 
 DATASET_FILES = ("dataset_volsurf.mat", "dataset_info.mat")
-"""What describes a connectome; the first one is of newer versions of Lead-DBS, and wins."""
+"""Files that describe a connectome; the first is that of newer versions of Lead-DBS and takes precedence."""
 
 FIELDS = ("dataset", "type", "vol", "outidx", "subIDs", "space", "mat", "dim")
-"""Fields of the dataset file that are read. The others may hold MATLAB objects, and whole images."""
+"""Fields of the dataset file to read; others may hold MATLAB objects and whole images."""
 
 SERIES = "gmtc"
-"""The variable of a run's file that holds its series."""
+"""Name of the variable that holds a run's series."""
 
 NUMBERS = frozenset({"single", "double", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
 """MATLAB's classes of real numbers."""
@@ -39,37 +39,37 @@ COMPRESSED = 15
 """MATLAB's number for a compressed variable, miCOMPRESSED."""
 
 DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, zlib.error, MatReadError)
-"""What SciPy and h5py raise for a damaged file, as found by damaging thousands."""
+"""Exceptions that SciPy and h5py raise for a damaged file, found by damaging thousands of files."""
 
 
 @dataclass(frozen=True, eq=False)
 class MatRun:
-    """One run's file."""
+    """The file of one BOLD run."""
 
     path: Path
     origin: str
-    """As `Run.origin`."""
+    """See `Run.origin`."""
     n_timepoints: int
     order: Array | None
-    """Shape (n_voxels,): the file's voxel for each voxel of the grid; None where the two orders agree."""
+    """Shape (n_voxels,): index in the file of each voxel of the grid; None if the orders agree."""
     rows_are_timepoints: bool
-    """Whether the file has (n_timepoints, n_voxels), as MATLAB sees it, instead of (n_voxels, n_timepoints)."""
+    """Whether MATLAB sees (n_timepoints, n_voxels) in the file instead of (n_voxels, n_timepoints)."""
 
     @classmethod
     def open(cls, path: Path, origin: str, grid: Grid, order: Array | None, prefers_timepoint_rows: bool) -> MatRun:
-        """Read the shape of a run's series, and check it against the grid.
+        """Read the shape of a run's series and check it against the grid.
 
         Parameters
         ----------
         prefers_timepoint_rows
-            How a square series is read; the shape of others tells.
+            Whether the rows of a square series are timepoints; the shape decides for others.
 
         Raises
         ------
         FileNotFoundError
             There is no such file.
         ValueError
-            The file is damaged, has no series, or one of other voxels.
+            The file is damaged, has no series, or has another number of voxels.
         """
         check_file(path, "series")
         with _opened(path) as file:
@@ -83,17 +83,17 @@ class MatRun:
         if not are_numbers or len(shape) != 2 or n_voxels not in shape:
             variables = ", ".join(f"{name} {shape}" for name, (shape, _) in found.items()) or "nothing"
             raise ValueError(
-                f"{path} holds {variables}: needed is {SERIES}, real numbers ({n_voxels}, n_timepoints), "
-                "a row for each voxel of vol.outidx; see that the file is of this connectome, or copy it again"
+                f"{path} holds {variables}: {SERIES} is needed, real numbers ({n_voxels}, n_timepoints) with one row "
+                "per voxel of vol.outidx; check that the file belongs to this connectome, or copy it again"
             )
         rows_are_timepoints = shape[1] == n_voxels and (shape[0] != n_voxels or prefers_timepoint_rows)
         n_timepoints = shape[0 if rows_are_timepoints else 1]
         if n_timepoints < 2:
-            raise ValueError(f"{path} holds {n_timepoints} timepoints: a series needs two at least; copy it again")
+            raise ValueError(f"{path} holds {n_timepoints} timepoints: at least two are needed; copy it again")
         return cls(path, origin, int(n_timepoints), order, rows_are_timepoints)
 
     def read(self, grid: Grid) -> Array:
-        """As `Run.read`."""
+        """See `Run.read`."""
         try:
             with _opened(self.path) as file:
                 if isinstance(file, h5py.File):
@@ -114,16 +114,16 @@ class MatRun:
 
 
 def open_source(path: Path) -> Source:
-    """Open the folder of a functional connectome; the dataset file names its subjects and its voxels.
+    """Open the folder of a functional connectome, whose dataset file names its subjects and voxels.
 
     Raises
     ------
     FileNotFoundError
-        No such folder, no dataset file in it, or a run's file is missing.
+        There is no such folder, it has no dataset file, or a run's file is missing.
     PermissionError
-        One of them may not be read.
+        A file or folder may not be read.
     ValueError
-        The connectome is a matrix without series, or a file is damaged or does not fit the others.
+        The connectome is a matrix without series, or a file is damaged or inconsistent with the others.
 
     References
     ----------
@@ -151,9 +151,9 @@ def _open_source(path: Path) -> Source:
     if not isinstance(version, int | float):
         raise ValueError(f"{path / 'dataset_info.json'}: formatversion is {version!r}; a number is needed")  # noqa: TRY004
     runs = (
-        (name, MatRun.open(path / place, place.as_posix(), grid, order, version > 1))
-        for name, places in _read_subjects(vol, file).items()
-        for place in places
+        (name, MatRun.open(path / run, run.as_posix(), grid, order, version > 1))
+        for name, its_runs in _read_subjects(vol, file).items()
+        for run in its_runs
     )
     return Source(grid, group_by_subject(runs), None)
 
@@ -172,7 +172,7 @@ def _find_dataset_file(path: Path) -> Path:
 
 
 def _read_grid(vol: Any, file: Path) -> tuple[Grid, Array | None]:
-    """Give the grid, and the file's voxel for each of its voxels; None where the two orders agree."""
+    """Return the grid, and the index in the file of each of its voxels; None if the orders agree."""
     outidx, dim, mat = (_numbers(vol, file, *names) for names in (("outidx",), ("space", "dim"), ("space", "mat")))
     outidx, shape = outidx.ravel(), dim.ravel()[:3]
     if (
@@ -181,13 +181,13 @@ def _read_grid(vol: Any, file: Path) -> tuple[Grid, Array | None]:
         or (shape != np.rint(shape)).any()
         or np.prod(shape) > LARGEST_VOLUME
     ):
-        raise ValueError(f"{file}: vol.space.dim is {dim.tolist()}; needed are three numbers of voxels")
+        raise ValueError(f"{file}: vol.space.dim is {dim.tolist()}; three numbers of voxels are needed")
     if mat.shape != (4, 4) or not np.isfinite(mat).all() or np.linalg.det(mat[:3, :3]) == 0:
-        raise ValueError(f"{file}: vol.space.mat must be a (4, 4) matrix that can be inverted, it is {mat.tolist()}")
+        raise ValueError(f"{file}: vol.space.mat must be an invertible (4, 4) matrix, but is {mat.tolist()}")
     if not outidx.size or not ((outidx >= 1) & (outidx <= np.prod(shape))).all() or (outidx % 1).any():
         raise ValueError(
-            f"{file}: vol.outidx holds {outidx.size} numbers, which are not all voxels of a volume "
-            f"{tuple(map(int, shape))}, counted from 1; copy the file again"
+            f"{file}: vol.outidx holds {outidx.size} numbers that are not all indices, from 1, of voxels in a volume "
+            f"{tuple(map(int, shape))}; copy the file again"
         )
     volume = tuple(map(int, shape))
     indices = np.array(np.unravel_index(outidx.astype(np.int64) - 1, volume, order="F"))
@@ -195,40 +195,42 @@ def _read_grid(vol: Any, file: Path) -> tuple[Grid, Array | None]:
         mask, order = order_voxels(indices, volume)
     except ValueError as error:
         raise ValueError(
-            f"{file}: in vol.outidx {error}, as in connectomes that were made from CIFTI; "
-            "a connectome with one series for each voxel is needed"
+            f"{file}: in vol.outidx {error}, as in connectomes made from CIFTI; "
+            "a connectome with one series per voxel is needed"
         ) from error
-    # SPM's matrix is for voxels that are counted from 1.
+    # SPM's matrix counts voxels from 1.
     affine = mat @ np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
     return Grid(mask, affine), order
 
 
 def _read_subjects(vol: Any, file: Path) -> dict[str, list[PurePosixPath]]:
-    """Give each subject's name, and its runs' files below the connectome's folder."""
+    """Return each subject's name with the paths of its runs relative to the connectome's folder."""
     subjects = _field(vol, "subIDs")
     if not isinstance(subjects, list) or not subjects:
-        raise ValueError(f"{file} names no subjects: vol.subIDs, a cell {{id, run file, …}} for each, is needed")
+        raise ValueError(
+            f"{file} names no subjects: vol.subIDs is needed, with one cell {{id, run file, …}} per subject"
+        )
     named = []
     for number, subject in enumerate(subjects, 1):
         cell: list[Any] = subject if isinstance(subject, list) and subject else [None]
         name, runs = _subject_name(cell[0]), cell[1:]
         if not name or not runs or not all(isinstance(run, str) and run for run in runs):
             raise ValueError(
-                f"{file}: the cell {number} of vol.subIDs is {subject!r:.200}; needed is {{id, run file, …}}, "
-                "an id with letters or digits and one name for each run"
+                f"{file}: the cell {number} of vol.subIDs is {subject!r:.200}; {{id, run file, …}} is needed, "
+                "an id with letters or digits and one file name per run"
             )
         named.append((name, [_find_run(file.parent, run) for run in runs]))
     (most_frequent, count), *_ = Counter(name for name, _ in named).most_common()
     if count > 1:
         raise ValueError(
-            f"{file}: {count} subjects of vol.subIDs are called {most_frequent}, if only letters and digits count; "
-            "give each an id of its own"
+            f"{file}: {count} subjects of vol.subIDs are called {most_frequent} in letters and digits; "
+            "give each a different id"
         )
     return dict(named)
 
 
 def _subject_name(stored: Any) -> str:
-    """Give the letters and digits of a subject's id; none where it is neither text nor a whole number."""
+    """Return the letters and digits of a subject's id; "" if it is neither text nor a whole number."""
     if isinstance(stored, np.ndarray) and stored.size == 1 and stored.dtype.kind in "iuf":
         number = float(stored.item())
         return str(int(number)) if number.is_integer() else ""
@@ -236,23 +238,23 @@ def _subject_name(stored: Any) -> str:
 
 
 def _find_run(folder: Path, name: str) -> PurePosixPath:
-    """Give the place of a run's file below the connectome's folder: in `vol`, or beside the dataset file."""
-    place = PurePosixPath(name if name.endswith(".mat") else f"{name}.mat")
-    if place.is_absolute() or ".." in place.parts:
+    """Return the path of a run's file relative to the connectome's folder: in `vol` or beside the dataset file."""
+    path = PurePosixPath(name if name.endswith(".mat") else f"{name}.mat")
+    if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{folder} names the run {name}, which lies elsewhere: copy it to {folder / 'vol'}")
-    beside = folder / place
-    return place if not (folder / "vol" / place).exists() and beside.exists() else "vol" / place
+    beside = folder / path
+    return path if not (folder / "vol" / path).exists() and beside.exists() else "vol" / path
 
 
 def _field(struct: Any, *names: str) -> Any:
-    """Give a field of nested structs, None where there is none."""
+    """Return a field of nested structs, or None."""
     for name in names:
         struct = struct.get(name) if isinstance(struct, dict) else None
     return struct
 
 
 def _numbers(vol: Any, file: Path, *names: str) -> Array:
-    """Give a field of `vol` as float64."""
+    """Return a field of `vol` as float64."""
     value = _field(vol, *names)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
         raise ValueError(
@@ -264,7 +266,7 @@ def _numbers(vol: Any, file: Path, *names: str) -> Array:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File | BinaryIO]:
-    """Open a MATLAB file, of version 7.3 as HDF5; damage that shows while it is open becomes a ValueError."""
+    """Open a MATLAB file, version 7.3 as HDF5; damage found while it is open is raised as ValueError."""
     try:
         with path.open("rb") as file:
             if h5py.is_hdf5(path):
@@ -277,7 +279,7 @@ def _opened(path: Path) -> Iterator[h5py.File | BinaryIO]:
     except DAMAGE as error:
         raise ValueError(
             f"{path} cannot be read as a MATLAB file ({error or type(error).__name__}): "
-            "it may be truncated or something else; copy it again"
+            "it may be truncated or of another kind; copy it again"
         ) from error
 
 
@@ -292,8 +294,8 @@ def _read_dataset_file(path: Path) -> dict[str, Any]:
 
 
 def _check_compressed(content: bytes) -> None:
-    """Raise zlib.error where a variable of an older MATLAB file fails its checksum."""
-    # SciPy 1.17 looks at the checksum last, and before that some damaged structs end the process (SIGSEGV).
+    """Raise zlib.error if a variable of an older MATLAB file fails its checksum."""
+    # SciPy 1.17 checks the checksum last; before that, some damaged structs crash the process (SIGSEGV).
     byte_order: Literal["little", "big"] = "little" if content[126:128] == b"IM" else "big"
     start = 128
     while start + 8 <= len(content):
@@ -304,12 +306,12 @@ def _check_compressed(content: bytes) -> None:
 
 
 def _plain(item: Any) -> Any:
-    """Turn what h5py or SciPy gives into a dict for a struct, a list for a cell, a string, or an array."""
+    """Convert an item of h5py or SciPy: a struct to a dict, a cell to a list, text to a string, or an array."""
     if isinstance(item, h5py.Group):
         return {name: _plain(item[name]) for name in FIELDS if name in item}
     if isinstance(item, h5py.Dataset):
         if item.size > LARGEST_VOLUME:
-            raise ValueError(f"{item.name} tells of {item.shape} values, at most {LARGEST_VOLUME} are read")
+            raise ValueError(f"{item.name} declares {item.shape} values, at most {LARGEST_VOLUME} are accepted")
         kind = item.attrs.get("MATLAB_class")
         values = np.empty(0) if "MATLAB_empty" in item.attrs else item[()].T
         if kind == b"cell":

@@ -1,4 +1,4 @@
-"""Connectomes in 4D NIfTI files, a file for each run, as GSP1000 is distributed; and the mask that they share."""
+"""Connectomes in 4D NIfTI files, one per BOLD run, with a common mask, such as GSP1000."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image, read_b
 Array = np.ndarray
 
 PATTERN = "sub-*/func/*_rest_*_finalmask.nii.gz"
-"""Of GSP1000's files."""
+"""Paths of GSP1000's files."""
 
 AFFINE_TOLERANCE_MM = 1e-3
-"""Affines come as float32, and as quaternions: what differs by less is the same."""
+"""Largest difference between equal affines, which files store in float32 or as quaternions."""
 
 
 @dataclass(frozen=True)
@@ -37,36 +37,36 @@ class NiftiRun:
 
     path: Path
     origin: str
-    """As `Run.origin`."""
+    """See `Run.origin`."""
     n_timepoints: int
 
     @classmethod
     def open(cls, path: Path, origin: str, grid: Grid) -> NiftiRun:
-        """Read a file's header, and check it against the grid.
+        """Read a file's header and check it against the grid.
 
         Raises
         ------
         ValueError
-            The file is no series of real numbers, or lies on another grid.
+            The file is not a series of real numbers, or lies on another grid.
         OSError
-            It cannot be read.
+            The file cannot be read.
         """
         return cls(path, origin, check_series(open_image(path, "series"), path, grid))
 
     def read(self, grid: Grid) -> Array:
-        """As `Run.read`: one volume after another, and to the end of the file, where gzip has its checksum."""
+        """Read the run volume by volume, up to the end of the file, where gzip has its checksum."""
         stored: ArrayProxy = open_image(self.path, "series").dataobj  # type: ignore[assignment]
         volume_shape = stored.shape[:3]
         n_bytes = int(np.prod(volume_shape)) * stored.dtype.itemsize
-        # NIfTI counts voxels in Fortran order.
-        places = np.ravel_multi_index(np.nonzero(grid.mask), volume_shape, order="F")
+        # NIfTI stores voxels in Fortran order.
+        indices = np.ravel_multi_index(np.nonzero(grid.mask), volume_shape, order="F")
         timeseries = np.empty((self.n_timepoints, grid.n_voxels), read_dtype(stored.dtype))
         try:
             with ImageOpener(str(self.path)) as file:
                 file.seek(stored.offset)
                 for t in range(self.n_timepoints):
                     volume = np.frombuffer(file.read(n_bytes), stored.dtype)
-                    timeseries[t] = apply_read_scaling(volume[places], stored.slope, stored.inter)
+                    timeseries[t] = apply_read_scaling(volume[indices], stored.slope, stored.inter)
                 while file.read(2**20):
                     pass
         except (*UNREADABLE, ValueError, IndexError) as error:
@@ -77,24 +77,24 @@ class NiftiRun:
 
 
 def open_source(path: Path, mask: Path, pattern: str | None = None) -> Source:
-    """Open a folder of 4D files; all files of one `sub-<label>` are one subject's runs, in natural order.
+    """Open a folder of 4D files; the files of one `sub-<label>` are one subject's runs, in natural order.
 
     Parameters
     ----------
     mask
-        NIfTI file; its voxels that are not 0 are the connectome's.
+        NIfTI file whose nonzero voxels belong to the connectome.
     pattern
-        Of the files' paths below the folder; by default that of GSP1000. Files without `sub-<label>` in their
-        path are subjects of their own.
+        Glob pattern of the files' paths relative to the folder; by default that of GSP1000. Each file without
+        `sub-<label>` in its path is a subject.
 
     Raises
     ------
     FileNotFoundError
-        No such folder or mask.
+        There is no such folder or mask.
     NothingMatches
         No file matches the pattern.
     ValueError
-        A file is no 4D series, or has another shape or affine than the mask.
+        A file is not a 4D series, or has another shape or affine than the mask.
     """
     grid = read_grid(mask)
     files = find_files(path, pattern or PATTERN)
@@ -104,43 +104,43 @@ def open_source(path: Path, mask: Path, pattern: str | None = None) -> Source:
             "--pattern 'sub-*/func/*_bold.nii.gz'"
         )
     runs = ((file.relative_to(path), NiftiRun.open(file, file.relative_to(path).as_posix(), grid)) for file in files)
-    return Source(grid, group_by_subject((subject_name(place), run) for place, run in runs), None)
+    return Source(grid, group_by_subject((subject_name(relative), run) for relative, run in runs), None)
 
 
 def read_grid(mask: Path) -> Grid:
-    """Read the grid of a connectome from its brain mask: the voxels that are not 0.
+    """Read the grid of a connectome from its brain mask, the voxels that are not 0.
 
     Raises
     ------
     ValueError
-        The mask is not 3D, is empty, or does not say where its voxels lie.
+        The mask is not 3D, is empty or has no usable affine.
     OSError
-        It is missing or damaged.
+        The mask is missing or damaged.
     """
     image = open_image(mask, "brain mask")
     voxels = read_brain_mask(image, mask)
     if not voxels.any():
-        raise ValueError(f"the brain mask {mask} is empty: 1 is needed inside the brain")
+        raise ValueError(f"the brain mask {mask} is empty: voxels inside the brain must be 1")
     check_affine(image, mask)
     return Grid(voxels, np.asarray(image.affine, float))
 
 
 def check_affine(image: SpatialImage, path: Path) -> None:
-    """Raise ValueError where an image does not say where its voxels lie."""
+    """Raise ValueError if an image has no usable affine."""
     if not has_usable_affine(image):
         raise ValueError(
-            f"the header of {path} does not say where its voxels lie (its affine is missing or singular): "
-            "save it with the affine of the image that it was made from"
+            f"the affine in the header of {path} is missing or singular: save the file with the affine of the image "
+            "that it was made from"
         )
 
 
 def check_series(image: SpatialImage, path: Path, grid: Grid) -> int:
-    """Count the timepoints of a 4D image on a grid.
+    """Return the number of timepoints of a 4D image after checking its grid.
 
     Raises
     ------
     ValueError
-        The image is no series of real numbers, or lies on another grid; the message has both.
+        The image is not a series of real numbers, or lies on another grid; the message has both grids.
     """
     dtype = image.get_data_dtype()
     if len(image.shape) != 4 or image.shape[3] < 2 or dtype.kind not in "iuf":
@@ -149,12 +149,12 @@ def check_series(image: SpatialImage, path: Path, grid: Grid) -> int:
     theirs = Grid(np.ones(image.shape[:3], bool), image.affine)
     if not lie_alike(theirs, grid):
         raise ValueError(
-            f"{path} lies on another grid than the brain mask: {theirs.extent}, the mask is {grid.extent}; bring the "
-            "mask to the grid of the series, or leave the file out"
+            f"{path} lies on another grid than the brain mask: {theirs.extent}, the mask is {grid.extent}; resample "
+            "the mask to the grid of the series, or leave the file out"
         )
     return int(image.shape[3])
 
 
 def lie_alike(grid: Grid, other: Grid) -> bool:
-    """Tell whether two grids have the same volume, whatever their masks."""
+    """Return whether two grids have the same shape and affine, whatever their masks."""
     return grid.shape == other.shape and np.allclose(grid.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM)

@@ -1,4 +1,4 @@
-"""Connectomes in NumPy files: an array (n_timepoints, n_voxels) for each subject, and a mask."""
+"""Connectomes in NumPy files, one array (n_timepoints, n_voxels) per subject, with a mask."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Array = np.ndarray
 PATTERN = "*.npy"
 
 NORMS = "_norms.npy"
-"""How the names of files end that hold other tools' norms of the series, not series."""
+"""Ending of file names that hold other tools' norms of the series."""
 
 
 @dataclass(frozen=True)
 class NpyRun:
-    """One NumPy file; the voxels are in C order over the mask."""
+    """One NumPy file with voxels in C order over the mask."""
 
     path: Path
     origin: str
-    """As `Run.origin`."""
+    """See `Run.origin`."""
     n_timepoints: int
 
     @classmethod
     def open(cls, path: Path, origin: str, grid: Grid) -> NpyRun:
-        """Read a file's header, and check it against the mask.
+        """Read a file's header and check it against the mask.
 
         Raises
         ------
@@ -47,51 +47,53 @@ class NpyRun:
             shape, dtype = read_array_header(path)
         if len(shape) != 2 or shape[1] != grid.n_voxels or shape[0] < 2 or dtype.kind not in "iuf":
             raise ValueError(
-                f"{path} holds {shape} {dtype}: needed are real numbers (n_timepoints, {grid.n_voxels}), "
-                "a column for each voxel of the mask in C order"
+                f"{path} holds {shape} {dtype}: real numbers (n_timepoints, {grid.n_voxels}) are needed, "
+                "with one column per voxel of the mask in C order"
             )
         return cls(path, origin, shape[0])
 
     def read(self, grid: Grid) -> Array:  # noqa: ARG002  the file has the grid's voxels only
-        """As `Run.read`."""
+        """See `Run.read`."""
         with _permitted(self.path):
             array = read_array(self.path)
         return array.astype(read_dtype(array.dtype), order="C", copy=False)
 
 
 def open_source(path: Path, mask: Path, pattern: str | None = None) -> Source:
-    """Open a folder of NumPy files, each one subject's series.
+    """Open a folder of NumPy files, one per subject.
 
     Parameters
     ----------
     mask
-        NIfTI file; its voxels that are not 0 are the columns of the arrays, in C order.
+        NIfTI file whose nonzero voxels are the columns of the arrays, in C order.
     pattern
-        Of the files' paths below the folder; by default all `.npy` in it. Files called `*_norms.npy` are left out.
+        Glob pattern of the files' paths relative to the folder; by default `*.npy`. `*_norms.npy` are left out.
 
     Raises
     ------
     FileNotFoundError
-        No such folder or mask, or no file in it.
+        There is no such folder or mask, or no file in the folder.
     ValueError
-        A file has another shape than the mask asks for, or two have one subject's name.
+        A file does not have the mask's number of voxels, or two files have the same subject name.
     """
     grid = read_grid(mask)
     files = [file for file in find_files(path, pattern or PATTERN) if not file.name.endswith(NORMS)]
     if not files:
-        raise FileNotFoundError(f"the folder {path} holds no series that match {pattern or PATTERN}")
-    places = [file.relative_to(path) for file in files]
-    names = [subject_name(place) for place in places]
+        raise FileNotFoundError(
+            f"the folder {path} has no series that match {pattern or PATTERN}: choose files with --pattern"
+        )
+    relative = [file.relative_to(path) for file in files]
+    names = [subject_name(file) for file in relative]
     (most_frequent, count), *_ = Counter(names).most_common()
     if count > 1:
-        twice = [place.as_posix() for place, name in zip(places, names, strict=True) if name == most_frequent]
+        twice = [file.as_posix() for file, name in zip(relative, names, strict=True) if name == most_frequent]
         raise ValueError(
             f"{path} has {count} files of the subject {most_frequent} ({', '.join(twice[:3])}): "
-            "join one subject's runs in one file, each demeaned, or choose files with --pattern"
+            "demean and join each subject's runs in one file, or choose files with --pattern"
         )
     subjects = (
-        SourceSubject(name, (NpyRun.open(file, place.as_posix(), grid),))
-        for name, file, place in zip(names, files, places, strict=True)
+        SourceSubject(name, (NpyRun.open(file, file.relative_to(path).as_posix(), grid),))
+        for name, file in zip(names, files, strict=True)
     )
     return Source(grid, tuple(subjects), None)
 

@@ -1,4 +1,4 @@
-"""What every importer gives: the subjects of somebody's connectome, each with the runs that it was recorded in."""
+"""The result of every importer: a source of connectome subjects with their BOLD runs."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from bids_lacuna.kernels.cpu import standardize
 Array = np.ndarray
 
 VALUE_BYTES = 24
-"""Of each voxel and timepoint while a subject is read: three copies of a float64. Most sources need a third of it."""
+"""Bytes per voxel and timepoint while a subject is read: three copies in float64; most sources need a third."""
 
 
 class NothingMatches(LookupError):  # noqa: N818  a fact about the source, not a defect of the program
-    """The source has no series of the kind that was asked for; the message says what it has."""
+    """The source has no series of the requested kind; the message says what it has."""
 
 
 class Run(Protocol):
-    """One recording of a connectome subject; nothing of it is in memory until it is read."""
+    """One BOLD run of a connectome subject, read on demand."""
 
     @property
     def path(self) -> Path:
-        """The file that holds it."""
+        """The run's file."""
 
     @property
     def origin(self) -> str:
-        """The file's path below the source, and the place in the file where it holds several runs."""
+        """The file's path relative to the source, with the index within the file if it holds several runs."""
 
     @property
     def n_timepoints(self) -> int:
-        """Length of the series."""
+        """Length of the run."""
 
     def read(self, grid: Grid) -> Array:
-        """Read the BOLD signal as stored.
+        """Read the BOLD signal in stored units.
 
         Returns
         -------
@@ -56,12 +56,12 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class SourceSubject:
-    """One person of somebody's connectome."""
+    """One subject of a source."""
 
     name: str
     """Letters and digits."""
     runs: tuple[Run, ...]
-    """In the order that they are joined in."""
+    """BOLD runs in the order in which they are joined."""
 
     @property
     def n_timepoints(self) -> int:
@@ -71,30 +71,30 @@ class SourceSubject:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Somebody's connectome as an importer found it: headers were read, series were not."""
+    """A connectome opened by an importer, which has read headers but no series."""
 
     grid: Grid
-    """Of all runs alike."""
+    """Grid of all runs."""
     subjects: tuple[SourceSubject, ...]
     space: str | None
-    """The template that the files themselves name, if they do."""
+    """Template space that the files name, if they do."""
 
     @property
     def n_components(self) -> int:
-        """Length of the longest series as it is mapped: here all its timepoints."""
+        """Length of the longest series as mapped: all its timepoints."""
         return max(subject.n_timepoints for subject in self.subjects)
 
     @property
     def reading_bytes(self) -> int:
-        """Memory that reading one subject takes at most."""
+        """Bytes of memory needed to read one subject, at most."""
         return self.n_components * self.grid.n_voxels * VALUE_BYTES
 
     def files_of(self, subject: SourceSubject) -> list[Path]:
-        """List what `read` reads; a file may hold other subjects too."""
+        """Return the files that `read` reads; they may hold other subjects, too."""
         return [run.path for run in subject.runs]
 
     def read(self, subject: SourceSubject) -> tuple[Array, Array, Array]:
-        """Read one subject's runs, demean each, and join them: `kernels.standardize`.
+        """Read one subject's runs, demean each and join them: `kernels.standardize`.
 
         Returns
         -------
@@ -117,29 +117,27 @@ class Source:
 
 
 def read_dtype(stored: np.dtype) -> np.dtype:
-    """Choose what stored numbers are read as: float32, or float64 where float32 would lose digits."""
+    """Return the dtype for reading stored numbers: float32, or float64 where float32 would lose digits."""
     return np.result_type(stored.newbyteorder("="), np.float32)
 
 
-def subject_name(place: Path) -> str:
-    """Name the subject of a file by its path below the source.
+def subject_name(path: Path) -> str:
+    """Return the subject's name for a file's path relative to the source.
 
-    It is the first `sub-<label>`, else the letters and digits of the whole path: files without a label are subjects
-    of their own.
+    The name is the first `sub-<label>`, or else the letters and digits of the whole path: each file without a label
+    is a subject.
     """
-    entity = re.search(r"(?:^|[/_])sub-([A-Za-z0-9]+)(?=[/_.]|$)", place.as_posix())
-    return (
-        entity[1] if entity else re.sub(r"[^A-Za-z0-9]", "", place.as_posix().removesuffix("".join(place.suffixes)))
-    )
+    entity = re.search(r"(?:^|[/_])sub-([A-Za-z0-9]+)(?=[/_.]|$)", path.as_posix())
+    return entity[1] if entity else re.sub(r"[^A-Za-z0-9]", "", path.as_posix().removesuffix("".join(path.suffixes)))
 
 
 def natural_order(path: Path) -> list[str | int]:
-    """Sort run-2 before run-10."""
+    """Return a sort key that puts run-2 before run-10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.as_posix())]
 
 
 def group_by_subject(named: Iterable[tuple[str, Run]]) -> tuple[SourceSubject, ...]:
-    """Put all runs of one name together, in the order that they come in."""
+    """Group runs by subject name, in the order given."""
     runs: dict[str, list[Run]] = {}
     for name, run in named:
         runs.setdefault(name, []).append(run)
@@ -147,7 +145,7 @@ def group_by_subject(named: Iterable[tuple[str, Run]]) -> tuple[SourceSubject, .
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """List the files below a folder that match a pattern, in natural order; hidden ones are left out.
+    """Return the files below a folder that match a pattern, in natural order, without hidden files.
 
     Raises
     ------
@@ -164,7 +162,7 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def check_folders(folder: Path, depth: int) -> None:
-    """Raise PermissionError where a folder may not be searched: glob would pass over it without a word."""
+    """Raise PermissionError if a folder may not be searched: glob would skip it silently."""
     try:
         with os.scandir(folder) as entries:
             below = [Path(entry) for entry in entries if depth > 1 and entry.is_dir() and entry.name[0] != "."]
