@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import nibabel as nib
 import numpy as np
@@ -12,8 +13,9 @@ import synthetic
 from grouped import BOXES, NAMES, SIDES, common_vectors, make_maps, read, rows, write_group
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from bids_lacuna.group.cohort import UnfitLesions
-from bids_lacuna.group.summary import summarize_group
+from bids_lacuna.grid import Grid
+from bids_lacuna.group.cohort import GroupLesion, UnfitLesions
+from bids_lacuna.group.summary import list_warnings, read_lesion_map, summarize_group
 from bids_lacuna.group.writer import GroupSummary
 
 Array = np.ndarray
@@ -179,3 +181,120 @@ def test_maps_without_voxels_in_common_are_refused(tmp_path: Path, maps: list[di
         nib.save(nib.Nifti1Image(values, synthetic.RADIOLOGICAL), tmp_path / "out" / group.lesions[number].maps["r"])
     with pytest.raises(UnfitLesions, match="0 voxels in common"):
         summarize_group(group, tmp_path / "out", {"source": "masks"})
+
+
+def test_an_outlier_is_marked(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """The table says yes for the outliers of the summary and no for the others."""
+    common = np.isfinite([lesion["r"] for lesion in maps]).all(axis=0)
+    noise = np.random.default_rng(7).standard_normal((5, *synthetic.SHAPE))
+    alike = [{**lesion, "r": maps[0]["r"] + np.float32(0.01) * noise[0]} for lesion in maps]
+    alike[3]["r"] = np.where(common, 0.1 * noise[3], np.nan)
+    alike = [{**lesion, "r": lesion["r"].astype(np.float32)} for lesion in alike]
+    summary = summarize_group(write_group(tmp_path, alike), tmp_path / "out", {"source": "masks"})
+    assert summary.outliers == (NAMES[3],)
+    assert [row["outlier"] for row in rows(summary)] == ["no", "no", "no", "yes", "no"]
+
+
+def change_sidecar(lesion: GroupLesion, **changes: object) -> GroupLesion:
+    """Return a lesion with another sidecar."""
+    return replace(lesion, sidecar={**lesion.sidecar, **changes})
+
+
+ALL = np.ones(20, bool)
+
+
+def test_coverage_below_a_half_is_a_warning(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """Lesions of which less than half is covered are listed; exactly half is enough."""
+    group = write_group(tmp_path, maps)
+    lesions = [
+        change_sidecar(lesion, LesionCoverage=coverage)
+        for lesion, coverage in zip(group.lesions, (0.5, np.nextafter(0.5, 0), 0.75, 0, 1), strict=True)
+    ]
+    (warning,) = list_warnings(group, [lesions[0], lesions[1], lesions[3]], ALL, ALL)
+    assert warning.endswith(f": {NAMES[1]}, {NAMES[3]}")
+
+
+def test_several_lesions_of_a_participant_are_a_warning(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """Participants with more than one lesion are listed, the others are not."""
+    group = write_group(tmp_path, maps)
+    (warning,) = list_warnings(group, group.lesions, ALL, ALL)
+    assert warning.startswith("participants with several lesions")
+    assert warning.endswith(": sub-02")
+
+
+def test_few_voxels_in_common_are_a_warning(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """Fewer than 90 % of the voxels of any map in all maps give a warning with both numbers; exactly 90 % do not."""
+    group = write_group(tmp_path, maps)
+    lesions = group.lesions[:2]
+    assert list_warnings(group, lesions, np.arange(20) < 18, ALL) == ()
+    (warning,) = list_warnings(group, lesions, np.arange(20) < 17, ALL)
+    assert "17 voxels, of 20 that any map has" in warning
+
+
+def test_voxels_of_one_map_count_as_defined(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """The voxels of any map include those that are defined in a single map."""
+    half = np.arange(385).reshape(synthetic.SHAPE) < 200
+    changed = [{**lesion, "r": np.where(half, lesion["r"], np.nan).astype(np.float32)} for lesion in maps]
+    group = write_group(tmp_path, [maps[0], *changed[1:]])
+    summary = summarize_group(group, tmp_path / "out", {"source": "masks"})
+    stack = np.isfinite(np.stack([maps[0]["r"], *(lesion["r"] for lesion in changed[1:])]))
+    n_common, n_any = stack.all(axis=0).sum(), stack.any(axis=0).sum()
+    assert (stack.sum(axis=0) == 1).any()
+    assert any(f"{n_common} voxels, of {n_any} that any map has" in warning for warning in summary.warnings)
+
+
+def test_several_versions_are_a_warning(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """Maps from several versions of the program give a warning that lists them, maps from one do not."""
+    group = write_group(tmp_path, maps)
+    older = change_sidecar(group.lesions[0], SoftwareVersion="0.9")
+    assert list_warnings(group, group.lesions[:1], ALL, ALL) == ()
+    (warning,) = list_warnings(group, [older, group.lesions[1]], ALL, ALL)
+    assert warning.endswith(": 0.9, 1")
+
+
+def test_lesions_that_were_not_requested_are_a_warning(
+    tmp_path: Path, maps: list[dict[str, Array]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Maps whose masks were not requested are counted, in the summary and in the log."""
+    group = replace(write_group(tmp_path, maps), not_asked=(PurePosixPath("sub-9_a"), PurePosixPath("sub-9_b")))
+    (warning,) = list_warnings(group, group.lesions[:1], ALL, ALL)
+    assert warning.startswith("2 lesions with maps, such as sub-9_a, are not in the group")
+    assert warning in summarize_group(group, tmp_path / "out", {"source": "masks"}).warnings
+    assert warning in caplog.messages
+
+
+def test_a_lesion_without_a_volume_adds_nothing(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """A lesion whose sidecar has no number for its volume is left out of all sums."""
+    group = write_group(tmp_path, maps)
+    damaged = change_sidecar(group.lesions[1], LesionVolume="n/a")
+    group = replace(group, lesions=(group.lesions[0], damaged, *group.lesions[2:]))
+    summary = summarize_group(group, tmp_path / "out", {"source": "masks"}, ignored=("missing",))
+    assert [lesion.name for lesion in summary.left_out] == [NAMES[1]]
+    n = np.isfinite([lesion["r"] for number, lesion in enumerate(maps) if number != 1]).sum(axis=0)
+    np.testing.assert_array_equal(read(summary, "mean_n"), n)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_shifted_map_is_refused(tmp_path: Path, axis: int) -> None:
+    """A map shifted by 0.01 mm lies on another grid; the rounding of an affine does not matter."""
+    grid = Grid(np.ones(synthetic.SHAPE, bool), synthetic.RADIOLOGICAL)
+    values = np.ones(synthetic.SHAPE, np.float32)
+    for shift, fits in ((1e-4, True), (0.01, False)):
+        affine = synthetic.RADIOLOGICAL.copy()
+        affine[axis, 3] += shift
+        nib.save(nib.Nifti1Image(values, affine), tmp_path / "map.nii")
+        if fits:
+            np.testing.assert_array_equal(read_lesion_map(tmp_path / "map.nii", grid), values)
+        else:
+            with pytest.raises(ValueError, match="another grid"):
+                read_lesion_map(tmp_path / "map.nii", grid)
+
+
+def test_a_constant_r_map_is_refused(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """An r-map with one value in all voxels, or with none, cannot be correlated and is refused."""
+    group = write_group(tmp_path, maps)
+    for value in (0.5, np.nan):
+        values = np.full(synthetic.SHAPE, value, np.float32)
+        nib.save(nib.Nifti1Image(values, synthetic.RADIOLOGICAL), tmp_path / "out" / group.lesions[1].maps["r"])
+        with pytest.raises(UnfitLesions, match=rf"1 of 5 lesions.*\n.*{NAMES[1]}: missing: .* does not vary"):
+            summarize_group(group, tmp_path / "out", {"source": "masks"})

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import synthetic
 from grouped import common_vectors, make_maps, write_group
+from scipy.cluster.hierarchy import leaves_list, linkage
 
 from bids_lacuna.grid import Grid
-from bids_lacuna.group.sums import correlate_maps, find_outliers, find_side, order_by_similarity
+from bids_lacuna.group import sums
+from bids_lacuna.group.sums import GroupSums, correlate_maps, find_outliers, find_peak, find_side, order_by_similarity
 from bids_lacuna.weights import LesionWeights
+
+Array = np.ndarray
 
 
 def test_blocks_change_nothing(tmp_path: Path) -> None:
@@ -29,6 +33,90 @@ def test_blocks_change_nothing(tmp_path: Path) -> None:
         np.testing.assert_array_equal(similarity, similarity.T)
         expected = [np.corrcoef(vector, vectors.mean(axis=0))[0, 1] for vector in vectors]
         np.testing.assert_allclose(with_mean, expected, atol=1e-6)
+
+
+def write_vectors(folder: Path, vectors: Array) -> list[Path]:
+    """Write each vector as a map."""
+    paths = [folder / f"{number}.nii" for number in range(len(vectors))]
+    for path, vector in zip(paths, vectors, strict=True):
+        nib.save(nib.Nifti1Image(vector.astype(np.float32)[:, None, None], np.eye(4)), path)
+    return paths
+
+
+def test_correlations_stay_between_minus_1_and_1(tmp_path: Path) -> None:
+    """Rounding leads to no correlation beyond 1 or -1, and to exactly 1 on the diagonal."""
+    rng = np.random.default_rng(3)
+    pattern, everywhere = rng.standard_normal(1001), np.ones((1001, 1, 1), bool)
+    multiples = write_vectors(tmp_path, pattern * rng.uniform(-9, 9, (29, 1)))
+    similarity, _ = correlate_maps(multiples, everywhere, block_bytes=1)
+    np.testing.assert_allclose(np.abs(similarity), 1, atol=1e-6)
+    assert np.abs(similarity).max() == 1
+    positive = write_vectors(tmp_path, pattern * rng.uniform(1, 9, (29, 1)))
+    _, with_mean = correlate_maps(positive, everywhere)
+    np.testing.assert_allclose(with_mean, 1, atol=1e-6)
+    assert with_mean.max() <= 1
+    others = write_vectors(tmp_path, rng.standard_normal((29, 1001)))
+    similarity, _ = correlate_maps(others, everywhere)
+    np.testing.assert_array_equal(np.diag(similarity), 1)
+
+
+def test_each_read_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The progress bar ends at its total: each block's maps, and those after it."""
+    counts = []
+
+    class Counter:
+        def __init__(self, total: int, *_: object, **__: object) -> None:
+            counts.append([total, 0])
+
+        def __enter__(self) -> Counter:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self) -> None:
+            counts[-1][1] += 1
+
+    monkeypatch.setattr(sums, "Progress", Counter)
+    paths = write_vectors(tmp_path, np.random.default_rng(3).standard_normal((7, 11)))
+    correlate_maps(paths, np.ones((11, 1, 1), bool), block_bytes=3 * 4 * 11)
+    assert counts == [[7 + 4 + 1, 7 + 4 + 1]]
+
+
+@pytest.mark.parametrize("threshold", [1.0, 2.5])
+def test_a_threshold_is_exceeded_strictly(threshold: float) -> None:
+    """A lesion counts above or below a threshold if its t exceeds it, not if t equals it."""
+    up, down = np.nextafter(np.float32(threshold), np.float32(9)), np.nextafter(np.float32(threshold), np.float32(0))
+    t = np.array([up, threshold, down, 0, np.nan, -down, -threshold, -up], np.float32).reshape(1, 2, 4)
+    group_sums = GroupSums(t.shape, (threshold,))
+    weights = LesionWeights(np.array([1, 6]), np.array([0.25, 0.75], np.float32))
+    for _ in range(3):
+        group_sums.add(weights, {"r": t, "z": t, "t": t})
+    assert group_sums.above[threshold].ravel().tolist() == [3, 0, 0, 0, 0, 0, 0, 0]
+    assert group_sums.below[threshold].ravel().tolist() == [0, 0, 0, 0, 0, 0, 0, 3]
+    assert group_sums.n_t.ravel().tolist() == [3, 3, 3, 3, 0, 3, 3, 3]
+    assert group_sums.lesions.ravel().tolist() == [0, 0.75, 0, 0, 0, 0, 2.25, 0]
+    np.testing.assert_array_equal(group_sums.mean["z"].values, t)
+
+
+def test_a_map_without_values_has_no_peak() -> None:
+    """The peak of a map is its value farthest from 0, and NaN if no value is defined."""
+    grid = Grid(np.ones(synthetic.SHAPE, bool), synthetic.RADIOLOGICAL)
+    values = np.full(synthetic.SHAPE, np.nan, np.float32)
+    assert np.isnan(list(find_peak("t", values, grid).values())).all()
+    values[1, 2, 3], values[3, 2, 1] = -3, 2
+    assert find_peak("t", values, grid) == {"peak_t": -3, "peak_t_x": 4, "peak_t_y": -4, "peak_t_z": -8}
+
+
+def test_order_is_by_average_linkage() -> None:
+    """The order is SciPy's for average linkage, where single and complete linkage give other orders."""
+    similarity = np.corrcoef(np.random.default_rng(3).standard_normal((13, 17)))
+    distances = (1 - similarity)[np.triu_indices(13, 1)]
+    orders = {
+        method: leaves_list(linkage(distances, method)).tolist() for method in ("average", "single", "complete")
+    }
+    assert orders["average"] not in (orders["single"], orders["complete"])
+    assert order_by_similarity(similarity).tolist() == orders["average"]
 
 
 def test_one_lesion_is_in_order() -> None:
@@ -48,6 +136,8 @@ def test_one_lesion_is_in_order() -> None:
         ([0.1, 1.3, 1.4], []),
         ([0.7], []),
         ([7.0, 7.0], []),
+        ([6, 6, 6, 6, 3], [4]),
+        ([np.inf, np.inf, np.inf, 2], [3]),
     ],
 )
 def test_outliers_are_below_the_lower_fence(fisher_z: list[float], outliers: list[int]) -> None:
@@ -72,6 +162,27 @@ def test_sides_are_those_of_the_world(x: list[int], shares: list[float], where: 
     grid = Grid(np.ones(synthetic.SHAPE, bool), synthetic.RADIOLOGICAL)
     voxels = np.ravel_multi_index((x, [1] * len(x), [2] * len(x)), synthetic.SHAPE)
     assert find_side(LesionWeights(voxels, np.array(shares, np.float32)), grid) == where
+
+
+def test_rounding_of_the_midline_counts_for_no_side() -> None:
+    """A lesion at x = 5.6e-17 mm lies on the midline."""
+    grid = Grid(np.ones(synthetic.SHAPE, bool), np.diag([0.1, 1, 1, 1]) + np.array([[0, 0, 0, -0.3]] + [[0] * 4] * 3))
+    voxels = np.ravel_multi_index(([3], [1], [2]), synthetic.SHAPE)
+    assert nib.affines.apply_affine(grid.affine, (3, 1, 2))[0] > 0
+    assert find_side(LesionWeights(voxels, np.ones(1, np.float32)), grid) == "both"
+
+
+def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """The second of two blocks of 30 maps is read after the first one is freed."""
+    shape = (20, 30, 25)
+    values = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "map.nii")
+    correlate_maps([tmp_path / "map.nii"] * 2, np.ones(shape, bool))
+    tracemalloc.start()
+    correlate_maps([tmp_path / "map.nii"] * 60, np.ones(shape, bool), block_bytes=30 * values.nbytes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 46 * values.nbytes < peak < 60 * values.nbytes
 
 
 def test_memory_does_not_grow_with_the_group(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from grouped import make_maps, rows, write_group
 
 from bids_lacuna.group.summary import summarize_group
-from bids_lacuna.group.writer import GroupSummary
+from bids_lacuna.group.writer import GroupSummary, format_cell
 
 Array = np.ndarray
 
@@ -47,6 +48,8 @@ def test_every_file_is_stamped_and_leads_to_its_sources(summarized: tuple[Path, 
             prefix = uri[: uri.rindex(":") + 1]
             assert (roots[prefix] / uri.removeprefix(prefix)).is_file()
             assert ("lesions_statmap" in path.name) == (prefix == "bids:masks:")
+    for key, path in summary.maps.items():
+        assert nib.load(path).get_data_dtype() == (np.int32 if key in ("mean_n", "network_n") else np.float32)
     below = json.loads(summary.maps["networkT2p5below_share"].with_suffix("").with_suffix(".json").read_text())
     assert below["Threshold"] == -2.5
 
@@ -76,3 +79,25 @@ def test_a_new_group_replaces_the_earlier_one(tmp_path: Path, maps: list[dict[st
     assert len(gone) == 4
     assert not any(path.exists() or Path(str(path).replace(".nii.gz", ".json")).exists() for path in gone)
     assert all(path.exists() for path in (*later.maps.values(), *kept.maps.values(), *lesions))
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"), [(np.nan, "n/a"), (np.inf, "n/a"), (1 / 3, "0.333333"), (41, "41"), ("left", "left")]
+)
+def test_cells_of_the_table(value: object, cell: str) -> None:
+    """Undefined numbers are n/a, and numbers have six significant digits."""
+    assert format_cell(value) == cell
+
+
+def test_files_of_others_stay(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """Maps in the same folder that are not from a group stay, even if their sidecars name the connectome."""
+    group = write_group(tmp_path, maps)
+    other = tmp_path / "out" / "space-x_stat-r_desc-other_statmap"
+    damaged = tmp_path / "out" / "space-x_stat-r_desc-damaged_statmap.json"
+    damaged.write_text("{")
+    for ending, text in ((".json", '{"ConnectomeName": "GSP"}'), (".nii.gz", "")):
+        Path(f"{other}{ending}").write_text(text)
+    summarize_group(group, tmp_path / "out", {"source": "masks"})
+    assert damaged.exists()
+    assert Path(f"{other}.json").exists()
+    assert Path(f"{other}.nii.gz").exists()

@@ -96,7 +96,9 @@ def summarize_group(
             "cluster_position": 1 + int(np.flatnonzero(order == index)[0]),
             "outlier": "yes" if outliers[index] else "no",
         }
-    warnings = _warn(group, lesions, common, sums.mean["r"].n > 0)
+    warnings = list_warnings(group, lesions, common, sums.mean["r"].n > 0)
+    for warning in warnings:
+        logger.warning("%s", warning)
 
     writer = GroupWriter(group.origin, lesions, maps_dir, links)
     writer.remove_earlier()
@@ -191,8 +193,16 @@ def read_lesion_map(path: Path, grid: Grid) -> Array:
     return read_volume(image, "map").astype(np.float32, copy=False)
 
 
-def _warn(group: Group, lesions: Sequence[GroupLesion], common: Array, any_map: Array) -> tuple[str, ...]:
-    """Log and return the warnings about a group."""
+def list_warnings(group: Group, lesions: Sequence[GroupLesion], common: Array, any_map: Array) -> tuple[str, ...]:
+    """List what a user should know about a group, in sentences.
+
+    Parameters
+    ----------
+    lesions
+        Lesions in the group.
+    common, any_map : shape (x, y, z), boolean
+        Voxels that are defined in all r-maps, and in any.
+    """
     warnings = []
     low = [lesion.name for lesion in lesions if lesion.sidecar["LesionCoverage"] < LOW_COVERAGE]
     if low:
@@ -219,6 +229,4 @@ def _warn(group: Group, lesions: Sequence[GroupLesion], common: Array, any_map: 
             f"{len(group.not_asked)} lesions with maps, such as {group.not_asked[0].name}, are not in the group: "
             "their masks are not among those asked for"
         )
-    for warning in warnings:
-        logger.warning("%s", warning)
     return tuple(warnings)

@@ -175,7 +175,7 @@ class GroupWriter:
 
     def write_table(self, rows: Sequence[Mapping[str, Any]], summary: GroupSummary) -> None:
         """Write group_lesions.tsv, and then its data dictionary, which also lists the other files."""
-        write_table(summary.table, list(COLUMNS), ([_cell(row[name]) for name in COLUMNS] for row in rows))
+        write_table(summary.table, list(COLUMNS), ([format_cell(row[name]) for name in COLUMNS] for row in rows))
         self._write_sidecar(
             summary.table,
             "The lesions of the group, with what was found for each",
@@ -230,7 +230,7 @@ class GroupWriter:
         write_json(path.with_name(path.name.partition(".")[0] + ".json"), content)
 
 
-def _cell(value: object) -> str:
+def format_cell(value: object) -> str:
     """Format a value as a cell of a BIDS table."""
     if isinstance(value, float):
         return f"{value:.6g}" if np.isfinite(value) else "n/a"
