@@ -104,6 +104,21 @@ PROBLEMS: dict[str, tuple[Callable[[Path, str], object], str, str]] = {
     "damaged r sidecar": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-r*.json"), "missing", "not valid JSON"),
     "damaged z sidecar": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-z*.json"), "missing", "not valid JSON"),
     "incomplete sidecar": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-r*.json", "{}"), "missing", "has no 'Con"),
+    **{
+        f"{key} is {value}": (
+            lambda root, sub, key=key, value=value: edit_sidecars(root, f"sub-{sub}_*stat-r*.json", **{key: value}),
+            "missing", f"has no {key}")
+        for key, value in (("LesionVolume", "n/a"), ("LesionCoverage", None), ("NumberOfConnectomeSubjects", []))
+    },
+    "another hash in t": (
+        lambda root, sub: edit_sidecars(root, f"sub-{sub}_*stat-t*_statmap.json", LesionHash="f00d"),
+        "mixed", "LesionHash"),
+    "another weighting in t": (
+        lambda root, sub: edit_sidecars(root, f"sub-{sub}_*stat-t*_statmap.json", LesionWeighting="binary"),
+        "mixed", "LesionWeighting"),
+    "another lesion threshold in z": (
+        lambda root, sub: edit_sidecars(root, f"sub-{sub}_*stat-z*.json", LesionThreshold=0.5),
+        "mixed", "LesionThreshold"),
     "no image": (lambda root, sub: spoil(root, f"sub-{sub}_*stat-r*.nii.gz"), "missing", "as NIfTI"),
     "mask that is gone": (lambda root, sub: edit_mask(root, sub, None), "missing", "cannot be read"),
     "another mask": (lambda root, sub: edit_mask(root, sub, synthetic.box((0, 0, 0))), "mixed", "has changed since"),
@@ -160,6 +175,12 @@ def test_thresholds_that_are_asked_for_need_no_masks(root: Path) -> None:
     group = choose(root, t_thresholds=(7.0, 2.5))
     assert len(group.lesions) == 5
     assert group.origin.thresholds == (2.5, 7)
+
+
+def test_rounding_of_an_affine_does_not_divide_a_group(root: Path) -> None:
+    """Maps whose affines differ by 1e-6 mm are on the same grid."""
+    redo(root, "03", affine=synthetic.RADIOLOGICAL + np.array([[0, 0, 0, 1e-6]] + [[0] * 4] * 3))
+    assert len(choose(root).lesions) == 5
 
 
 def test_a_tie_is_not_decided(root: Path) -> None:

@@ -338,6 +338,6 @@ def _gather(
             if other.get(key) != sidecar.get(key):
                 raise _Unfit("mixed", f"its {stat}-map and its r-map differ in {key}: map it again (--overwrite)")
     for key in ("LesionVolume", "LesionCoverage", "NumberOfConnectomeSubjects"):
-        if key not in sidecar:
+        if not isinstance(sidecar.get(key), int | float):
             raise _Unfit("missing", f"the sidecar of {r_map.name} has no {key}: map the lesion again (--overwrite)")
     return GroupLesion(same[0].name, same[0], maps, sidecar)
