@@ -473,7 +473,7 @@ def bad_connectome(kind: str, folder: Path, whole: Path) -> Path:
         ("truncated", 65, "cannot be read as HDF5"),
         ("no datasets", 65, "lacks timeseries"),
         ("two grids", 65, "different grids"),
-        ("one timepoint", 65, "two timepoints at least"),
+        ("one timepoint", 65, "at least two timepoints"),
         ("subjects without number", 65, "at most 1000000 subjects"),
         ("voxels without number", 65, "at most 67108864 voxels"),
         ("a huge volume", 65, "mask_shape is [1048576, 1048576, 1048576]"),
