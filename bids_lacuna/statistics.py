@@ -1,10 +1,8 @@
-"""Running moments of Fisher z over connectome subjects, and what they say: z, r, t, p."""
+"""Statistics of Fisher z over connectome subjects: z, r, t, p."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
@@ -34,98 +32,25 @@ class LesionStatistics:
         return int(self.n.max(initial=0))
 
 
-class Moments(Protocol):
-    """What maps are made from: the statistics of each lesion of a batch, by its row."""
+def of_sums(total: Array, total_of_squares: Array, n: Array) -> LesionStatistics:
+    """Turn one lesion's sums over connectome subjects into its statistics.
 
-    def n(self, lesion: int) -> Array:
-        """Count the subjects with a defined correlation between one lesion and each voxel: (n_voxels,) int32."""
+    t is NaN where n < 2 or where z is the same in all subjects: where its spread is below the rounding error of
+    the sums, n subjects times float64's epsilon (at n = 1000, an sd of half a millionth of the mean).
 
-    def lesion(self, lesion: int) -> LesionStatistics:
-        """Give one lesion's statistics."""
-
-
-@dataclass(eq=False)
-class RunningMoments:
-    """Sums over connectome subjects of z and z², for every lesion and voxel, and the number of subjects.
-
-    A constant seed or voxel adds 0 to both sums (`kernels.add_fisher_z`), so only the counting here has to know
-    of it, and the common case costs nothing.
+    Parameters
+    ----------
+    total, total_of_squares : shape (n_voxels,), float64
+        Σ z and Σ z².
+    n : shape (n_voxels,), int32
+        Connectome subjects with a defined correlation.
     """
-
-    n_lesions: int
-    n_voxels: int
-    total: Array = field(init=False)
-    """Shape (n_lesions, n_voxels), float64: Σ z."""
-    total_of_squares: Array = field(init=False)
-    """Shape (n_lesions, n_voxels), float64: Σ z²."""
-    n_by_voxel: Array = field(init=False)
-    """Shape (n_voxels,), int32: subjects whose voxel has a defined series."""
-    left_out: list[tuple[Array, Array]] = field(init=False, default_factory=list)
-    """For each subject with a constant seed: lesions (boolean) and defined voxels (packed bits)."""
-
-    def __post_init__(self) -> None:
-        """Start at zero."""
-        self.total = np.zeros((self.n_lesions, self.n_voxels))
-        self.total_of_squares = np.zeros((self.n_lesions, self.n_voxels))
-        self.n_by_voxel = np.zeros(self.n_voxels, dtype=np.int32)
-
-    def clear(self) -> None:
-        """Start at zero again."""
-        for sums in (self.total, self.total_of_squares, self.n_by_voxel):
-            sums[:] = 0
-        self.left_out.clear()
-
-    def count_subject(self, seed_is_defined: Array, voxel_is_defined: Array) -> None:
-        """Count one connectome subject, after its z was added to the sums.
-
-        Parameters
-        ----------
-        seed_is_defined : shape (n_lesions,), boolean
-        voxel_is_defined : shape (n_voxels,), boolean
-        """
-        self.n_by_voxel += voxel_is_defined
-        if not seed_is_defined.all():
-            self.left_out.append((~seed_is_defined, np.packbits(voxel_is_defined)))
-
-    def merge(self, other: RunningMoments) -> None:
-        """Add the moments of other connectome subjects for the same lesions."""
-        self.total += other.total
-        self.total_of_squares += other.total_of_squares
-        self.n_by_voxel += other.n_by_voxel
-        self.left_out += other.left_out
-
-    def n(self, lesion: int) -> Array:
-        """Count the subjects with a defined correlation between one lesion and each voxel.
-
-        Returns
-        -------
-        shape (n_voxels,), int32
-        """
-        return count_subjects(lesion, self.n_by_voxel, self.left_out)
-
-    def lesion(self, lesion: int) -> LesionStatistics:
-        """Turn one lesion's sums into its statistics.
-
-        t is NaN where n < 2 or where z is the same in all subjects: where its spread is below the rounding error of
-        the sums, n subjects times float64's epsilon (at n = 1000, an sd of half a millionth of the mean).
-        """
-        n = self.n(lesion)
-        total, squares = self.total[lesion], self.total_of_squares[lesion]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = total / n
-            spread = squares - total * mean
-            spread[spread <= n * np.finfo(float).eps * squares] = np.nan
-            t = mean / np.sqrt(spread / (n - 1) / n)
-        return LesionStatistics(mean.astype(np.float32), t.astype(np.float32), n)
-
-
-def count_subjects(lesion: int, n_by_voxel: Array, left_out: Sequence[tuple[Array, Array]]) -> Array:
-    """Count the subjects that one lesion has at each voxel, from what `RunningMoments` counts: (n_voxels,) int32."""
-    n = n_by_voxel.copy()
-    for lesions, voxels in left_out:
-        if lesions[lesion]:
-            n -= np.unpackbits(voxels, count=len(n))
-    return n
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / n
+        spread = total_of_squares - total * mean
+        spread[spread <= n * np.finfo(float).eps * total_of_squares] = np.nan
+        t = mean / np.sqrt(spread / (n - 1) / n)
+    return LesionStatistics(mean.astype(np.float32), t.astype(np.float32), n)
 
 
 def minus_log10_p(t: Array, n: Array) -> Array:

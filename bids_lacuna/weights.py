@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
+from functools import cached_property
+from itertools import pairwise, product
 from typing import Literal
 
 import nibabel as nib
@@ -35,6 +38,42 @@ class LesionWeights:
     """Shape (n,), int32: the connectome voxels that the lesion covers."""
     shares: Array
     """Shape (n,), float32: the share of each one's volume that the lesion covers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of weights on a grid, one after another (compressed sparse rows): what one pass maps.
+
+    A lesion is one source of a row.
+    """
+
+    keys: tuple[str, ...]
+    """A name for each row, by which a later run recognizes it."""
+    starts: Array
+    """Shape (n_rows + 1,), int64: where each row begins in `voxels` and `weights`, and where the last one ends."""
+    voxels: Array
+    """Shape (total,), int32: voxels of the grid, in ascending order within a row."""
+    weights: Array
+    """Shape (total,), float32."""
+
+    @classmethod
+    def of(cls, rows: Mapping[str, LesionWeights]) -> Rows:
+        """Lay rows one after another, by their keys."""
+        starts = np.cumsum([0, *(len(row.voxels) for row in rows.values())])
+        voxels = np.concatenate([row.voxels for row in rows.values()])
+        return cls(tuple(rows), starts, voxels, np.concatenate([row.shares for row in rows.values()]))
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.keys)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each row's voxels and weights, by its key."""
+        return {
+            key: hashlib.sha256(self.voxels[first:stop].tobytes() + self.weights[first:stop].tobytes()).hexdigest()
+            for key, (first, stop) in zip(self.keys, pairwise(self.starts.tolist()), strict=True)
+        }
 
 
 def bounds(affine: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:

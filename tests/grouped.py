@@ -10,8 +10,9 @@ import numpy as np
 import synthetic
 
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.group.cohort import Group, GroupLesion, Origin
+from bids_lacuna.group.cohort import Group, GroupLesion
 from bids_lacuna.group.writer import GroupSummary
+from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance
 
 Array = np.ndarray
 
@@ -50,7 +51,7 @@ def make_maps() -> list[dict[str, Array]]:
     return [{stat: values.astype(np.float32) for stat, values in lesion.items()} for lesion in maps]
 
 
-def write_group(root: Path, maps: list[dict[str, Array]], **changes: object) -> Group:
+def write_group(root: Path, maps: list[dict[str, Array]], connectome_name: str = "GSP", **options: object) -> Group:
     """Write masks and maps, and return the group of all lesions."""
     lesions = []
     for name, voxels, values in zip(NAMES, BOXES, maps, strict=True):
@@ -64,16 +65,16 @@ def write_group(root: Path, maps: list[dict[str, Array]], **changes: object) -> 
         sidecar = json.loads(Path(str(written[0]).replace(".nii.gz", ".json")).read_text())
         mask = LesionMask(path, entities, synthetic.SPACE, "source", root / "bids")
         lesions.append(GroupLesion(name, mask, relative, sidecar))
-    origin = {
-        "connectome_name": "GSP",
-        "connectome_hash": "GSPhash",
-        "space": synthetic.SPACE,
-        "weighting": "volume",
-        "shape": synthetic.SHAPE,
-        "affine": tuple(synthetic.RADIOLOGICAL.ravel().tolist()),
-        "thresholds": (1.0, 2.5),
-    }
-    return Group(Origin(**origin | changes), tuple(lesions), (), ())
+    provenance = Provenance(
+        connectome_name=connectome_name,
+        connectome_hash="GSPhash",
+        space=synthetic.SPACE,
+        shape=synthetic.SHAPE,
+        affine=tuple(synthetic.RADIOLOGICAL.ravel().tolist()),
+        options=MappingOptions(**{"t_thresholds": (1.0, 2.5)} | options),
+        software={PROGRAM: "1"},
+    )
+    return Group(provenance, tuple(lesions), (), ())
 
 
 def common_vectors(maps: list[dict[str, Array]]) -> Array:

@@ -9,11 +9,20 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import nibabel as nib
 import numpy as np
+
+from bids_lacuna.batch import lesion_keys
+from bids_lacuna.lesion import LesionData
+from bids_lacuna.mapping.analysis import Pass
+from bids_lacuna.mapping.functional import FunctionalNetworkMapping
+from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.runtime.plan import Resources
+from bids_lacuna.weights import Rows
 
 Array = np.ndarray
 
@@ -279,3 +288,32 @@ def validate(dataset: Path, cache_dir: Path) -> subprocess.CompletedProcess[str]
         text=True,
         env={**os.environ, "DENO_DIR": str(cache_dir)},
     )
+
+
+def map_in_one_pass(
+    analysis: FunctionalNetworkMapping,
+    lesions: Sequence[LesionData],
+    n_threads: int = 2,
+    pass_: Pass | None = None,
+    change_plan: Mapping[str, object] = {},
+    **options: object,
+) -> list[LesionData]:
+    """Map loaded lesions in one pass over the connectome, as a batch of `batch_process`; nothing is released.
+
+    Parameters
+    ----------
+    pass_
+        By default a `LocalPass` with all the memory there may be.
+    change_plan
+        Fields of the pass's plan.
+    options
+        To the pass.
+    """
+    pass_ = pass_ or LocalPass(analysis, Resources(2**40, n_threads))
+    plan = replace(pass_.plan(len(lesions), None), **change_plan)
+    rows = Rows.of({key: analysis.row(lesion) for key, lesion in zip(lesion_keys(lesions), lesions, strict=True)})
+    accumulator = pass_.run(rows, plan, **options)
+    return [
+        replace(lesion, weights=None, results={analysis.name: analysis.results(lesion, accumulator, row)})
+        for row, lesion in enumerate(lesions)
+    ]

@@ -33,7 +33,9 @@ from synthetic import (
 )
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData
-from bids_lacuna.batch import batch_process, plan_run, process_batches
+from bids_lacuna.batch import batch_process, process_batches
+from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.runtime.plan import Resources
 
 Array = np.ndarray
 
@@ -247,20 +249,32 @@ def test_outcomes_are_known_as_early_as_can_be(
     """What cannot be loaded is told before its batch is mapped; after the first failure a run may begin nothing."""
     lesions[3] = make_lesion(np.zeros(MASK.shape), 3)
     told: list[tuple[str, list[str]]] = []
-    plan = plan_run(analysis, 7, 2, 2**33, 1)
+    pass_ = LocalPass(analysis, Resources(2**33, 1))
+
+    class Listener:
+        def on_started(self, batch: list[LesionData]) -> None:
+            told.append(("started", names(batch)))
+
+        def on_failed(self, batch: list[LesionData]) -> None:
+            told.append(("failed", names(batch)))
+
+        def on_finished(self, batch: list[LesionData]) -> None:
+            told.append(("finished", names(batch)))
+
     results = process_batches(
         lesions,
         analysis,
-        plan,
-        1,
+        pass_,
+        pass_.plan(7, 2),
         batch_result_callback=lambda batch: told.append(("mapped", names(batch))),
-        on_outcomes=lambda batch: told.append(("known", names(batch))),
+        observer=Listener(),
         stop_on_first_crash=stop,
     )
-    first_batch = [("mapped", ALL_NAMES[:2]), ("known", ALL_NAMES[:2])]
-    assert told[:3] == [*first_batch, ("known", ["sub-3"])]
+    first_batch = [("started", ALL_NAMES[:2]), ("mapped", ALL_NAMES[:2]), ("finished", ALL_NAMES[:2])]
+    assert told[:5] == [*first_batch, ("started", ALL_NAMES[2:4]), ("failed", ["sub-3"])]
+    assert told[5] == (("finished", ["sub-3"]) if stop else ("mapped", ["sub-2"]))
     assert names(results) == known
-    assert len(told) == (4 if stop else 9)
+    assert len(told) == (6 if stop else 13)
 
 
 @pytest.mark.parametrize(
@@ -513,18 +527,18 @@ def test_batches_that_fit(
     analysis = FunctionalNetworkMapping(wide_connectome)
     voxels = box((30, 40, 50), shape=analysis.connectome.grid.shape)
     lesions = [make_lesion(voxels, number) for number in range(n_lesions)]
-    plan = plan_run(analysis, n_lesions, 1, 10**12, n_threads=1)
+    plan = LocalPass(analysis, Resources(10**12, 1)).plan(n_lesions, 1)
     sizes_seen = []
     batch_process(
         lesions,
         analysis,
         lesion_batch_size=size,
         batch_result_callback=lambda results: sizes_seen.append(len(results)),
-        available_bytes=plan.fixed_bytes + int(4.5 * plan.bytes_per_lesion),
+        available_bytes=plan.fixed_bytes + int(4.5 * plan.bytes_per_row),
         n_threads=1,
     )
     assert sizes_seen == sizes
-    assert ("batches of 4 lesions are mapped" in caplog.text) == (size in (None, 5))
+    assert ("using batches of 4 lesions" in caplog.text) == (size in (None, 5))
 
 
 def test_low_coverage(analysis: FunctionalNetworkMapping, caplog: pytest.LogCaptureFixture) -> None:

@@ -162,7 +162,7 @@ def test_every_layout_gives_the_same_store_and_maps(
     weights[0, 31:57] = 1
     lesion = nib.Nifti1Image(store.grid.volume(weights[0].astype(np.uint8), 0), affine)
     analysis = FunctionalNetworkMapping(store.path)
-    (mapped,) = analysis.map_batch([analysis.load(LesionData.from_nifti(lesion))], n_threads=1)
+    (mapped,) = synthetic.map_in_one_pass(analysis, [analysis.load(LesionData.from_nifti(lesion))], n_threads=1)
     joined_runs = [np.concatenate([run - run.mean(axis=0, dtype=float) for run in runs]) for runs in RUNS]
     expected_maps = reference.map_lesions(weights, joined_runs)
     maps = mapped.results["FunctionalNetworkMapping"]

@@ -20,6 +20,7 @@ from synthetic import (
     box,
     make_mask,
     make_series,
+    map_in_one_pass,
     write_connectome,
     write_connectome_folder,
     write_dataset,
@@ -81,7 +82,7 @@ def write_lesion(path: Path, voxels: Array) -> LesionData:
 
 def keep(analysis: FunctionalNetworkMapping, folder: Path, interval_s: float = 1e9) -> Checkpoints:
     """Keep checkpoints as a new process would."""
-    return Checkpoints(folder, interval_s, analysis.dependencies)
+    return Checkpoints(folder, interval_s, analysis.identity)
 
 
 def map_all(
@@ -92,7 +93,7 @@ def map_all(
 ) -> list[Array]:
     """Map lesions in one batch: everything that there is of each."""
     loaded = [analysis.load(lesion) for lesion in lesions]
-    mapped = analysis.map_batch(loaded, 2, checkpoints=checkpoints, on_subject=on_subject)
+    mapped = map_in_one_pass(analysis, loaded, checkpoints=checkpoints, on_subject=on_subject)
     keys = ("correlation_map", "z_map", "t_map", "n_map")
     return [lesion.results[NAME][key].get_fdata() for lesion in mapped for key in keys if key in lesion.results[NAME]]
 
@@ -142,7 +143,7 @@ def test_sigusr1_saves_and_goes_on(
     """SLURM's `--signal=USR1` saves the moments, and the run goes on."""
     caplog.set_level(logging.INFO)
     map_all(analysis, lesions, keep(analysis, tmp_path / "kept"), signal_after(4, signal.SIGUSR1))
-    assert "saved the moments of 5 lesions after connectome subject 4" in caplog.text
+    assert "saved the sums of 5 lesions after connectome subject 4" in caplog.text
 
 
 def test_two_generations(
@@ -153,7 +154,7 @@ def test_two_generations(
     folder = tmp_path / "kept"
     interrupt(analysis, lesions, folder, 10, interval_s=0)
     caplog.set_level(logging.INFO)
-    newest_last = sorted(folder.glob("*.moments"), key=lambda path: path.stat().st_mtime_ns)
+    newest_last = sorted(folder.glob("*.sums"), key=lambda path: path.stat().st_mtime_ns)
     assert len(newest_last) == 2
     for path, damage, words in (
         (newest_last[1], lambda content: content[:-2000] + b"\0\1" + content[-1998:], "after connectome subject 9,"),
@@ -177,7 +178,7 @@ def test_some_of_the_lesions_go_on(
         map_all(analysis, some, keep(analysis, tmp_path / "kept")), map_all(analysis, some), strict=True
     ):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
-    assert "going on after connectome subject 6" in caplog.text
+    assert "resuming after connectome subject 6" in caplog.text
 
 
 @pytest.mark.parametrize("other", ["connectome", "weighting", "mask"])
@@ -191,7 +192,7 @@ def test_what_does_not_fit_is_refused_and_left_alone(
     """Moments of another connectome, weighting or mask are named, kept, and of no influence."""
     folder = tmp_path / "kept"
     interrupt(analysis, lesions, folder, 6)
-    (saved,) = folder.glob("*.moments")
+    (saved,) = folder.glob("*.sums")
     content = saved.read_bytes()
     words = f"made with another {other}"
     if other == "connectome":
@@ -229,11 +230,11 @@ def test_batches_stay_those_of_the_first_run(analysis: FunctionalNetworkMapping,
     assert [len(batch) for batch in batches] == [8, 8, 6]
     first.begin(batches[1:])
     again = keep(analysis, tmp_path)
-    assert again.in_work == keys[8:16]
+    assert again.current_batch == keys[8:16]
     assert again.divide([*keys[8:], "new", "3"], 7) == [keys[8:15], keys[15:16], keys[16:], ["new", "3"]]
     assert again.divide([*keys[8:], "new", "3"], 9) == [keys[8:16], keys[16:], ["new", "3"]]
     again.end()
-    assert keep(analysis, tmp_path).in_work == []
+    assert keep(analysis, tmp_path).current_batch == []
 
 
 def test_a_run_that_ends_well_leaves_nothing(connectome: Path, lesions: list[LesionData], tmp_path: Path) -> None:
@@ -329,19 +330,19 @@ def test_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
 
     options = ("-w", str(tmp_path / "work"), "--checkpoint-minutes", "0.0001")
     ended = start("out", *options)
-    while not list(tmp_path.glob("work/checkpoints/*/[!.]*.moments")):
+    while not list(tmp_path.glob("work/checkpoints/*/[!.]*.sums")):
         assert ended.poll() is None
         time.sleep(0.005)
     ended.send_signal(number)
     _, said = ended.communicate(timeout=30)
     assert ended.returncode != 0
     assert not list(tmp_path.glob("out/sub-*/func/*.nii.gz"))
-    assert ("saved the moments" in said) or number == signal.SIGKILL
+    assert ("saved the sums" in said) or number == signal.SIGKILL
     resumed, undisturbed = start("out", *options), start("undisturbed", "--checkpoint-minutes", "0")
     for process in (resumed, undisturbed):
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said
-        assert ("going on after connectome subject" in said) == (process is resumed)
+        assert ("resuming after connectome subject" in said) == (process is resumed)
     for path in tmp_path.glob("undisturbed/sub-*/func/*"):
         assert (tmp_path / "out" / path.relative_to(tmp_path / "undisturbed")).read_bytes() == path.read_bytes()
     assert not list(tmp_path.glob("work/checkpoints/*/*"))

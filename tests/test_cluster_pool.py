@@ -8,14 +8,14 @@ import dask
 import pytest
 
 from bids_lacuna.cluster import connect, pool
-from bids_lacuna.mapping.functional import MappingStopped
+from bids_lacuna.mapping.analysis import PassStopped
 
 
 def test_no_scheduler_answers() -> None:
     """An address where nobody listens is named."""
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
-        pytest.raises(MappingStopped, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
+        pytest.raises(PassStopped, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
         connect("tcp://127.0.0.1:9", None, 1),
     ):
         pass
@@ -25,7 +25,7 @@ def test_no_scheduler_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """A scheduler file that never comes ends the wait, and an address without its protocol ends it at once."""
     for target in ("127.0.0.1:8786", str(tmp_path / "scheduler.json")):
         with (
-            pytest.raises(MappingStopped, match=r"there is no scheduler file .*written as tcp://host:8786"),
+            pytest.raises(PassStopped, match=r"there is no scheduler file .*written as tcp://host:8786"),
             connect(target, None, 1),
         ):
             pass

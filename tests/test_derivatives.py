@@ -15,17 +15,25 @@ from bidsschematools.schema import load_schema
 
 from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.dataset import prepare_dataset
-from bids_lacuna.derivatives.names import ENTITY_ORDER, MapSettings, expected_maps, map_path
+from bids_lacuna.derivatives.names import ENTITY_ORDER, expected_maps, map_path
 from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, lesion_provenance
 from bids_lacuna.files import write_json
 from bids_lacuna.grid import Grid
+from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance
 from bids_lacuna.runtime.locks import Claim, claiming
 
 
-def settings(voxel_size_mm: tuple[float, float, float] = (2, 2, 2)) -> MapSettings:
+def settings(voxel_size_mm: tuple[float, float, float] = (2, 2, 2)) -> Provenance:
     """Make settings of a connectome called GSP."""
     grid = Grid(np.ones(synthetic.SHAPE, bool), np.diag([*voxel_size_mm, 1.0]))
-    return MapSettings("GSP", "0" * 64, synthetic.SPACE, grid, "volume", compute_t_map=True, t_thresholds=(7.0, 5.25))
+    return Provenance.on(
+        grid,
+        connectome_name="GSP",
+        connectome_hash="0" * 64,
+        space=synthetic.SPACE,
+        options=MappingOptions(t_thresholds=(7.0, 5.25)),
+        software={PROGRAM: "1"},
+    )
 
 
 def mask(name: str, root: Path = Path("/bids")) -> LesionMask:

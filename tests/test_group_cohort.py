@@ -89,7 +89,7 @@ def test_whole_and_equal_maps_make_a_group(root: Path) -> None:
     group = choose(root)
     assert [lesion.name for lesion in group.lesions] == [f"sub-{subject}_label-lesion" for subject in SUBJECTS]
     assert group.left_out == group.not_asked == ()
-    assert group.origin.thresholds == (2, 3)
+    assert group.provenance.options.t_thresholds == (2, 3)
     refuse(group.left_out, len(group.lesions), ())
 
 
@@ -174,7 +174,7 @@ def test_thresholds_that_are_asked_for_need_no_masks(root: Path) -> None:
     redo(root, "03", thresholds=(5,))
     group = choose(root, t_thresholds=(7.0, 2.5))
     assert len(group.lesions) == 5
-    assert group.origin.thresholds == (2.5, 7)
+    assert group.provenance.options.t_thresholds == (2.5, 7)
 
 
 def test_rounding_of_an_affine_does_not_divide_a_group(root: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_new_group_replaces_the_earlier_one(tmp_path: Path, maps: list[dict[st
     kept = summarize_group(other, tmp_path / "out", {"source": "masks"})
     earlier = summarize_group(write_group(tmp_path, maps), tmp_path / "out", {"source": "masks"})
     lesions = sorted((tmp_path / "out").glob("sub-*/**/*.nii.gz"))
-    later = summarize_group(write_group(tmp_path, maps, thresholds=(3.0,)), tmp_path / "out", {"source": "masks"})
+    later = summarize_group(write_group(tmp_path, maps, t_thresholds=(3.0,)), tmp_path / "out", {"source": "masks"})
     gone = {path for key, path in earlier.maps.items() if "T1" in key or "T2p5" in key}
     assert len(gone) == 4
     assert not any(path.exists() or Path(str(path).replace(".nii.gz", ".json")).exists() for path in gone)

@@ -9,14 +9,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
-from synthetic import RADIOLOGICAL, box, make_mask, make_series, write_connectome, write_connectome_folder, write_mask
+from synthetic import (
+    RADIOLOGICAL,
+    box,
+    make_mask,
+    make_series,
+    map_in_one_pass,
+    write_connectome,
+    write_connectome_folder,
+    write_mask,
+)
 
 from bids_lacuna import reference
 from bids_lacuna.connectome.connectome import Connectome
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 from bids_lacuna.mapping.maps import NetworkMaps
-from bids_lacuna.statistics import RunningMoments
+from bids_lacuna.mapping.moments import RunningMoments
+from bids_lacuna.provenance import MappingOptions
 
 Array = np.ndarray
 
@@ -50,7 +60,7 @@ def map_masks(
     """Map lesions in one batch."""
     images = [nib.Nifti1Image(mask.astype(np.uint8), affine) for mask in masks]
     lesions = [analysis.load(LesionData.from_nifti(image)) for image in images]
-    return [lesion.results[analysis.name] for lesion in analysis.map_batch(lesions, n_threads)]
+    return [lesion.results[analysis.name] for lesion in map_in_one_pass(analysis, lesions, n_threads)]
 
 
 def by_reference(
@@ -117,13 +127,14 @@ def test_a_thousand_subjects_stay_exact(tmp_path: Path) -> None:
         np.testing.assert_allclose(data(maps["z_map"]), expected["z"][lesion], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("in_memory", [4, 5, 6])
-def test_subjects_in_memory_change_no_bit(analysis: FunctionalNetworkMapping, in_memory: int) -> None:
+@pytest.mark.parametrize(("n_ahead", "n_together"), [(1, 3), (2, 3), (2, 4)])
+def test_subjects_in_memory_change_no_bit(analysis: FunctionalNetworkMapping, n_ahead: int, n_together: int) -> None:
     """However many connectome subjects are mapped together and read ahead, the maps are the same to the bit."""
     lesions = [
         analysis.load(LesionData.from_nifti(nib.Nifti1Image(mask.astype(np.uint8), RADIOLOGICAL))) for mask in LESIONS
     ]
-    mapped = analysis.map_batch(lesions, 2, in_memory, keep_cached=False)
+    plan = {"n_ahead": n_ahead, "n_together": n_together, "keep_cached": False}
+    mapped = map_in_one_pass(analysis, lesions, change_plan=plan)
     for lesion, expected in zip(mapped, map_masks(analysis, LESIONS), strict=True):
         maps = lesion.results[analysis.name]
         for key in ("correlation_map", "t_map"):
@@ -386,7 +397,7 @@ def test_lesions_come_back_in_order(analysis: FunctionalNetworkMapping, tmp_path
     files = [write_mask(tmp_path / f"{number}.nii.gz", mask) for number, mask in enumerate(LESIONS)]
     lesions = [analysis.load(LesionData.from_nifti(path, {"session": path.name})) for path in files]
     subjects = []
-    mapped = analysis.map_batch(lesions, 1, on_subject=lambda: subjects.append(len(subjects)))
+    mapped = map_in_one_pass(analysis, lesions, 1, on_subject=lambda: subjects.append(len(subjects)))
     assert [lesion.metadata["session"] for lesion in mapped] == [path.name for path in files]
     assert [lesion.coverage for lesion in mapped] == [lesion.coverage for lesion in lesions]
     assert all(lesion.weights is None for lesion in mapped)
@@ -409,7 +420,7 @@ def test_kept_maps_outlive_the_moments(analysis: FunctionalNetworkMapping) -> No
         moments.total[1] += subject
         moments.total_of_squares[1] += subject**2
         moments.count_subject(np.ones(2, bool), np.ones(N_VOXELS, bool))
-    kept = NetworkMaps(lambda: moments.lesion(1), analysis.connectome.grid, "any", True, (), False)
+    kept = NetworkMaps(lambda: moments.statistics(1), analysis.connectome.grid, "any", MappingOptions(), False)
     kept.keep()
     moments.total[:] = moments.n_by_voxel[:] = 7
     np.testing.assert_array_equal(data(kept["z_map"]), 0.5)

@@ -30,7 +30,9 @@ from pathlib import Path
 import nibabel as nib
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData
-from bids_lacuna.batch import batch_process, plan_run
+from bids_lacuna.batch import batch_process
+from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.runtime.plan import Resources
 
 connectome, mask, output, n_lesions, batch_size, callback = sys.argv[1:]
 n_lesions, batch_size = int(n_lesions), json.loads(batch_size)
@@ -57,7 +59,7 @@ def save(results):
 analysis = FunctionalNetworkMapping(connectome, t_threshold=3)
 lesions = [LesionData.from_nifti(mask) for _ in range(n_lesions)]
 options = {"lesion_batch_size": batch_size, "available_bytes": 2**40, "n_threads": 2}
-plan = plan_run(analysis, n_lesions, **options, keep_results=callback == "none")
+plan = LocalPass(analysis, Resources(2**40, 2)).plan(n_lesions, batch_size, keep_results=callback == "none")
 results = batch_process(lesions, analysis, batch_result_callback=save if callback == "save" else None, **options)
 print(json.dumps({
     "planned": plan.peak_bytes,

@@ -8,22 +8,24 @@ from pathlib import Path
 
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import Run
+from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.report.methods import combine, describe_group_methods, describe_methods, write_citation
 
 RUN = Run(
     command="bids-lacuna /data /out participant --connectome /GSP",
     started="2026-11-25T12:00:00+0000",
-    version="1.2.3",
-    software={"Python": "3.13.1", "numpy": "2.3.5"},
-    connectome_name="GSP7",
-    connectome_hash="ab" * 32,
-    connectome_space="MNI152NLin6Asym",
+    provenance=Provenance(
+        connectome_name="GSP7",
+        connectome_hash="ab" * 32,
+        space="MNI152NLin6Asym",
+        shape=(91, 109, 61),
+        affine=(-2, 0, 0, 90, 0, 2, 0, -126, 0, 0, 3, -72, 0, 0, 0, 1),
+        options=MappingOptions(t_thresholds=(5.0, 7.5)),
+        software={"bids-lacuna": "1.2.3", "Python": "3.13.1", "numpy": "2.3.5"},
+    ),
     n_connectome_subjects=997,
     n_timepoints=127,
     n_voxels=285903,
-    voxel_sizes_mm=[2.0, 2.0, 3.0],
-    weighting="volume",
-    t_thresholds=[5.0, 7.5],
     n_lesions=11,
     batch_size=11,
     n_threads=2,
@@ -31,7 +33,13 @@ RUN = Run(
     available_bytes=2**31,
     memory_limit="--mem",
     links={"source": "source"},
+    reports=True,
 )
+
+
+def with_provenance(**changes: object) -> Run:
+    """Change what the run's maps were made from."""
+    return replace(RUN, provenance=replace(RUN.provenance, **changes))
 
 
 def test_the_text_has_the_run_s_numbers() -> None:
@@ -47,7 +55,7 @@ def test_the_text_has_the_run_s_numbers() -> None:
     for version in ("bids_lacuna 1.2.3", "Python 3.13.1", "numpy 2.3.5"):
         assert version in text
     assert "by the share of its volume" in text
-    assert "at least half" in describe_methods(replace(RUN, weighting="binary"))
+    assert "at least half" in describe_methods(with_provenance(options=MappingOptions(weighting="binary")))
 
 
 def test_a_single_subject_has_no_t() -> None:
@@ -76,7 +84,7 @@ def test_every_citation_has_its_reference(tmp_path: Path) -> None:
 def test_runs_alike_are_told_once() -> None:
     """Two runs with the same settings give one text, two connectomes give two."""
     assert combine([RUN, replace(RUN, n_lesions=3)]) == describe_methods(RUN)
-    assert combine([RUN, replace(RUN, connectome_name="HCP")]).count("@boes2015") == 2
+    assert combine([RUN, with_provenance(connectome_name="HCP")]).count("@boes2015") == 2
 
 
 def test_a_group_is_described() -> None:

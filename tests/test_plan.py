@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from bids_lacuna.runtime.memory import memory_budget, resident_bytes
-from bids_lacuna.runtime.plan import plan_batches
+from bids_lacuna.runtime.plan import Footprint, Resources, plan_batches
 from bids_lacuna.text import format_bytes
 
 MIB = 2**20
@@ -351,60 +352,93 @@ def test_address_space_limits_are_real(free_mib: int) -> None:
     assert not allocated_more
 
 
-SUBJECT = {"streaming_bytes": 400_009, "subject_bytes": 100_003}
-"""What three connectome subjects take in memory, and each one more."""
+FOOTPRINT = Footprint(
+    accumulator_bytes=16 * 1009,
+    row_bytes=8 * 11 + 1614 + 4096,
+    kept_bytes=12 * 1009,
+    result_bytes=24 * 2003,
+    subject_bytes=100_003,
+    reading_bytes=200_003,
+    n_readers=2,
+    group=4,
+    connectome_bytes=10**8,
+)
+"""Primes, so that each term shows in a sum."""
+
+UNLIMITED = Resources(10**9, 3)
+
+
+STREAMING_BYTES = 2 * 200_003 + 100_003
+"""Three connectome subjects, two of which are being read."""
 
 
 def test_every_term_of_the_plan() -> None:
-    """The bytes of a plan are those of the base, subjects in memory, tiles, one lesion's maps, and of each lesion."""
-    result = plan_batches(7, 11, 1009, 10**9, 3, volume_voxels=2003, base_bytes=10007, **SUBJECT)
-    assert result.fixed_bytes == 10007 + 400_009 + (8 + 3 * 5) * 2**20 + 24 * 2003
-    assert result.bytes_per_lesion == 16 * 1009 + 8 * 11 + 16 * 1009 // 10 + 4096
-    assert result.peak_bytes == result.fixed_bytes + 7 * result.bytes_per_lesion
-    assert (result.n_lesions, result.batch_size, result.n_batches) == (7, 7, 1)
+    """The bytes of a plan are those of the process, subjects, tiles, one lesion's maps, reports, and each lesion."""
+    resources = Resources(10**9, 3, reserved_bytes=10009)
+    result = plan_batches(7, FOOTPRINT, resources, occupied_bytes=10007)
+    assert result.fixed_bytes == 10007 + 10009 + STREAMING_BYTES + (8 + 3 * 5) * 2**20 + 24 * 2003
+    assert result.bytes_per_row == 16 * 1009 + 8 * 11 + 16 * 1009 // 10 + 4096
+    assert result.peak_bytes == result.fixed_bytes + 7 * result.bytes_per_row
+    assert (result.n_rows, result.batch_size, result.n_batches) == (7, 7, 1)
     assert result.available_bytes == 10**9
 
 
-@pytest.mark.parametrize(("n_lesions", "in_memory"), [(7, 3), (61, 3), (62, 4), (124, 5), (186, 6), (1000, 6)])
-def test_many_lesions_are_worth_more_subjects(n_lesions: int, in_memory: int) -> None:
+@pytest.mark.parametrize(
+    ("n_lesions", "n_ahead", "n_together"),
+    [(7, 2, 1), (61, 2, 1), (62, 2, 2), (124, 2, 3), (186, 2, 4), (1000, 2, 4)],
+)
+def test_many_lesions_are_worth_more_subjects(n_lesions: int, n_ahead: int, n_together: int) -> None:
     """Subjects beyond the third take at most a tenth of the moments, 16 bytes a voxel and lesion: 62 lesions each."""
-    result = plan_batches(n_lesions, 11, 1009, 10**9, 3, **SUBJECT)
-    assert result.subjects_in_memory == in_memory
-    assert result.fixed_bytes == (8 + 3 * 5) * 2**20 + 24 * 1009 + 400_009 + (in_memory - 3) * 100_003
+    result = plan_batches(n_lesions, FOOTPRINT, UNLIMITED)
+    assert (result.n_ahead, result.n_together) == (n_ahead, n_together)
+    more_bytes = (n_ahead + n_together - 3) * 100_003
+    assert result.fixed_bytes == (8 + 3 * 5) * 2**20 + 24 * 2003 + STREAMING_BYTES + more_bytes
+
+
+def test_a_third_of_the_subjects_is_read_ahead() -> None:
+    """With one reader, one of three subjects is read ahead, and two of six; no more are added than go together."""
+    one_reader = replace(FOOTPRINT, n_readers=1)
+    few, many = (plan_batches(n, one_reader, UNLIMITED) for n in (1, 1000))
+    assert (few.n_ahead, few.n_together) == (1, 2)
+    assert (many.n_ahead, many.n_together) == (2, 4)
+    narrow = plan_batches(1000, replace(one_reader, group=3), UNLIMITED)
+    assert (narrow.n_ahead, narrow.n_together) == (2, 3)
 
 
 def test_subjects_beyond_the_third_take_no_lesions_place() -> None:
     """Where memory holds just the batch, three have to do; a byte too few for a fifth leaves four."""
-    roomy = plan_batches(500, 11, 1009, 10**9, 3, **SUBJECT)
+    roomy = plan_batches(500, FOOTPRINT, UNLIMITED)
     least = roomy.peak_bytes - 3 * 100_003
     for extra_bytes, in_memory in ((0, 3), (2 * 100_003 - 1, 4), (2 * 100_003, 5)):
-        result = plan_batches(500, 11, 1009, least + extra_bytes, 3, **SUBJECT)
-        assert (result.batch_size, result.subjects_in_memory) == (500, in_memory)
+        result = plan_batches(500, FOOTPRINT, Resources(least + extra_bytes, 3))
+        assert (result.batch_size, result.n_ahead + result.n_together) == (500, in_memory)
         assert result.peak_bytes <= result.available_bytes
+
+
+def test_a_connectome_stays_cached_where_it_fits() -> None:
+    """The connectome stays in the page cache if the run leaves it as much memory, to the byte."""
+    peak = plan_batches(7, FOOTPRINT, UNLIMITED).peak_bytes
+    for spare_bytes, cached in ((10**8 - 1, False), (10**8, True)):
+        assert plan_batches(7, FOOTPRINT, Resources(peak + spare_bytes, 3)).keep_cached == cached
 
 
 def test_kept_results_add_to_the_plan() -> None:
     """Results that stay to the end take 12 bytes for each voxel and each lesion of the whole run."""
-    lean = plan_batches(13, 11, 1009, 10**9, 3, lesion_batch_size=5)
-    keeping = plan_batches(13, 11, 1009, 10**9, 3, lesion_batch_size=5, keep_results=True)
+    lean = plan_batches(13, FOOTPRINT, UNLIMITED, batch_size=5)
+    keeping = plan_batches(13, FOOTPRINT, UNLIMITED, batch_size=5, keep_results=True)
     assert keeping.fixed_bytes - lean.fixed_bytes == 13 * 12 * 1009
-    assert keeping.bytes_per_lesion == lean.bytes_per_lesion
-
-
-def test_the_volume_is_the_grid_by_default() -> None:
-    """Without a volume's size, a map has as many voxels as the grid."""
-    assert plan_batches(7, 11, 1009, 10**9, 3) == plan_batches(7, 11, 1009, 10**9, 3, volume_voxels=1009)
+    assert keeping.bytes_per_row == lean.bytes_per_row
 
 
 def room_for(n_lesions: int) -> int:
     """Bytes in which that many lesions fit, and not one more."""
-    one = plan_batches(1, 11, 1009, 10**9, 3)
-    return one.fixed_bytes + (n_lesions + 1) * one.bytes_per_lesion - 1
+    one = plan_batches(1, FOOTPRINT, UNLIMITED)
+    return one.fixed_bytes + (n_lesions + 1) * one.bytes_per_row - 1
 
 
 def test_batches_are_of_equal_size() -> None:
     """1050 lesions where 1000 fit are two batches of 525."""
-    result = plan_batches(1050, 11, 1009, room_for(1000), 3)
+    result = plan_batches(1050, FOOTPRINT, Resources(room_for(1000), 3))
     assert (result.batch_size, result.n_batches) == (525, 2)
 
 
@@ -412,7 +446,7 @@ def test_batches_are_of_equal_size() -> None:
 @pytest.mark.parametrize("fits", [1, 2, 97, 101, 5003])
 def test_automatic_batches_fit_in_the_fewest_passes(n_lesions: int, fits: int) -> None:
     """Whatever the counts, batches fit, hold all lesions, and are as few as can be."""
-    result = plan_batches(n_lesions, 11, 1009, room_for(fits), 3)
+    result = plan_batches(n_lesions, FOOTPRINT, Resources(room_for(fits), 3))
     assert result.n_batches == ceil(n_lesions / fits)
     assert (result.n_batches - 1) * result.batch_size < n_lesions <= result.n_batches * result.batch_size
     assert result.peak_bytes <= result.available_bytes
@@ -420,9 +454,9 @@ def test_automatic_batches_fit_in_the_fewest_passes(n_lesions: int, fits: int) -
 
 def test_memory_to_the_byte() -> None:
     """One byte less than a batch needs is one lesion less."""
-    needed = plan_batches(7, 11, 1009, 10**9, 3).peak_bytes
-    assert plan_batches(7, 11, 1009, needed, 3, lesion_batch_size=7).batch_size == 7
-    assert plan_batches(7, 11, 1009, needed - 1, 3, lesion_batch_size=7).batch_size == 6
+    needed = plan_batches(7, FOOTPRINT, UNLIMITED).peak_bytes
+    assert plan_batches(7, FOOTPRINT, Resources(needed, 3), batch_size=7).batch_size == 7
+    assert plan_batches(7, FOOTPRINT, Resources(needed - 1, 3), batch_size=7).batch_size == 6
 
 
 @pytest.mark.parametrize(
@@ -433,7 +467,7 @@ def test_a_batch_size_that_fits_is_taken(
     lesion_batch_size: int | None, batch_size: int, n_batches: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The user's batch size is used, but for more lesions than there are, and None is all of them."""
-    result = plan_batches(13, 11, 1009, room_for(13), 3, lesion_batch_size=lesion_batch_size)
+    result = plan_batches(13, FOOTPRINT, Resources(room_for(13), 3), batch_size=lesion_batch_size)
     assert (result.batch_size, result.n_batches) == (batch_size, n_batches)
     assert not caplog.records
 
@@ -443,25 +477,25 @@ def test_a_batch_size_that_does_not_fit_is_lowered(
     lesion_batch_size: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where memory holds fewer lesions than asked for, the batch is lowered, and a warning gives both numbers."""
-    result = plan_batches(11, 11, 1009, room_for(7), 3, lesion_batch_size=lesion_batch_size)
+    result = plan_batches(11, FOOTPRINT, Resources(room_for(7), 3), batch_size=lesion_batch_size)
     assert (result.batch_size, result.n_batches) == (7, 2)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    needed = result.fixed_bytes + 11 * result.bytes_per_lesion
+    needed = result.fixed_bytes + 11 * result.bytes_per_row
     for words in ("11 lesions", "7 lesions", format_bytes(needed), format_bytes(room_for(7))):
         assert words in record.getMessage()
 
 
 def test_automatic_batches_do_not_warn(caplog: pytest.LogCaptureFixture) -> None:
     """Several passes are no reason for a warning when nobody asked for one."""
-    assert plan_batches(11, 11, 1009, room_for(7), 3).n_batches == 2
+    assert plan_batches(11, FOOTPRINT, Resources(room_for(7), 3)).n_batches == 2
     assert not caplog.records
 
 
 @pytest.mark.parametrize("lesion_batch_size", ["auto", None, 5])
 def test_no_lesions_are_no_batches(lesion_batch_size: int | None) -> None:
     """Nothing to map needs no pass, in however little memory."""
-    result = plan_batches(0, 11, 1009, 1, 3, lesion_batch_size=lesion_batch_size)
+    result = plan_batches(0, FOOTPRINT, Resources(1, 3), batch_size=lesion_batch_size)
     assert (result.batch_size, result.n_batches, result.peak_bytes) == (0, 0, result.fixed_bytes)
 
 
@@ -470,7 +504,7 @@ def test_no_lesions_are_no_batches(lesion_batch_size: int | None) -> None:
 def test_other_batch_sizes_are_errors(n_lesions: int, lesion_batch_size: object) -> None:
     """The error shows what was given and lists what may be."""
     with pytest.raises(ValueError, match=r"whole number from 1, 'auto' .* or None") as caught:
-        plan_batches(n_lesions, 11, 1009, 10**9, 3, lesion_batch_size=lesion_batch_size)  # type: ignore[arg-type]
+        plan_batches(n_lesions, FOOTPRINT, UNLIMITED, batch_size=lesion_batch_size)  # type: ignore[arg-type]
     assert repr(lesion_batch_size) in str(caught.value)
 
 
@@ -479,7 +513,7 @@ def test_other_batch_sizes_are_errors(n_lesions: int, lesion_batch_size: object)
 def test_one_lesion_that_does_not_fit_is_an_error(keep_results: bool, lesion_batch_size: int | None) -> None:
     """Where one lesion is too much, the error says what it needs, what there is, and what can be done."""
     with pytest.raises(MemoryError, match="use a coarser connectome or raise --mem") as caught:
-        plan_batches(7, 11, 1009, room_for(0), 3, lesion_batch_size=lesion_batch_size, keep_results=keep_results)
+        plan_batches(7, FOOTPRINT, Resources(room_for(0), 3), batch_size=lesion_batch_size, keep_results=keep_results)
     needed = room_for(0) + 1 + (7 * 12 * 1009 if keep_results else 0)
     assert f"one lesion needs {format_bytes(needed)}, {format_bytes(room_for(0))} is available" in str(caught.value)
 
@@ -487,14 +521,14 @@ def test_one_lesion_that_does_not_fit_is_an_error(keep_results: bool, lesion_bat
 def test_results_that_do_not_fit_call_for_a_callback() -> None:
     """Where only keeping the results is too much, the error says so and names the callback."""
     with pytest.raises(MemoryError, match="batch_result_callback") as caught:
-        plan_batches(1009, 11, 1009, room_for(1), 3, keep_results=True)
+        plan_batches(1009, FOOTPRINT, Resources(room_for(1), 3), keep_results=True)
     assert f"{format_bytes(1009 * 12 * 1009)} of it would keep the results of all 1009 lesions" in str(caught.value)
     assert "--mem" not in str(caught.value)
-    assert plan_batches(1009, 11, 1009, room_for(1), 3).n_batches == 1009
+    assert plan_batches(1009, FOOTPRINT, Resources(room_for(1), 3)).n_batches == 1009
 
 
 def test_a_budget_leaves_room_for_a_plan() -> None:
     """What the process occupies now counts in the budget and in the plan's base alike."""
     budget = memory_budget()
-    result = plan_batches(3, 11, 1009, budget.available_bytes, 1, base_bytes=resident_bytes())
+    result = plan_batches(3, FOOTPRINT, Resources(budget.available_bytes, 1), occupied_bytes=resident_bytes())
     assert result.peak_bytes < budget.available_bytes

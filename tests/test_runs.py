@@ -8,7 +8,7 @@ from pathlib import Path
 
 from test_methods import RUN
 
-from bids_lacuna.derivatives.history import library_versions, read_outcomes, read_run
+from bids_lacuna.derivatives.history import read_outcomes, read_run
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -44,13 +44,3 @@ def test_outcomes_come_run_by_run(tmp_path: Path) -> None:
     assert [outcome.status for outcome in outcomes] == ["failed", "done"]
     assert outcomes[0].mask == ("more", "m.nii.gz")
     assert [outcome.run is None for outcome in outcomes] == [False, True]
-
-
-def test_versions_are_those_installed() -> None:
-    """The versions of NumPy and nibabel are what the modules themselves say."""
-    import nibabel
-    import numpy
-
-    versions = library_versions()
-    assert versions["numpy"] == numpy.__version__
-    assert versions["nibabel"] == nibabel.__version__

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from bids_lacuna.statistics import RunningMoments, fdr_threshold, minus_log10_p
+from bids_lacuna.mapping.moments import RunningMoments
+from bids_lacuna.statistics import fdr_threshold, minus_log10_p
 
 Array = np.ndarray
 
@@ -76,7 +77,7 @@ def test_statistics_are_scipys(
     if voxels_vary:
         z[~np.broadcast_to(voxel_is_defined[:, np.newaxis], z.shape)] = np.nan
     for lesion in range(N_LESIONS):
-        result = moments.lesion(lesion)
+        result = moments.statistics(lesion)
         for voxel in range(N_VOXELS):
             there = z[np.isfinite(z[:, lesion, voxel]), lesion, voxel]
             mean = there.mean() if len(there) else np.nan
@@ -93,14 +94,14 @@ def test_t_far_inside_a_lesion() -> None:
     """With a mean 7000 standard deviations from 0, sums over 1000 subjects still give t to 1e-4."""
     z = np.random.default_rng(7).normal(7, 1e-3, (1000, 1, 31)).astype(np.float32)
     expected = stats.ttest_1samp(z.astype(float), 0).statistic
-    np.testing.assert_allclose(run(z).lesion(0).t, expected[0], rtol=1e-4)
+    np.testing.assert_allclose(run(z).statistics(0).t, expected[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("value", [0, 0.1, -0.7, 7.2543287, -7.2543287])
 @pytest.mark.parametrize("n_subjects", [2, 3, 37, 1000, 1746])
 def test_no_spread_no_t(value: float, n_subjects: int) -> None:
     """Where z is the same in every subject, t is NaN and z is as it is, whatever the sums' rounding."""
-    result = run(np.full((n_subjects, 1, 1), value)).lesion(0)
+    result = run(np.full((n_subjects, 1, 1), value)).statistics(0)
     assert math.isnan(result.t[0])
     assert result.z[0] == np.float32(value)
     assert result.n[0] == n_subjects
@@ -108,7 +109,7 @@ def test_no_spread_no_t(value: float, n_subjects: int) -> None:
 
 def test_one_subject_has_no_t(z: Array) -> None:
     """With n = 1, r and z are that subject's and t is NaN."""
-    result = run(z[:1]).lesion(2)
+    result = run(z[:1]).statistics(2)
     np.testing.assert_array_equal(result.z, z[0, 2])
     np.testing.assert_allclose(result.r, np.tanh(z[0, 2]), rtol=1e-6)
     assert np.isnan(result.t).all()
@@ -117,8 +118,8 @@ def test_one_subject_has_no_t(z: Array) -> None:
 
 def test_no_subject_has_nothing(z: Array) -> None:
     """With n = 0, everything is NaN, before the first subject and where every subject lacks the seed."""
-    no_seed = run(z, np.zeros((N_SUBJECTS, N_LESIONS), bool)).lesion(1)
-    for result in (RunningMoments(N_LESIONS, N_VOXELS).lesion(1), no_seed):
+    no_seed = run(z, np.zeros((N_SUBJECTS, N_LESIONS), bool)).statistics(1)
+    for result in (RunningMoments(N_LESIONS, N_VOXELS).statistics(1), no_seed):
         assert np.isnan([result.z, result.r, result.t]).all()
         np.testing.assert_array_equal(result.n, 0)
         assert result.n_subjects == 0
@@ -127,7 +128,7 @@ def test_no_subject_has_nothing(z: Array) -> None:
 def test_asking_changes_nothing(z: Array, seed_is_defined: Array, voxel_is_defined: Array) -> None:
     """Statistics can be asked for between two subjects and again at the end."""
     moments = run(z[:11], seed_is_defined[:11], voxel_is_defined[:11])
-    first, again = moments.lesion(1), moments.lesion(1)
+    first, again = moments.statistics(1), moments.statistics(1)
     for name in ("z", "t", "n"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
 
@@ -140,9 +141,10 @@ def test_merged_moments_are_those_of_one_pass(
     whole = run(z, seed_is_defined, voxel_is_defined)
     for first, second in ((slice(split), slice(split, None)), (slice(split, None), slice(split))):
         merged = run(z[first], seed_is_defined[first], voxel_is_defined[first])
-        merged.merge(run(z[second], seed_is_defined[second], voxel_is_defined[second]))
+        blocks = run(z[second], seed_is_defined[second], voxel_is_defined[second]).blocks()
+        merged.merge((index, 0, block) for index, block in enumerate(blocks))
         for lesion in range(N_LESIONS):
-            ours, expected = merged.lesion(lesion), whole.lesion(lesion)
+            ours, expected = merged.statistics(lesion), whole.statistics(lesion)
             np.testing.assert_allclose(ours.z, expected.z, rtol=1e-6)
             np.testing.assert_allclose(ours.t, expected.t, rtol=1e-6)
             np.testing.assert_array_equal(ours.n, expected.n)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from bids_lacuna import kernels
+from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.batch import load_lesions
-from bids_lacuna.derivatives.names import MapSettings
 from bids_lacuna.derivatives.records import LesionRecord
 from bids_lacuna.derivatives.writer import DerivativesWriter
-from bids_lacuna.group import Group
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
-from bids_lacuna.mapping.functional import FunctionalNetworkMapping, count_together
+from bids_lacuna.mapping.functional import FunctionalNetworkMapping
+from bids_lacuna.mapping.local import LocalPass
 from bids_lacuna.report.pool import PAGE_BYTES, PAGE_SECONDS
-from bids_lacuna.runtime.memory import MemoryBudget
-from bids_lacuna.runtime.plan import BatchPlan
-from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.runtime.plan import BatchPlan, Resources
+from bids_lacuna.runtime.progress import Progress, above_the_bar
 from bids_lacuna.text import format_bytes, one_line
+from bids_lacuna.weights import Rows
+
+if TYPE_CHECKING:
+    from bids_lacuna.app.participant import Job
 
 SAMPLED_SUBJECTS = 3 * kernels.GROUP
 """Of the connectome: the first group of them also touches the memory of the moments, the others are timed."""
@@ -50,24 +55,40 @@ class Sample:
         """Estimate what a run takes, from its first pass on."""
         n_after = max(0, n_connectome_subjects - self.n_together)
         a_pass = self.seconds_begin + n_after * self.seconds_per_subject
-        return plan.n_batches * a_pass + plan.n_lesions * self.seconds_per_lesion
+        return plan.n_batches * a_pass + plan.n_rows * self.seconds_per_lesion
+
+
+def preview(job: Job, plan: BatchPlan) -> Exit:
+    """Print the lesions and what becomes of each, the plan, and what the run would take."""
+    n_subjects, quiet = job.analysis.n_subjects, job.arguments.quiet
+    with above_the_bar():
+        lesions = load_records(job.pending, job.analysis, plan.batch_size, job.resources.n_threads, not quiet)
+    sys.stdout.write(describe_lesions(job.records) + "\n")
+    is_local = isinstance(job.pass_, LocalPass)
+    source = job.resources.source if is_local else "the tightest host of the Dask cluster"
+    sys.stdout.write(describe_plan(plan, replace(job.resources, source=source), n_subjects))
+    if lesions and is_local:
+        with ending(Exit.INPUT_OUTPUT, OSError), ending(Exit.FAILED, MemoryError):
+            sample = take_sample(lesions, job, plan)
+        left = replace(plan, n_rows=len(job.pending))
+        sys.stdout.write(describe_cost(sample, left, n_subjects, job.arguments.output_dir, job.n_report_workers))
+    return Exit.OK
 
 
 def load_records(
-    records: Sequence[LesionRecord],
+    pending: Sequence[LesionRecord],
     analysis: FunctionalNetworkMapping,
     n_kept: int,
     n_threads: int,
     show_progress: bool,
 ) -> list[LesionData]:
-    """Read the masks that would be mapped, and note on each record what comes of it.
+    """Read the masks that would be mapped, and record what comes of it.
 
     Parameters
     ----------
     n_kept
-        How many loaded lesions are given back, as a sample; the others leave the memory.
+        How many loaded lesions are returned, as a sample; the others leave the memory.
     """
-    pending = [record for record in records if record.status == "pending"]
     kept: list[LesionData] = []
     with Progress(len(pending), "reading masks", "mask", shown=show_progress) as progress:
         for start in range(0, len(pending), 4 * n_threads):
@@ -83,13 +104,7 @@ def load_records(
     return kept
 
 
-def take_sample(
-    lesions: Sequence[LesionData],
-    analysis: FunctionalNetworkMapping,
-    settings: MapSettings,
-    plan: BatchPlan,
-    n_threads: int,
-) -> Sample:
+def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sample:
     """Map lesions in a few connectome subjects, and write one lesion's maps into a folder that is removed again.
 
     Raises
@@ -97,29 +112,28 @@ def take_sample(
     OSError, MemoryError
         The connectome cannot be read, there is no room, or the memory ran out.
     """
-    few = FunctionalNetworkMapping(
-        analysis.connectome.first(SAMPLED_SUBJECTS),
-        compute_t_map=analysis.compute_t_map,
-        t_threshold=analysis.t_thresholds or None,
-        weighting=analysis.weighting,
-        lesion_threshold=analysis.lesion_threshold,
-    )
+    analysis = job.analysis
+    few = FunctionalNetworkMapping.of(analysis.connectome.first(SAMPLED_SUBJECTS), analysis.options)
     times = [time.perf_counter()]
-    in_memory = plan.subjects_in_memory
-    mapped = few.map_batch(lesions, n_threads, in_memory, on_subject=lambda: times.append(time.perf_counter()))
-    n_together = count_together(analysis.connectome, in_memory)
-    first_group = times[: n_together + 1]
+    rows = Rows.of({str(number): few.row(lesion) for number, lesion in enumerate(lesions)})
+    accumulator: Any = LocalPass(few, job.resources).run(
+        rows, plan, on_subject=lambda: times.append(time.perf_counter())
+    )
+    first_group = times[: plan.n_together + 1]
     n_after = len(times) - len(first_group)
-    record = replace(lesions[0].metadata["record"])
+    mapped = replace(lesions[0], results={few.name: few.results(lesions[0], accumulator, 0)})
+    (record,) = (record for record in job.records if record.mask.path == mapped.mask)
+    sampled = replace(record, status="pending")
     with TemporaryDirectory(prefix="bids-lacuna-") as folder:
-        writer = DerivativesWriter(Path(folder), settings, [record], Path(folder), {record.mask.dataset: "sample"})
+        links = {record.mask.dataset: "sample"}
+        writer = DerivativesWriter(Path(folder), job.provenance, [sampled], Path(folder), links)
         began = time.perf_counter()
-        writer([replace(mapped[0], metadata={"record": record})])
+        writer([mapped])
         seconds_per_lesion = time.perf_counter() - began
         n_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return Sample(
         len(times) - 1,
-        n_together,
+        plan.n_together,
         first_group[-1] - times[0],
         (times[-1] - first_group[-1]) / n_after if n_after else 0,
         seconds_per_lesion,
@@ -146,17 +160,18 @@ def describe_lesions(records: Sequence[LesionRecord]) -> str:
     )
 
 
-def describe_plan(plan: BatchPlan, budget: MemoryBudget, n_subjects: int, n_threads: int, reserved_bytes: int) -> str:
+def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str:
     """Lay out the batches and the memory."""
+    reserved = format_bytes(resources.reserved_bytes)
     return _layout(
         {
-            "lesions to map": f"{plan.n_lesions}",
+            "lesions to map": f"{plan.n_rows}",
             "batch size": f"{plan.batch_size}",
-            "passes": f"{plan.n_batches} over {n_subjects} connectome subjects, on {n_threads} threads",
-            "memory, fixed": f"{format_bytes(plan.fixed_bytes)}, {format_bytes(reserved_bytes)} of it for reports",
-            "memory, per lesion": format_bytes(plan.bytes_per_lesion),
+            "passes": f"{plan.n_batches} over {n_subjects} connectome subjects, on {resources.n_threads} threads",
+            "memory, fixed": f"{format_bytes(plan.fixed_bytes)}, {reserved} of it for reports",
+            "memory, per lesion": format_bytes(plan.bytes_per_row),
             "memory, peak": format_bytes(plan.peak_bytes),
-            "memory, available": f"{format_bytes(budget.available_bytes)} ({budget.source})",
+            "memory, available": f"{format_bytes(plan.available_bytes)} ({resources.source})",
         }
     )
 
@@ -165,7 +180,7 @@ def describe_cost(
     sample: Sample, plan: BatchPlan, n_connectome_subjects: int, output_dir: Path, n_report_workers: int
 ) -> str:
     """Estimate the disk that the maps and pages need, and the time that they take."""
-    n_bytes = plan.n_lesions * (sample.bytes_per_lesion + (PAGE_BYTES if n_report_workers else 0))
+    n_bytes = plan.n_rows * (sample.bytes_per_lesion + (PAGE_BYTES if n_report_workers else 0))
     there = next(path for path in (output_dir, *output_dir.absolute().parents) if path.is_dir())
     free_bytes = shutil.disk_usage(there).free
     seconds = sample.seconds(plan, n_connectome_subjects)
@@ -174,7 +189,7 @@ def describe_cost(
         f"{n_connectome_subjects}"
     )
     if n_report_workers:
-        seconds_of_pages = plan.n_lesions * PAGE_SECONDS / n_report_workers
+        seconds_of_pages = plan.n_rows * PAGE_SECONDS / n_report_workers
         if seconds_of_pages > seconds:
             seconds, what = seconds_of_pages, f"{PAGE_SECONDS:g} s for each lesion's reports, in {n_report_workers}"
             what += " processes" if n_report_workers > 1 else " process"
@@ -196,13 +211,3 @@ def format_seconds(seconds: float) -> str:
 
 def _layout(rows: dict[str, str]) -> str:
     return "".join(f"{name:20}{value}\n" for name, value in rows.items())
-
-
-def describe_group(group: Group, ignored: Sequence[str]) -> str:
-    """List the maps that would be read, and the lesions that cannot be in the group."""
-    lines = [f"lesions: {len(group.lesions)}, {group.origin.describe()}"]
-    lines += [f"  read    {path}" for lesion in group.lesions for path in (lesion.mask.path, *lesion.maps.values())]
-    for lesion in group.left_out:
-        word = "leave" if lesion.kind in ignored else "refuse"
-        lines.append(f"  {word:8}{lesion.name}: {lesion.kind}: {lesion.reason}")
-    return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """The pass over the connectome on a Dask cluster."""
 
 from bids_lacuna.cluster.pool import connect
-from bids_lacuna.cluster.run import ClusterMapping
+from bids_lacuna.cluster.run import ClusterPass
 
-__all__ = ["ClusterMapping", "connect"]
+__all__ = ["ClusterPass", "connect"]

@@ -17,9 +17,8 @@ from typing import Any
 from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
 
 from bids_lacuna._version import __version__
-from bids_lacuna.cluster.worker import WorkerInfo, open_connectome
-from bids_lacuna.connectome.connectome import Connectome
-from bids_lacuna.mapping.functional import MappingStopped, NoWorker
+from bids_lacuna.cluster.worker import WorkerInfo, open_analysis
+from bids_lacuna.mapping.analysis import Analysis, NoWorker, PassStopped
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def connect(scheduler: str | None, n_workers: int | None, n_threads: int) -> Ite
 
     Raises
     ------
-    MappingStopped
+    PassStopped
         No scheduler answers.
     """
     with _quiet():
@@ -67,7 +66,7 @@ def connect(scheduler: str | None, n_workers: int | None, n_threads: int) -> Ite
         try:
             client = Client(**target, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise MappingStopped(f"no Dask scheduler answers at {scheduler} ({error})") from error
+            raise PassStopped(f"no Dask scheduler answers at {scheduler} ({error})") from error
         try:
             if cluster is not None:
                 client.register_plugin(_IgnoreInterrupt())
@@ -85,7 +84,7 @@ def _await_file(path: str) -> str:
     deadline = time.monotonic() + PATIENCE_S
     while not Path(path).exists():
         if re.fullmatch(r"[^/]+:\d+", path) or time.monotonic() > deadline:
-            raise MappingStopped(f"there is no scheduler file {path}; an address is written as tcp://host:8786")
+            raise PassStopped(f"there is no scheduler file {path}; an address is written as tcp://host:8786")
         time.sleep(POLL_S)
     return path
 
@@ -116,21 +115,21 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def reporting_a_lost_scheduler(client: Client) -> Iterator[None]:
-    """Raise MappingStopped in place of any error that occurs after the scheduler is gone."""
+    """Raise PassStopped in place of any error that occurs after the scheduler is gone."""
     try:
         yield
-    except MappingStopped:
+    except PassStopped:
         raise
     except Exception as error:
         if client.status != "running":
-            raise MappingStopped(GONE) from error
+            raise PassStopped(GONE) from error
         raise
 
 
 class WorkerPool:
     """The workers that have opened the connectome."""
 
-    def __init__(self, client: Client, connectome: Connectome, n_threads: int | None) -> None:
+    def __init__(self, client: Client, analysis: Analysis, n_threads: int | None) -> None:
         self.client = client
         self.states: dict[str, Future[Any]] = {}
         """Each worker's `WorkerState`, by the worker's address."""
@@ -143,15 +142,7 @@ class WorkerPool:
         self._lost: set[str] = set()
         """Workers that are lost, and not reported yet."""
         self._something_done = Event()
-        self._open = partial(
-            open_connectome,
-            connectome.path.absolute(),
-            connectome.name,
-            connectome.space,
-            connectome.content_hash,
-            __version__,
-            n_threads,
-        )
+        self._open = partial(open_analysis, analysis.opener(), __version__, n_threads)
 
     def submit(self, address: str, task: Callable[..., Any], *args: Any, priority: int = 0) -> Future[Any]:
         """Submit a task to one worker and no other."""
@@ -174,7 +165,7 @@ class WorkerPool:
     def poll(self) -> set[str]:
         """Look for new workers, and return the addresses of lost ones."""
         if self.client.status != "running":
-            raise MappingStopped(GONE)
+            raise PassStopped(GONE)
         if time.monotonic() - self._polled_at >= POLL_S:
             self._polled_at = time.monotonic()
             self._present = set(self.client.nthreads())
@@ -213,10 +204,10 @@ class WorkerPool:
             self.leave_out(address, str(info.exception()))
 
     def check_patience(self, idle_since: float) -> None:
-        """Raise MappingStopped if the pool has been empty for `PATIENCE_S`; `idle_since` is a monotonic time."""
+        """Raise PassStopped if the pool has been empty for `PATIENCE_S`; `idle_since` is a monotonic time."""
         if self.is_empty and time.monotonic() - idle_since > PATIENCE_S:
             why = next(iter(self.reasons.values()), "all are lost")
-            raise MappingStopped(f"no Dask worker is left ({why}), and none has come in {PATIENCE_S:.0f} s")
+            raise PassStopped(f"no Dask worker is left ({why}), and none has come in {PATIENCE_S:.0f} s")
 
     def leave_out(self, address: str, reason: str) -> None:
         """Use a worker no more."""
@@ -235,7 +226,7 @@ class WorkerPool:
         ------
         NoWorker
             None of the present workers can map.
-        MappingStopped
+        PassStopped
             No worker is present.
         """
         deadline = time.monotonic() + PATIENCE_S
@@ -245,7 +236,7 @@ class WorkerPool:
             if not self._joining and self.reasons:
                 raise NoWorker(f"no Dask worker can map: {next(iter(self.reasons.values()))}")
             if time.monotonic() > deadline and not self._joining:
-                raise MappingStopped(f"no Dask worker has come within {PATIENCE_S:.0f} s")
+                raise PassStopped(f"no Dask worker has come within {PATIENCE_S:.0f} s")
             self.pause()
             self.poll()
 

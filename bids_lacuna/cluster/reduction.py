@@ -8,43 +8,38 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from signal import SIGUSR1
 from typing import Any
 
-import numpy as np
 from distributed import Future
 
 from bids_lacuna.cluster import worker
 from bids_lacuna.cluster.pool import PATIENCE_S, WorkerPool
 from bids_lacuna.cluster.tree import Node, choose, halves, lineage, subjects_of
-from bids_lacuna.cluster.worker import DamagedCheckpoint, FinishedMoments
+from bids_lacuna.cluster.worker import DamagedCheckpoint
+from bids_lacuna.mapping.analysis import Accumulator
 from bids_lacuna.runtime.checkpoint import Checkpoints
-from bids_lacuna.runtime.plan import MOMENT_BYTES
+from bids_lacuna.runtime.plan import BatchPlan
+from bids_lacuna.weights import Rows
 
 logger = logging.getLogger(__name__)
 
-Array = np.ndarray
-
 BLOCK_BYTES = 64 * 2**20
-"""Bytes per message, at most: weights, moments that go to another worker, or finished maps."""
+"""Largest message in bytes: weights, or sums that go to another worker or to the client."""
 
-FINISHED_BYTES = 8
-"""Bytes per voxel and lesion of the finished maps: z and t, float32."""
+ROWS_FRACTION = 0.875
+"""Fraction of a message for the sums of rows; the rest is for what an accumulator counts beside them."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The lesions of a pass, as workers need them."""
+    """A batch as workers need it."""
 
-    rows: tuple[Array, Array, Array]
-    """As from `mapping.compressed_rows`."""
-    lesions: Mapping[str, str]
-    """The key of each row's lesion, with the SHA-256 of its weights."""
-    n_voxels: int
-    """Voxels of the connectome's grid."""
-    subjects_in_memory: int
-    keep_cached: bool
+    rows: Rows
+    plan: BatchPlan
+    """How many connectome subjects are read ahead and added together."""
 
 
 class BatchTasks:
@@ -75,19 +70,18 @@ class BatchTasks:
             address,
             worker.set_batch,
             self._pool.states[address],
-            batch.rows[0],
+            batch.rows.keys,
+            batch.rows.starts,
             self._pieces,
-            batch.lesions,
-            batch.subjects_in_memory,
-            batch.keep_cached,
+            batch.plan,
         )
 
     def _scatter(self) -> list[list[Future[Any]]]:
-        _, voxels, fractions = self._batch.rows
-        size = BLOCK_BYTES // (voxels.itemsize + fractions.itemsize)
+        voxels, weights = self._batch.rows.voxels, self._batch.rows.weights
+        size = BLOCK_BYTES // (voxels.itemsize + weights.itemsize)
         return [
             self._pool.client.scatter(
-                [voxels[start : start + size], fractions[start : start + size]],
+                [voxels[start : start + size], weights[start : start + size]],
                 broadcast=True,
                 hash=False,
                 workers=list(self._pool.states),
@@ -98,7 +92,7 @@ class BatchTasks:
 
 @dataclass(frozen=True)
 class Held:
-    """Moments in a worker's memory."""
+    """Sums in a worker's memory."""
 
     future: Future[Any]
     address: str
@@ -161,10 +155,10 @@ class NodeCheckpoints:
     """The nodes of the tree that are saved or being saved."""
 
     def __init__(
-        self, checkpoints: Checkpoints | None, lesions: Mapping[str, str], slices: Sequence[tuple[int, int]]
+        self, checkpoints: Checkpoints | None, rows: Mapping[str, str], slices: Sequence[tuple[int, int]]
     ) -> None:
         self._checkpoints = checkpoints
-        self._lesions = lesions
+        self._rows = rows
         self._slices = slices
         self._saving: dict[Node, Future[Any]] = {}
         self.saved: dict[Node, Path] = self._find_saved()
@@ -177,11 +171,11 @@ class NodeCheckpoints:
         stops = {stop: number + 1 for number, (_, stop) in enumerate(self._slices)}
         saved = {
             (starts[first], stops[stop]): path
-            for (first, stop), path in self._checkpoints.slices(self._lesions).items()
+            for (first, stop), path in self._checkpoints.slices(self._rows).items()
             if first in starts and stop in stops
         }
         if saved:
-            logger.info("going on from %d saved slices in %s", len(saved), self._checkpoints.folder)
+            logger.info("resuming from %d saved slices in %s", len(saved), self._checkpoints.folder)
         return saved
 
     @property
@@ -202,16 +196,16 @@ class NodeCheckpoints:
         """Have workers save what they hold, if a signal asks for it or a checkpoint is due."""
         if self._checkpoints is None or not (signals or self._checkpoints.is_due):
             return
-        self._checkpoints.wait_again()
+        self._checkpoints.restart_interval()
         if not signals - {SIGUSR1}:
             signals.discard(SIGUSR1)
         for node in held.keys() - self.saved.keys() - self._saving.keys():
             self._saving[node] = tasks.submit(
                 held[node].address,
-                worker.save_moments,
+                worker.save_sums,
                 held[node].future,
                 self._checkpoints.folder,
-                self._checkpoints.dependencies,
+                self._checkpoints.identity,
                 *subjects_of(node, self._slices),
                 priority=1,
             )
@@ -230,7 +224,7 @@ class NodeCheckpoints:
         elif future.status == "finished":
             first, stop = subjects_of(node, self._slices)
             logger.info(
-                "saved the moments of %d lesions in connectome subjects %d to %d", len(self._lesions), first + 1, stop
+                "saved the sums of %d lesions in connectome subjects %d to %d", len(self._rows), first + 1, stop
             )
             self.saved[node] = future.result(timeout=PATIENCE_S)
             # The sum replaces its parts.
@@ -254,6 +248,7 @@ class Reduction:
         pool: WorkerPool,
         batch: Batch,
         slices: Sequence[tuple[int, int]],
+        empty: Callable[[], Accumulator],
         can_hold: Callable[[str], bool],
         checkpoints: Checkpoints | None,
         on_subject: Callable[[], None],
@@ -264,6 +259,8 @@ class Reduction:
         ----------
         slices
             As from `tree.divide`.
+        empty
+            Makes an accumulator of no connectome subject, for the result.
         can_hold
             Returns whether the memory of the worker at an address holds the batch.
         on_subject
@@ -272,21 +269,24 @@ class Reduction:
         self._pool = pool
         self._batch = batch
         self._slices = slices
+        self._empty = empty
         self._can_hold = can_hold
         self._on_subject = on_subject
         self._root: Node = (0, len(slices))
         self._tasks = BatchTasks(pool, batch)
-        self._checkpoints = NodeCheckpoints(checkpoints, batch.lesions, slices)
+        self._checkpoints = NodeCheckpoints(checkpoints, batch.rows.hashes, slices)
         self._nodes = Nodes()
         self._n_reported = 0
+        rows_per_message = int(ROWS_FRACTION * BLOCK_BYTES * len(batch.rows) / empty().nbytes)
+        self._n_messages = ceil(len(batch.rows) / max(1, rows_per_message))
 
-    def run(self, signals: set[int]) -> FinishedMoments | None:
+    def run(self, signals: set[int]) -> Accumulator | None:
         """Run the pass; return None if a signal ended it.
 
         Parameters
         ----------
         signals
-            Signals received, as from `signals_held`: each has all moments saved, and each but SIGUSR1 ends the pass.
+            Signals received, as from `signals_held`: each has all sums saved, and each but SIGUSR1 ends the pass.
         """
         idle_since = time.monotonic()
         while True:
@@ -300,7 +300,7 @@ class Reduction:
             else:
                 self._merge_pairs()
                 if self._root in self._nodes.held and not self._checkpoints.is_saving:
-                    finished = fetch_finished(self._pool, self._tasks, self._batch, self._nodes.held[self._root])
+                    finished = self._fetch()
                     # A signal that came meanwhile has the sum saved first.
                     if finished is not None and not (self._checkpoints.are_kept and signals - {SIGUSR1}):
                         return finished
@@ -315,14 +315,14 @@ class Reduction:
         """Give each idle worker a slice to map, or a saved node to read."""
         for address in list(self._pool.states.keys() - self._nodes.mapping.keys()):
             if not self._can_hold(address):
-                n_lesions = len(self._batch.lesions)
+                n_lesions = len(self._batch.rows)
                 self._pool.leave_out(address, f"its memory does not hold the {n_lesions} lesions of this batch")
                 continue
             node = choose(self._nodes.last.get(address), self._root, self._nodes.taken(), self._checkpoints.saved)
             if node is None:
                 continue
             if node in self._checkpoints.saved:
-                future = self._tasks.submit(address, worker.load_moments, self._checkpoints.saved[node])
+                future = self._tasks.submit(address, worker.load_sums, self._checkpoints.saved[node])
             else:
                 future = self._tasks.submit(address, worker.map_slice, *subjects_of(node, self._slices))
             self._nodes.mapping[address] = node, future
@@ -377,32 +377,25 @@ class Reduction:
         ours, theirs = sorted(pair, key=lambda half: n_held[half.address])
         other: Any = theirs.future
         if theirs.address != ours.address:
-            n_sums = len(self._batch.lesions) * self._batch.n_voxels
-            size = BLOCK_BYTES // MOMENT_BYTES
-            other = [
-                self._pool.submit(
-                    theirs.address, worker.cut, theirs.future, start, min(start + size, n_sums), priority=1
-                )
-                for start in range(0, n_sums, size)
-            ]
+            other = list(self._cut(theirs))
         future = self._tasks.submit(ours.address, worker.merge, ours.future, other, priority=1)
         self._nodes.merging[node] = Merging(future, ours.address, theirs.address)
 
+    def _cut(self, held: Held) -> Iterator[Future[Any]]:
+        """Have a worker cut its sums into messages."""
+        for index in range(self._n_messages):
+            yield self._tasks.submit(held.address, worker.cut, held.future, index, self._n_messages, priority=1)
 
-def fetch_finished(pool: WorkerPool, tasks: BatchTasks, batch: Batch, root: Held) -> FinishedMoments | None:
-    """Fetch the finished maps in blocks; return None if their worker is lost before."""
-    n_lesions, n_voxels = len(batch.lesions), batch.n_voxels
-    z, t = (np.empty((n_lesions, n_voxels), np.float32) for _ in range(2))
-    size = max(1, BLOCK_BYTES // (FINISHED_BYTES * n_voxels))
-    ends = [(first, min(first + size, n_lesions)) for first in range(0, n_lesions, size)]
-    blocks = (tasks.submit(root.address, worker.finish, root.future, *each) for each in ends)
-    # One is made while another is on its way.
-    under_way = deque(islice(blocks, 2))
-    for first, stop in ends:
-        block = pool.wait_for(under_way.popleft(), root.address)
-        if block is None:
-            return None
-        z[first:stop], t[first:stop] = block
-        under_way.extend(islice(blocks, 1))
-    counted = pool.wait_for(tasks.submit(root.address, worker.counts, root.future), root.address)
-    return None if counted is None else FinishedMoments(z, t, *counted)
+    def _fetch(self) -> Accumulator | None:
+        """Fetch the sum of all slices in messages; return None if its worker is lost before."""
+        root, accumulator = self._nodes.held[self._root], self._empty()
+        messages = self._cut(root)
+        # One is cut while another is on its way.
+        under_way = deque(islice(messages, 2))
+        while under_way:
+            parts = self._pool.wait_for(under_way.popleft(), root.address)
+            if parts is None:
+                return None
+            accumulator.merge(parts)
+            under_way.extend(islice(messages, 1))
+        return accumulator

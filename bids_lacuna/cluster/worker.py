@@ -1,12 +1,12 @@
-"""The tasks that run on a Dask worker: open the connectome, map a slice, merge, save, and cut blocks to send."""
+"""The tasks that run on a Dask worker: open the analysis, map a slice, merge, save, and cut parts to send."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -19,12 +19,11 @@ from filelock import FileLock
 
 from bids_lacuna import kernels
 from bids_lacuna._version import __version__
-from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
-from bids_lacuna.mapping.functional import add_subjects, count_together
+from bids_lacuna.mapping.analysis import Accumulator, Analysis, Part
 from bids_lacuna.runtime.checkpoint import read_slice, save_slice
 from bids_lacuna.runtime.memory import give_back_freed_memory, memory_budget, resident_bytes
-from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY
-from bids_lacuna.statistics import LesionStatistics, RunningMoments, count_subjects
+from bids_lacuna.runtime.plan import BatchPlan
+from bids_lacuna.weights import Rows
 
 Array = np.ndarray
 
@@ -49,37 +48,48 @@ class WorkerInfo:
 
 @dataclass(eq=False)
 class WorkerState:
-    """The open connectome and the current batch; it never leaves its worker."""
+    """The open analysis and the current batch; it never leaves its worker."""
 
-    connectome: Connectome
+    analysis: Analysis
     n_threads: int
-    rows: tuple[Array, Array, Array] = ()  # type: ignore[assignment]
-    """The batch's lesions, as from `mapping.compressed_rows`."""
-    lesions: Mapping[str, str] = field(default_factory=dict)
-    """The key of each row's lesion, with the SHA-256 of its weights."""
-    subjects_in_memory: int = SUBJECTS_IN_MEMORY
-    keep_cached: bool = True
-    _subjects: Generator[ConnectomeSubject, None, None] | None = None
+    rows: Rows | None = None
+    plan: BatchPlan | None = None
+    """How many connectome subjects are read ahead and added together."""
+    _subjects: Generator[Any, None, None] | None = None
     _upcoming: int = 0
 
+    def empty(self) -> Accumulator:
+        """Make an accumulator of no connectome subject."""
+        return self.analysis.new_accumulator(self._batch()[0])
+
+    def map(self, first: int, stop: int) -> Accumulator:
+        """Add the connectome subjects of one slice."""
+        accumulator, (rows, _) = self.empty(), self._batch()
+        with _kernel, kernels.threads(self.n_threads):
+            for group in self._groups(first, stop):
+                self.analysis.add(group, rows, accumulator)
+                del group
+        return accumulator
+
     @property
-    def n_together(self) -> int:
-        """Connectome subjects that are mapped together."""
-        return count_together(self.connectome, self.subjects_in_memory)
+    def hashes(self) -> Mapping[str, str]:
+        """The key of each row, with the SHA-256 of its weights."""
+        return self._batch()[0].hashes
 
-    def no_moments(self) -> RunningMoments:
-        """Make moments of no subject."""
-        return RunningMoments(len(self.lesions), self.connectome.grid.n_voxels)
+    def _batch(self) -> tuple[Rows, BatchPlan]:
+        if self.rows is None or self.plan is None:
+            raise RuntimeError("this worker has no batch yet")
+        return self.rows, self.plan
 
-    def groups(self, first: int, stop: int) -> Iterator[list[ConnectomeSubject]]:
+    def _groups(self, first: int, stop: int) -> Iterator[list[Any]]:
         """Yield connectome subjects in groups; reading ahead continues from the slice before."""
+        _, plan = self._batch()
         if self._subjects is None or first != self._upcoming:
             if self._subjects:
                 self._subjects.close()
-            n_ahead = self.connectome.n_ahead(self.subjects_in_memory)
-            self._subjects = self.connectome.subjects(n_ahead, self.keep_cached, first)
+            self._subjects = self.analysis.subjects(first, plan.n_ahead, plan.keep_cached)
         self._upcoming = -1
-        while group := list(islice(self._subjects, min(self.n_together, stop - first))):
+        while group := list(islice(self._subjects, min(plan.n_together, stop - first))):
             first += len(group)
             yield group
             # Free this group before the next one is in memory.
@@ -87,16 +97,15 @@ class WorkerState:
         self._upcoming = stop
 
 
-@sizeof.register(RunningMoments)  # type: ignore[untyped-decorator]
-def _size_of_moments(moments: RunningMoments) -> int:
-    """Return the bytes that Dask counts for moments."""
-    return int(moments.total.nbytes + moments.total_of_squares.nbytes + moments.n_by_voxel.nbytes)
+def count_bytes_of(kind: type[Accumulator]) -> None:
+    """Tell Dask how much memory accumulators of a class occupy."""
+    sizeof.register(kind)(lambda accumulator: int(accumulator.nbytes))
 
 
-def open_connectome(
-    path: Path, name: str, space: str, content_hash: str, version: str, n_threads: int | None
+def open_analysis(
+    opener: Callable[[], Analysis], version: str, n_threads: int | None
 ) -> tuple[WorkerState, WorkerInfo]:
-    """Open the connectome on a worker and compare it with the client's.
+    """Open the analysis on a worker.
 
     Raises
     ------
@@ -107,133 +116,89 @@ def open_connectome(
     if version != __version__:
         raise ValueError(f"{host} has version {__version__} of bids-lacuna, the client {version}: install the same")
     try:
-        connectome = Connectome.open(path, name=name, space=space)
-        found = connectome.content_hash
+        analysis = opener()
     except (OSError, ValueError) as error:
         raise ValueError(f"{host} cannot open the connectome: {error}") from error
-    if found != content_hash:
-        raise ValueError(f"{path} on {host} is another connectome than the client's: give all of them the same")
     give_back_freed_memory()
     worker = get_worker()
     n_threads = min(n_threads or worker.state.nthreads, worker.state.nthreads)
     # One worker per host compiles; the others find its result in the cache.
     compiling = FileLock(Path(os.environ["NUMBA_CACHE_DIR"]) / f"compiling-{host}.lock")
     with _kernel, compiling:
-        kernels.compile_for(connectome.series_dtype, connectome.standardized_dtypes, n_threads)
+        analysis.prepare(n_threads)
     limit_bytes = worker.memory_manager.memory_limit
     info = WorkerInfo(host, n_threads, resident_bytes(), memory_budget().available_bytes, limit_bytes)
-    return WorkerState(connectome, n_threads), info
+    return WorkerState(analysis, n_threads), info
 
 
 def set_batch(
-    state: WorkerState,
-    starts: Array,
-    pieces: Sequence[Sequence[Array]],
-    lesions: Mapping[str, str],
-    subjects_in_memory: int,
-    keep_cached: bool,
+    state: WorkerState, keys: tuple[str, ...], starts: Array, pieces: Sequence[Sequence[Array]], plan: BatchPlan
 ) -> WorkerState:
-    """Return the state with a batch: where each lesion's weights begin, and all weights in pieces."""
-    voxels, fractions = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-    return replace(
-        state,
-        rows=(starts, voxels, fractions),
-        lesions=lesions,
-        subjects_in_memory=subjects_in_memory,
-        keep_cached=keep_cached,
-        _subjects=None,
-    )
+    """Return the state with a batch: its rows, whose voxels and weights come in pieces, and the plan."""
+    voxels, weights = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+    return replace(state, rows=Rows(keys, starts, voxels, weights), plan=plan, _subjects=None)
 
 
-def map_slice(state: WorkerState, first: int, stop: int) -> RunningMoments:
+def map_slice(state: WorkerState, first: int, stop: int) -> Accumulator:
     """Map the batch in the connectome subjects of one slice."""
-    moments = state.no_moments()
-    with _kernel, kernels.threads(state.n_threads):
-        for group in state.groups(first, stop):
-            add_subjects(group, state.rows, moments)
-            del group
-    return moments
+    accumulator = state.map(first, stop)
+    count_bytes_of(type(accumulator))
+    return accumulator
 
 
 class DamagedCheckpoint(Exception):  # noqa: N818
     """A saved node cannot be read; its slices are mapped again."""
 
 
-def load_moments(state: WorkerState, path: Path) -> RunningMoments:
-    """Read the moments that `save_moments` saved."""
-    moments = state.no_moments()
+def load_sums(state: WorkerState, path: Path) -> Accumulator:
+    """Read the sums that `save_sums` saved."""
+    accumulator = state.empty()
     try:
-        read_slice(path, state.lesions, moments)
+        read_slice(path, state.hashes, accumulator)
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(str(error)) from error
-    return moments
+    return accumulator
 
 
-def save_moments(
-    state: WorkerState, moments: RunningMoments, folder: Path, dependencies: Mapping[str, str], first: int, stop: int
+def save_sums(
+    state: WorkerState, accumulator: Accumulator, folder: Path, identity: Mapping[str, str], first: int, stop: int
 ) -> Path:
-    """Save moments from the worker that holds them."""
-    return save_slice(folder, dependencies, state.lesions, moments, first, stop)
+    """Save sums from the worker that holds them."""
+    return save_slice(folder, identity, state.hashes, accumulator, first, stop)
 
 
-def cut(moments: RunningMoments, start: int, stop: int) -> tuple[Any, ...]:
-    """Cut one block out of both sums, laid out by lesion and voxel; the first block carries the counts, too."""
-    sums = (moments.total.reshape(-1)[start:stop], moments.total_of_squares.reshape(-1)[start:stop])
-    return (*sums, moments.n_by_voxel, moments.left_out) if start == 0 else sums
+def cut(state: WorkerState, accumulator: Accumulator, index: int, n_messages: int) -> list[Part]:  # noqa: ARG001
+    """Cut one of several messages out of the sums: an equal part of each block."""
+    cuts = ((n, block, len(block)) for n, block in enumerate(accumulator.blocks()))
+    return [
+        (n, length * index // n_messages, block[length * index // n_messages : length * (index + 1) // n_messages])
+        for n, block, length in cuts
+    ]
 
 
-def merge(
-    state: WorkerState, moments: RunningMoments, other: RunningMoments | Sequence[tuple[Any, ...]]
-) -> RunningMoments:
-    """Add other connectome subjects' moments in place: from this worker, or in blocks from another.
+def merge(state: WorkerState, accumulator: Accumulator, other: Accumulator | Sequence[Sequence[Part]]) -> Accumulator:
+    """Add other connectome subjects' sums in place: from this worker, or in messages from another.
 
     If the worker is lost meanwhile, both halves are lost with it, so a half-finished sum is never used.
     """
-    total, squares = moments.total.reshape(-1), moments.total_of_squares.reshape(-1)
-    blocks = [cut(other, 0, total.size)] if isinstance(other, RunningMoments) else other
-    start, added = 0, []
+    if not isinstance(other, (list, tuple)):
+        whole = [(index, 0, block) for index, block in enumerate(other.blocks())]  # type: ignore[union-attr]
+        other = [whole]
     with ThreadPoolExecutor(state.n_threads) as pool:
-        for block in blocks:
-            for ours, theirs in zip((total, squares), block, strict=False):
-                size = -(-len(theirs) // state.n_threads)
-                for first in range(0, len(theirs), size):
-                    part = ours[start + first : start + min(first + size, len(theirs))]
-                    added.append(pool.submit(np.add, part, theirs[first : first + size], out=part))
-            start += len(block[0])
-    for each in added:
+        merged = [
+            pool.submit(accumulator.merge, [part])
+            for message in other
+            for whole in message
+            for part in _split(whole, state.n_threads)
+        ]
+    for each in merged:
         each.result()
-    moments.n_by_voxel += blocks[0][2]
-    moments.left_out += blocks[0][3]
-    return moments
+    return accumulator
 
 
-def finish(state: WorkerState, moments: RunningMoments, first: int, stop: int) -> tuple[Array, Array]:
-    """Make the z and t of some lesions: (n_lesions, n_voxels) float32 each."""
-    with ThreadPoolExecutor(state.n_threads) as pool:
-        statistics = list(pool.map(moments.lesion, range(first, stop)))
-    return np.stack([each.z for each in statistics]), np.stack([each.t for each in statistics])
-
-
-def counts(state: WorkerState, moments: RunningMoments) -> tuple[Array, list[tuple[Array, Array]]]:  # noqa: ARG001
-    """Return what `statistics.count_subjects` counts."""
-    return moments.n_by_voxel, moments.left_out
-
-
-@dataclass(frozen=True, eq=False)
-class FinishedMoments:
-    """A batch's statistics, made on a worker."""
-
-    z: Array
-    """Shape (n_lesions, n_voxels), float32; as t."""
-    t: Array
-    n_by_voxel: Array
-    left_out: list[tuple[Array, Array]]
-    """As in `RunningMoments`."""
-
-    def n(self, lesion: int) -> Array:
-        """Count the subjects of one lesion at each voxel."""
-        return count_subjects(lesion, self.n_by_voxel, self.left_out)
-
-    def lesion(self, lesion: int) -> LesionStatistics:
-        """Return one lesion's statistics."""
-        return LesionStatistics(self.z[lesion], self.t[lesion], self.n(lesion))
+def _split(part: Part, n: int) -> Iterator[Part]:
+    """Split a part among threads."""
+    index, first, numbers = part
+    size = max(1, -(-len(numbers) // n))
+    for start in range(0, len(numbers), size):
+        yield index, first + start, numbers[start : start + size]

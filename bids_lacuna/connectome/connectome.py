@@ -20,7 +20,6 @@ from bids_lacuna.connectome.importers import hdf5
 from bids_lacuna.connectome.store import Store, is_store, subject_bytes
 from bids_lacuna.files import forget
 from bids_lacuna.grid import Grid
-from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY
 from bids_lacuna.spaces import DEFAULT_SPACE
 
 Array = np.ndarray
@@ -143,15 +142,10 @@ class Connectome:
         """Number of subjects read at the same time."""
         return self.recordings.n_readers
 
-    def n_ahead(self, n_in_memory: int) -> int:
-        """Return how many of the subjects in memory are read ahead: a third, but at least one per reader."""
-        return max(n_in_memory // 3, self.n_readers)
-
     @property
-    def streaming_bytes(self) -> int:
-        """Bytes of memory of `SUBJECTS_IN_MEMORY` subjects, `n_readers` of which are being read, at most."""
-        n_waiting = SUBJECTS_IN_MEMORY - self.n_readers
-        return self.n_readers * self.recordings.reading_bytes + n_waiting * self.subject_bytes
+    def reading_bytes(self) -> int:
+        """Memory that reading one connectome subject takes, at most."""
+        return self.recordings.reading_bytes
 
     @property
     def content_hash(self) -> str:

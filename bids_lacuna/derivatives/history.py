@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bids_lacuna.files import read_json_object, write_json
-from bids_lacuna.runtime.logs import versions_of
+from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.runtime.memory import peak_resident_bytes
-
-LIBRARIES = ("numpy", "scipy", "numba", "nibabel", "nilearn", "matplotlib")
 
 FILE = "run.json"
 
@@ -23,39 +21,33 @@ class Run:
     """One run of the participant level."""
 
     command: str
-    """As a shell would take it."""
+    """As a shell takes it."""
     started: str
     """ISO 8601."""
-    version: str
-    """Of bids-lacuna."""
-    software: dict[str, str]
-    """Version of Python and of each library that numbers or pictures come from."""
-    connectome_name: str
-    connectome_hash: str
-    connectome_space: str
+    provenance: Provenance
+    """What its maps are made from."""
     n_connectome_subjects: int
     n_timepoints: int
-    """Of a connectome subject, the longest if they differ."""
+    """Timepoints of a connectome subject, the longest if they differ."""
     n_voxels: int
-    """Of the connectome."""
-    voxel_sizes_mm: list[float]
-    weighting: str
-    t_thresholds: list[float]
+    """Voxels of the connectome."""
     n_lesions: int
     """Lesions to map."""
     batch_size: int
     n_threads: int
     planned_bytes: int
-    """Of memory, at most."""
+    """Largest amount of memory, by the plan."""
     available_bytes: int
     memory_limit: str
-    """What decided how much is available."""
+    """The limit that decided how much is available."""
     links: dict[str, str]
-    """The name that each dataset of the table has in BIDS URIs."""
+    """The name in BIDS URIs of each dataset of the table."""
+    reports: bool
+    """Whether pages are written."""
     seconds: float | None = None
-    """That the run has taken; until its end, up to its last finished batch."""
+    """Time that the run has taken; before its end, up to its last finished batch."""
     peak_bytes: int | None = None
-    """Of memory that it has occupied, up to then."""
+    """Largest amount of memory that it has occupied, up to then."""
     finished: bool = False
 
     def write(self, log_dir: Path) -> None:
@@ -63,21 +55,24 @@ class Run:
         write_json(log_dir / FILE, asdict(self))
 
     def until_now(self, started: float, finished: bool = False) -> Run:
-        """Add the time that has passed since `time.monotonic()` was `started`, and the memory used since then."""
+        """Add the time since `time.monotonic()` was `started`, and the memory used since then."""
         return replace(self, seconds=time.monotonic() - started, peak_bytes=peak_resident_bytes(), finished=finished)
 
 
-def library_versions() -> dict[str, str]:
-    """Tell the versions of Python and of the libraries that numbers and pictures come from."""
-    return versions_of(LIBRARIES)
-
-
 def read_run(log_dir: Path) -> Run | None:
-    """Read what a run was; None where its folder of logs does not tell, as of other versions."""
+    """Read the description of a run; None where its folder of logs has none, or that of another version."""
     try:
         content = read_json_object(log_dir / FILE)
-        return Run(**{field.name: content[field.name] for field in fields(Run)})
-    except (OSError, ValueError, KeyError):
+        provenance = dict(content["provenance"])
+        options = dict(provenance["options"])
+        options["t_thresholds"] = tuple(options["t_thresholds"])
+        provenance |= {
+            "shape": tuple(provenance["shape"]),
+            "affine": tuple(provenance["affine"]),
+            "options": MappingOptions(**options),
+        }
+        return Run(**content | {"provenance": Provenance(**provenance)})
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.grid import Grid
-from bids_lacuna.weights import Weighting
+from bids_lacuna.provenance import Provenance
 
 # fmt: off
 ENTITY_ORDER = (
@@ -25,29 +24,7 @@ LAST_BEFORE_SPACE = ENTITY_ORDER.index("space") - 0.5
 """Where an entity goes that BIDS does not know."""
 
 
-@dataclass(frozen=True)
-class MapSettings:
-    """What all maps of a run have in common; it decides their names and is written into their sidecars."""
-
-    connectome_name: str
-    """Letters and digits."""
-    connectome_hash: str
-    """SHA-256 that tells one connectome from another of the same name."""
-    space: str
-    """The connectome's template: the maps' too."""
-    grid: Grid
-    """The connectome's: the maps' too."""
-    weighting: Weighting
-    """How lesions were brought to the grid."""
-    compute_t_map: bool
-    """Whether t-maps are written."""
-    t_thresholds: tuple[float, ...]
-    """A mask of |t| above each one is written."""
-    lesion_threshold: float | None = None
-    """From where on probabilities count; None where masks are binary."""
-
-
-def map_path(mask: LesionMask, settings: MapSettings, *, stat: str, threshold: float | None = None) -> PurePosixPath:
+def map_path(mask: LesionMask, provenance: Provenance, *, stat: str, threshold: float | None = None) -> PurePosixPath:
     """Name one map, relative to the output's root.
 
     The mask's own `desc` goes before the connectome's name, so that two masks that differ in nothing else have
@@ -60,12 +37,12 @@ def map_path(mask: LesionMask, settings: MapSettings, *, stat: str, threshold: f
     threshold
         Names the mask of |stat| above it.
     """
-    desc = mask.entities.get("desc", "") + settings.connectome_name
+    desc = mask.entities.get("desc", "") + provenance.connectome_name
     if threshold is not None:
         desc += "T" + number_label(threshold)
     entities = mask.entities | {
-        "space": settings.space,
-        "res": resolution_label(settings.grid) if "res" in mask.entities else "",
+        "space": provenance.space,
+        "res": resolution_label(provenance.voxel_sizes_mm) if "res" in mask.entities else "",
         "label": mask.entities.get("label", "lesion"),
         "stat": stat,
         "desc": desc,
@@ -83,18 +60,18 @@ def number_label(number: float) -> str:
     return np.format_float_positional(number, trim="-").replace(".", "p")
 
 
-def resolution_label(grid: Grid) -> str:
-    """Write a grid's voxel size in mm as a BIDS label: 2, or 2x2x3 where the edges differ."""
-    sizes = [number_label(size) for size in grid.voxel_sizes_mm.round(3)]
+def resolution_label(voxel_sizes_mm: Sequence[float]) -> str:
+    """Write voxel sizes as a BIDS label: 2, or 2x2x3 where the edges differ."""
+    sizes = [number_label(size) for size in voxel_sizes_mm]
     return sizes[0] if len(set(sizes)) == 1 else "x".join(sizes)
 
 
-def expected_maps(mask: LesionMask, settings: MapSettings) -> list[PurePosixPath]:
+def expected_maps(mask: LesionMask, provenance: Provenance) -> list[PurePosixPath]:
     """Name all maps that one mask always gets, relative to the output's root."""
-    stats = ["r", "z", "t"] if settings.compute_t_map else ["r", "z"]
+    stats = ["r", "z", "t"] if provenance.options.compute_t_map else ["r", "z"]
     return [
-        *(map_path(mask, settings, stat=stat) for stat in stats),
-        *(map_path(mask, settings, stat="t", threshold=threshold) for threshold in settings.t_thresholds),
+        *(map_path(mask, provenance, stat=stat) for stat in stats),
+        *(map_path(mask, provenance, stat="t", threshold=threshold) for threshold in provenance.options.t_thresholds),
     ]
 
 

@@ -11,20 +11,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives.names import MapSettings, before_statistic, expected_maps, is_of_lesion, map_path
+from bids_lacuna.derivatives.names import before_statistic, expected_maps, is_of_lesion, map_path
 from bids_lacuna.files import hash_file, read_json_object
 from bids_lacuna.lesion import LesionData
+from bids_lacuna.provenance import OPTION_WORDS, Provenance
 from bids_lacuna.runtime.locks import Claims
 from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.text import one_line
 
-RECORD = {
+DECIDING = {
     "ConnectomeHash": "another connectome",
     "LesionHash": "another mask",
-    "LesionWeighting": "{there} weighting",
-    "LesionThreshold": "the lesion threshold {there}",
+    **OPTION_WORDS,
 }
-"""What a sidecar tells of that which decides a map's numbers, and how a difference is put into words."""
+"""The keys of a sidecar that decide a map's numbers, and the words for a value that differs."""
 
 
 @dataclass
@@ -49,8 +49,8 @@ class LesionRecord:
         self.status, self.reason = status, reason
 
     def as_lesion(self) -> LesionData:
-        """Make the lesion that is mapped; its metadata lead back here."""
-        metadata = {"subject_id": f"sub-{self.mask.entities['sub']}", "space": self.mask.space, "record": self}
+        """Make the lesion that is mapped."""
+        metadata = {"subject_id": f"sub-{self.mask.entities['sub']}", "space": self.mask.space}
         return LesionData.from_nifti(self.mask.path, metadata)
 
     def close(self, lesion: LesionData) -> None:
@@ -61,7 +61,7 @@ class LesionRecord:
 
 
 def decide(
-    masks: Sequence[LesionMask], output_dir: Path, settings: MapSettings, overwrite: bool = False
+    masks: Sequence[LesionMask], output_dir: Path, provenance: Provenance, overwrite: bool = False
 ) -> list[LesionRecord]:
     """Decide for each mask whether it is mapped (pending), skipped or failed before it is read.
 
@@ -75,7 +75,7 @@ def decide(
         Map again what was mapped before.
     """
     records = [LesionRecord(mask) for mask in masks]
-    sidecars = Sidecars(output_dir, settings)
+    sidecars = Sidecars(output_dir, provenance)
     by_name: dict[PurePosixPath, list[LesionRecord]] = defaultdict(list)
     for record in records:
         if not _has_bids_name(record.mask):
@@ -83,19 +83,19 @@ def decide(
                 "failed", "its name has other characters than letters, digits and + in a label: rename the file"
             )
             continue
-        by_name[map_path(record.mask, settings, stat="r")].append(record)
+        by_name[map_path(record.mask, provenance, stat="r")].append(record)
     for same_name in by_name.values():
-        right = [record for record in same_name if record.mask.space == settings.space]
+        right = [record for record in same_name if record.mask.space == provenance.space]
         for record in same_name:
             if record not in right:
-                _set_aside_for_space(record, settings.space, right)
+                _set_aside_for_space(record, provenance.space, right)
             elif len(right) > 1:
                 others = ", ".join(str(other.mask.path) for other in right if other is not record)
                 record.set_aside(
                     "failed", f"its maps would have the same names as those of {others}: choose by --bids-filter-file"
                 )
             elif not overwrite:
-                _set_aside_if_done(record, settings, sidecars)
+                _set_aside_if_done(record, provenance, sidecars)
     return records
 
 
@@ -119,7 +119,7 @@ def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[Lesio
 
 
 def claim_pending(
-    records: Sequence[LesionRecord], claims: Claims, output_dir: Path, settings: MapSettings, overwrite: bool = False
+    records: Sequence[LesionRecord], claims: Claims, output_dir: Path, provenance: Provenance, overwrite: bool = False
 ) -> int:
     """Claim the lesions that are to be mapped; one that another run holds fails, unless its maps are there by now.
 
@@ -135,13 +135,13 @@ def claim_pending(
     int
         How many other runs hold.
     """
-    pending = {str(map_path(record.mask, settings, stat="r")): record for record in records if _is_pending(record)}
+    pending = {str(map_path(record.mask, provenance, stat="r")): record for record in records if _is_pending(record)}
     held = claims.take(pending)
     # After the claims were read: what nobody held then, and is not there now, nobody has finished.
-    sidecars = Sidecars(output_dir, settings)
+    sidecars = Sidecars(output_dir, provenance)
     for name, record in pending.items():
         if not overwrite:
-            _set_aside_if_done(record, settings, sidecars)
+            _set_aside_if_done(record, provenance, sidecars)
         if name in held and _is_pending(record):
             record.set_aside(
                 "failed",
@@ -154,11 +154,11 @@ def _is_pending(record: LesionRecord) -> bool:
     return record.status == "pending"
 
 
-def _set_aside_if_done(record: LesionRecord, settings: MapSettings, sidecars: Sidecars) -> None:
+def _set_aside_if_done(record: LesionRecord, provenance: Provenance, sidecars: Sidecars) -> None:
     try:
         # The sidecar is written last: a map without one is nobody's finished work.
         there = {path.name: sidecar for path, sidecar in sidecars.of(record.mask).items() if path.exists()}
-        now = lesion_provenance(record.mask, settings) if there else {}
+        now = lesion_provenance(record.mask, provenance) if there else {}
         different = {name: words for name, sidecar in there.items() if (words := describe_differences(sidecar, now))}
     except OSError as error:
         record.set_aside(
@@ -172,21 +172,21 @@ def _set_aside_if_done(record: LesionRecord, settings: MapSettings, sidecars: Si
             f"{name} is there already, made with {words}: --overwrite makes it anew, "
             "another --connectome-name keeps both",
         )
-    elif {path.name for path in expected_maps(record.mask, settings)} <= set(there):
+    elif {path.name for path in expected_maps(record.mask, provenance)} <= set(there):
         record.set_aside("skipped", "its maps are all there")
 
 
 class Sidecars:
     """What sidecars the output has; each folder is listed once, since it may hold thousands of lesions."""
 
-    def __init__(self, output_dir: Path, settings: MapSettings) -> None:
+    def __init__(self, output_dir: Path, provenance: Provenance) -> None:
         self._output_dir = output_dir
-        self._settings = settings
+        self._provenance = provenance
         self._by_folder: dict[Path, dict[str, list[str]]] = {}
 
     def of(self, mask: LesionMask) -> dict[Path, Path]:
         """Give each map of a lesion, there or not, that has a sidecar."""
-        r_map = self._output_dir / map_path(mask, self._settings, stat="r")
+        r_map = self._output_dir / map_path(mask, self._provenance, stat="r")
         if r_map.parent not in self._by_folder:
             self._by_folder[r_map.parent] = _sidecars_by_lesion(r_map.parent)
         names = self._by_folder[r_map.parent].get(before_statistic(r_map.name), [])
@@ -210,18 +210,17 @@ def describe_differences(sidecar: Path, now: Mapping[str, Any]) -> str:
     except ValueError:
         return "a sidecar that is damaged"
     return " and ".join(
-        words.format(there=there.get(key)) for key, words in RECORD.items() if there.get(key) != now.get(key)
+        words.format(value=there.get(key)) for key, words in DECIDING.items() if there.get(key) != now.get(key)
     )
 
 
-def lesion_provenance(mask: LesionMask, settings: MapSettings) -> dict[str, Any]:
+def lesion_provenance(mask: LesionMask, provenance: Provenance) -> dict[str, Any]:
     """Record what decides the numbers of a lesion's maps, as their sidecars have it."""
     return {
-        "ConnectomeName": settings.connectome_name,
-        "ConnectomeHash": settings.connectome_hash,
+        "ConnectomeName": provenance.connectome_name,
+        "ConnectomeHash": provenance.connectome_hash,
         "LesionHash": file_hash(mask.path),
-        "LesionWeighting": settings.weighting,
-        "LesionThreshold": settings.lesion_threshold,
+        **provenance.options.sidecar,
     }
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import nibabel as nib
 
-from bids_lacuna._version import __version__
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives.names import MapSettings, map_path, sidecar_path
+from bids_lacuna.derivatives.names import map_path, sidecar_path
 from bids_lacuna.derivatives.records import (
     LesionRecord,
     Sidecars,
@@ -21,6 +20,7 @@ from bids_lacuna.derivatives.records import (
 )
 from bids_lacuna.files import renamed_when_whole, write_json
 from bids_lacuna.lesion import LesionData
+from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.logs import log_failure
 
 logger = logging.getLogger(__name__)
@@ -41,14 +41,13 @@ STATISTICS = {
 class DerivativesWriter:
     """Writes each batch's maps, with a sidecar each: a callback of `batch_process`. Keeps lesions.tsv up to date.
 
-    Each file is written under a temporary name beside its final one and renamed, so that no file that looks whole
-    is not.
+    Each file is written under a temporary name beside its final one and then renamed, so that every file is whole.
     """
 
     def __init__(
         self,
         output_dir: Path,
-        settings: MapSettings,
+        provenance: Provenance,
         records: Sequence[LesionRecord],
         log_dir: Path,
         links: Mapping[str, str],
@@ -59,25 +58,26 @@ class DerivativesWriter:
         ----------
         output_dir
             The derivative dataset's root.
-        settings
-            What all maps have in common.
+        provenance
+            What all maps are made from.
         records
-            All masks found; `as_lesion` of a pending one makes the lesions that the writer is called with.
+            All masks found; `as_lesion` of the pending ones makes the lesions that are mapped.
         log_dir
             Where lesions.tsv goes.
         links
             The name in DatasetLinks of each dataset: as from `prepare_dataset`.
         """
         self.output_dir = output_dir
-        self.settings = settings
+        self.provenance = provenance
         self.records = records
+        self._record_of = {record.mask.path: record for record in records if record.status == "pending"}
         self.log_dir = log_dir
         self.links = links
 
     def __call__(self, results: Sequence[LesionData]) -> None:
-        """Write one batch. A lesion whose maps cannot be written gets its `error`; the others go on."""
+        """Write one batch. A lesion whose maps cannot be written gets its `error`; the others are written."""
         for lesion in results:
-            record: LesionRecord = lesion.metadata["record"]
+            record = self.record(lesion)
             try:
                 self._write_lesion(record.mask, lesion)
             except (OSError, ValueError) as error:
@@ -85,14 +85,20 @@ class DerivativesWriter:
                 log_failure(logger, [lesion.name], lesion.error)
             record.close(lesion)
 
+    def record(self, lesion: LesionData) -> LesionRecord:
+        """Find the record of a lesion, by its mask."""
+        if not isinstance(lesion.mask, Path):
+            raise TypeError(f"{lesion.name} has no file: DerivativesWriter writes maps of masks in a BIDS dataset")
+        return self._record_of[lesion.mask]
+
     def close(self, lesions: Sequence[LesionData]) -> None:
-        """Take over what became of a batch's lesions, also of those that were not mapped, into lesions.tsv."""
+        """Record the outcome of lesions, also of those that were not mapped, in lesions.tsv."""
         for lesion in lesions:
-            lesion.metadata["record"].close(lesion)
+            self.record(lesion).close(lesion)
         try:
             self.write_table()
         except OSError as error:
-            # The maps are there all the same; at the end of the run it is tried again.
+            # The maps are complete; the table is written again at the end of the run.
             logger.warning("the table of outcomes could not be written: %s", error)
 
     def write_table(self) -> None:
@@ -106,18 +112,18 @@ class DerivativesWriter:
         self._remove_stale(mask, sidecar)
         for stat, (key, description) in STATISTICS.items():
             if key in maps:
-                path = map_path(mask, self.settings, stat=stat)
+                path = map_path(mask, self.provenance, stat=stat)
                 self._write_map(path, maps[key], {"Description": description, **sidecar})
         for threshold, image in maps.get("binary_maps", {}).items():
             description = f"Voxels where the lesion network map's |t| is above {threshold:g}; 0 where t is undefined"
-            path = map_path(mask, self.settings, stat="t", threshold=threshold)
+            path = map_path(mask, self.provenance, stat="t", threshold=threshold)
             self._write_map(
                 path, image, {"Description": description, "Type": "ROI", "Threshold": threshold, **sidecar}
             )
 
     def _remove_stale(self, mask: LesionMask, sidecar: Mapping[str, Any]) -> None:
         """Remove this lesion's maps that were made from something else, before a new one is taken for theirs."""
-        for path, old in Sidecars(self.output_dir, self.settings).of(mask).items():
+        for path, old in Sidecars(self.output_dir, self.provenance).of(mask).items():
             if differences := describe_differences(old, sidecar):
                 logger.info("removed: %s, made with %s", path.name, differences)
                 path.unlink(missing_ok=True)
@@ -126,17 +132,17 @@ class DerivativesWriter:
     def _common_sidecar(self, mask: LesionMask, lesion: LesionData, summary: Mapping[str, Any]) -> dict[str, Any]:
         sidecar = {
             "Sources": [f"bids:{self.links[mask.dataset]}:{mask.path.relative_to(mask.dataset_path).as_posix()}"],
-            "SpatialReference": self.settings.space,
+            "SpatialReference": self.provenance.space,
             "NumberOfConnectomeSubjects": summary["n_subjects"],
             "DegreesOfFreedom": summary["degrees_of_freedom"],
             "LesionVolume": lesion.volume_mm3,
             "LesionVolumeUnits": "mm^3",
             "LesionCoverage": lesion.coverage,
-            **lesion_provenance(mask, self.settings),
-            "SoftwareVersion": __version__,
+            **lesion_provenance(mask, self.provenance),
+            "SoftwareVersion": self.provenance.version,
         }
         if "res" in mask.entities:
-            sizes = " x ".join(f"{size:g}" for size in self.settings.grid.voxel_sizes_mm.round(3))
+            sizes = " x ".join(f"{size:g}" for size in self.provenance.voxel_sizes_mm)
             sidecar["Resolution"] = f"{sizes} mm, the connectome's grid"
         return sidecar
 

@@ -11,12 +11,11 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from bids_lacuna.bids import LesionMask, StatMap
-from bids_lacuna.derivatives.names import MapSettings, map_path, number_label, sidecar_path
+from bids_lacuna.derivatives.names import map_path, number_label, sidecar_path
 from bids_lacuna.derivatives.records import file_hash
 from bids_lacuna.files import read_json_object
-from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
-from bids_lacuna.weights import Weighting
+from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance, round_affine
 
 Kind = Literal["missing", "mixed"]
 """Why a lesion is left out: its maps are missing or damaged, or were made with other settings than the group's."""
@@ -25,75 +24,16 @@ MAPS_NEEDED = ("r", "z", "t")
 """Statistics whose maps a lesion needs to be in a group."""
 
 
+CONNECTOME_KEYS = ("ConnectomeName", "ConnectomeHash", "SpatialReference")
+"""Keys of a sidecar about the connectome."""
+
+
 class NoMaps(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
     """No lesion has maps that could form a group; the message says which maps exist."""
 
 
 class UnfitLesions(ValueError):  # noqa: N818  a fact about the dataset, not a defect of the program
     """Some lesions cannot be in the group; the message lists each with its reason and says what to do."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Settings and connectome of a lesion's maps; equal for all lesions of a group."""
-
-    connectome_name: str
-    """As in the maps' names."""
-    connectome_hash: str
-    """SHA-256 that distinguishes connectomes of the same name."""
-    space: str
-    """Template space of the connectome."""
-    weighting: Weighting
-    """How lesions were resampled to the grid."""
-    shape: tuple[int, ...]
-    """Shape of the maps."""
-    affine: tuple[float, ...]
-    """Affine of the maps, row by row, rounded to 1e-4."""
-    thresholds: tuple[float, ...]
-    """Thresholds of |t|: those of the lesions' masks, or those requested for the group."""
-    lesion_threshold: float | None = None
-    """Probability from which a voxel belongs to a lesion; None for binary masks."""
-
-    @property
-    def grid(self) -> Grid:
-        """All voxels of the maps' volume, including those outside the brain."""
-        return Grid(np.ones(self.shape, dtype=bool), np.reshape(self.affine, (4, 4)))
-
-    @property
-    def settings(self) -> MapSettings:
-        """Settings that determine the names of the maps."""
-        return MapSettings(
-            self.connectome_name,
-            self.connectome_hash,
-            self.space,
-            self.grid,
-            self.weighting,
-            compute_t_map=True,
-            t_thresholds=self.thresholds,
-            lesion_threshold=self.lesion_threshold,
-        )
-
-    def describe(self, names: Collection[str] = ()) -> str:
-        """Describe all fields for people, or only the named ones."""
-        thresholds = ", ".join(f"{threshold:g}" for threshold in self.thresholds)
-        words = {
-            "connectome_name": f"connectome {self.connectome_name} ({self.connectome_hash[:8]})",
-            "space": f"space {self.space}",
-            "weighting": f"{self.weighting} weighting",
-            "shape": self.grid.extent,
-            "thresholds": f"|t| > {thresholds}" if thresholds else "no threshold",
-            "lesion_threshold": f"lesion threshold {self.lesion_threshold}",
-        }
-        same_words = {"connectome_hash": "connectome_name", "affine": "shape"}
-        asked = {same_words.get(name, name) for name in names}
-        if self.lesion_threshold is None and not names:
-            del words["lesion_threshold"]
-        return ", ".join(text for name, text in words.items() if not names or name in asked)
-
-    def differences(self, group: Origin) -> str:
-        """Describe how a lesion's maps differ from the group's."""
-        names = [field.name for field in fields(self) if getattr(self, field.name) != getattr(group, field.name)]
-        return f"made with {self.describe(names)}, the group with {group.describe(names)}"
 
 
 @dataclass(frozen=True)
@@ -126,14 +66,14 @@ class LeftOut:
 class Group:
     """The lesions of a group."""
 
-    origin: Origin
+    provenance: Provenance
     """Settings and connectome of their maps."""
     lesions: tuple[GroupLesion, ...]
     """Lesions in the group, sorted by the paths of their maps."""
     left_out: tuple[LeftOut, ...]
     """Requested lesions that cannot be in the group."""
     not_asked: tuple[PurePosixPath, ...]
-    """r-maps of the same origin whose masks were not requested."""
+    """r-maps of the same provenance whose masks were not requested."""
 
 
 def choose_group(
@@ -167,24 +107,27 @@ def choose_group(
     UnfitLesions
         Several settings have the most lesions, equally many each.
     """
-    origins, damaged = _read_origins(maps, maps_dir, tuple(sorted(set(t_thresholds))))
+    provenances, damaged = _read_provenances(maps, maps_dir, tuple(sorted(set(t_thresholds))))
     on_disk = {stat_map.path for stat_map in maps}
     names = {
-        origin: {path for mask in masks if origins.get(path := map_path(mask, origin.settings, stat="r")) == origin}
-        for origin in dict.fromkeys(origins.values())
+        provenance: {
+            path for mask in masks if provenances.get(path := map_path(mask, provenance, stat="r")) == provenance
+        }
+        for provenance in dict.fromkeys(provenances.values())
     }
-    group = _choose_origin(
+    group = _choose_provenance(
         {
-            origin: len(paths)
-            for origin, paths in names.items()
-            if connectome_name in (None, origin.connectome_name) and connectome_hash in (None, origin.connectome_hash)
+            provenance: len(paths)
+            for provenance, paths in names.items()
+            if connectome_name in (None, provenance.connectome_name)
+            and connectome_hash in (None, provenance.connectome_hash)
         },
         maps_dir,
-        dict.fromkeys(origin.connectome_name for origin in origins.values()),
+        dict.fromkeys(provenance.connectome_name for provenance in provenances.values()),
     )
     by_name: dict[PurePosixPath, list[LesionMask]] = defaultdict(list)
     for mask in masks:
-        by_name[map_path(mask, group.settings, stat="r")].append(mask)
+        by_name[map_path(mask, group, stat="r")].append(mask)
     lesions: list[GroupLesion] = []
     left_out: list[LeftOut] = []
     for path, same_name in sorted(by_name.items()):
@@ -194,7 +137,9 @@ def choose_group(
             lesions.append(_gather(path, same_name, group, on_disk, maps_dir))
         except _Unfit as unfit:
             left_out.append(LeftOut(same_name[0].name, unfit.kind, str(unfit)))
-    not_asked = sorted(path for path, origin in origins.items() if origin == group and path not in by_name)
+    not_asked = sorted(
+        path for path, provenance in provenances.items() if provenance == group and path not in by_name
+    )
     return Group(group, tuple(lesions), tuple(left_out), tuple(not_asked))
 
 
@@ -223,12 +168,12 @@ class _Unfit(ValueError):  # noqa: N818  a fact about a lesion
         self.kind = kind
 
 
-def _read_origins(
+def _read_provenances(
     maps: Sequence[StatMap], maps_dir: Path, t_thresholds: tuple[float, ...]
-) -> tuple[dict[PurePosixPath, Origin], dict[PurePosixPath, str]]:
-    """Read the origin of each r-map, and why some r-maps cannot be used."""
+) -> tuple[dict[PurePosixPath, Provenance], dict[PurePosixPath, str]]:
+    """Read the provenance of each r-map, and why some r-maps cannot be used."""
     thresholds: dict[PurePosixPath, set[float]] = defaultdict(set)
-    origins: dict[PurePosixPath, Origin] = {}
+    provenances: dict[PurePosixPath, Provenance] = {}
     damaged: dict[PurePosixPath, str] = {}
     for stat_map in maps if not t_thresholds else ():
         if stat_map.suffix == "mask":
@@ -242,21 +187,26 @@ def _read_origins(
         try:
             sidecar = read_json_object(sidecar_path(path))
             image = open_image(path, "map")
-            origins[stat_map.path] = Origin(
-                sidecar["ConnectomeName"],
-                sidecar["ConnectomeHash"],
-                sidecar["SpatialReference"],
-                sidecar["LesionWeighting"],
-                image.shape,
-                tuple((image.affine.round(4) + 0.0).ravel().tolist()),
-                t_thresholds or tuple(sorted(thresholds[stat_map.path])),
-                sidecar.get("LesionThreshold"),
+            name, content_hash, space = (sidecar[key] for key in CONNECTOME_KEYS)
+            options: dict[str, Any] = {
+                each.name: sidecar.get(key) if each.default is None else sidecar[key]
+                for each in fields(MappingOptions)
+                if (key := each.metadata["key"])
+            }
+            provenances[stat_map.path] = Provenance(
+                name,
+                content_hash,
+                space,
+                tuple(image.shape),
+                round_affine(image.affine),
+                MappingOptions(**options, t_thresholds=t_thresholds or tuple(sorted(thresholds[stat_map.path]))),
+                {PROGRAM: str(sidecar.get("SoftwareVersion"))},
             )
         except KeyError as error:
             damaged[stat_map.path] = f"the sidecar of {path.name} has no {error}: map the lesion again (--overwrite)"
         except (OSError, ValueError) as error:
             damaged[stat_map.path] = str(error)
-    return origins, damaged
+    return provenances, damaged
 
 
 def _has_sidecar(stat_map: StatMap, maps_dir: Path) -> bool:
@@ -273,8 +223,8 @@ def _thresholded(path: PurePosixPath, maps_dir: Path) -> tuple[PurePosixPath, fl
     return path.with_name(f"{stem}_statmap.nii.gz"), threshold
 
 
-def _choose_origin(counts: Mapping[Origin, int], maps_dir: Path, connectomes: Collection[str]) -> Origin:
-    """Return the origin of most lesions' maps."""
+def _choose_provenance(counts: Mapping[Provenance, int], maps_dir: Path, connectomes: Collection[str]) -> Provenance:
+    """Return the provenance of most lesions' maps."""
     most = max(counts.values(), default=0)
     if not most:
         there = f"there are maps of {', '.join(connectomes)}" if connectomes else "there are no maps"
@@ -282,10 +232,10 @@ def _choose_origin(counts: Mapping[Origin, int], maps_dir: Path, connectomes: Co
             f"{maps_dir} has no maps of these lesions in this connectome ({there}): run the participant level first, "
             "with the same folders and options"
         )
-    best = [origin for origin, count in counts.items() if count == most]
+    best = [provenance for provenance, count in counts.items() if count == most]
     if len(best) > 1:
         lines = [f"several settings have the most lesions, {most} each:"]
-        lines += [f"  {origin.describe()}" for origin in best]
+        lines += [f"  {provenance.describe()}" for provenance in best]
         lines.append("choose with --connectome-name, --participant-label or --t-threshold")
         raise UnfitLesions("\n".join(lines))
     return best[0]
@@ -294,16 +244,16 @@ def _choose_origin(counts: Mapping[Origin, int], maps_dir: Path, connectomes: Co
 def _explain_absence(
     r_map: PurePosixPath,
     masks: Sequence[LesionMask],
-    group: Origin,
-    names: Mapping[Origin, Collection[PurePosixPath]],
+    group: Provenance,
+    names: Mapping[Provenance, Collection[PurePosixPath]],
     damaged: Mapping[PurePosixPath, str],
 ) -> NoReturn:
-    """Raise `_Unfit` with the reason why a lesion has no maps of the group's origin."""
+    """Raise `_Unfit` with the reason why a lesion has no maps of the group's provenance."""
     if r_map in damaged:
         raise _Unfit("missing", damaged[r_map])
-    for origin, paths in names.items():
-        if any(map_path(mask, origin.settings, stat="r") in paths for mask in masks):
-            raise _Unfit("mixed", origin.differences(group))
+    for provenance, paths in names.items():
+        if any(map_path(mask, provenance, stat="r") in paths for mask in masks):
+            raise _Unfit("mixed", provenance.differences(group))
     raise _Unfit(
         "missing",
         f"{masks[0].path.name} has no maps: run the participant level; its lesions.tsv lists lesions that failed",
@@ -313,7 +263,7 @@ def _explain_absence(
 def _gather(
     r_map: PurePosixPath,
     masks: Sequence[LesionMask],
-    group: Origin,
+    group: Provenance,
     on_disk: Collection[PurePosixPath],
     maps_dir: Path,
 ) -> GroupLesion:
@@ -325,7 +275,7 @@ def _gather(
     same = [mask for mask in masks if hashes[mask.path] == sidecar.get("LesionHash")]
     if not same:
         raise _Unfit("mixed", f"{masks[0].path.name} has changed since it was mapped: map it again (--overwrite)")
-    maps = {stat: map_path(same[0], group.settings, stat=stat) for stat in MAPS_NEEDED}
+    maps = {stat: map_path(same[0], group, stat=stat) for stat in MAPS_NEEDED}
     for stat, path in maps.items():
         if path not in on_disk or not sidecar_path(maps_dir / path).exists():
             why = "run the participant level without --no-t-map" if stat == "t" else "run the participant level again"

@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna.grid import Grid
-from bids_lacuna.group.cohort import Group, GroupLesion, LeftOut, Origin, refuse
+from bids_lacuna.group.cohort import Group, GroupLesion, LeftOut, refuse
 from bids_lacuna.group.sums import (
     BLOCK_BYTES,
     GroupSums,
@@ -29,6 +29,7 @@ from bids_lacuna.group.sums import (
 from bids_lacuna.group.writer import TABLE, GroupSummary, GroupWriter
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData, load_lesion
+from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.weights import LesionWeights
 
@@ -78,7 +79,7 @@ def summarize_group(
     OSError
         The output cannot be written.
     """
-    sums = GroupSums(group.origin.shape, group.origin.thresholds)
+    sums = GroupSums(group.provenance.shape, group.provenance.options.t_thresholds)
     lesions, rows, damaged = _add_lesions(group, maps_dir, sums, show_progress)
     left_out = (*group.left_out, *damaged)
     refuse(left_out, len(lesions), ignored)
@@ -100,7 +101,7 @@ def summarize_group(
     for warning in warnings:
         logger.warning("%s", warning)
 
-    writer = GroupWriter(group.origin, lesions, maps_dir, links)
+    writer = GroupWriter(group.provenance, lesions, maps_dir, links)
     writer.remove_earlier()
     summary = GroupSummary(
         maps=writer.write_maps(sums),
@@ -125,7 +126,7 @@ def _add_lesions(
     with Progress(len(group.lesions), "reading maps", "lesion", shown=show_progress) as progress:
         for lesion in group.lesions:
             try:
-                rows.append(_add_lesion(lesion, maps_dir, group.origin, sums))
+                rows.append(_add_lesion(lesion, maps_dir, group.provenance, sums))
                 lesions.append(lesion)
             except (OSError, ValueError) as error:
                 damaged.append(LeftOut(lesion.name, "missing", str(error)))
@@ -133,20 +134,26 @@ def _add_lesions(
     return lesions, rows, damaged
 
 
-def _add_lesion(lesion: GroupLesion, maps_dir: Path, origin: Origin, sums: GroupSums) -> dict[str, Any]:
+def _add_lesion(lesion: GroupLesion, maps_dir: Path, provenance: Provenance, sums: GroupSums) -> dict[str, Any]:
     """Add one lesion to the sums and return its row of the table; nothing is added if a file is damaged."""
-    weights, maps = _read_lesion(lesion, maps_dir, origin)
-    row = _describe_lesion(lesion, weights, maps, origin.grid)
+    weights, maps = _read_lesion(lesion, maps_dir, provenance)
+    row = _describe_lesion(lesion, weights, maps, provenance.grid)
     sums.add(weights, maps)
     return row
 
 
-def _read_lesion(lesion: GroupLesion, maps_dir: Path, origin: Origin) -> tuple[LesionWeights, dict[str, Array]]:
+def _read_lesion(
+    lesion: GroupLesion, maps_dir: Path, provenance: Provenance
+) -> tuple[LesionWeights, dict[str, Array]]:
     """Read a lesion's weights on the maps' grid, and its maps; raises OSError or ValueError."""
     mask = LesionData.from_nifti(lesion.mask.path)
-    weights = load_lesion(mask, origin.grid, weighting=origin.weighting, threshold=origin.lesion_threshold).weights
+    options = provenance.options
+    lesion_on_grid = load_lesion(
+        mask, provenance.grid, weighting=options.weighting, threshold=options.lesion_threshold
+    )
+    weights = lesion_on_grid.weights
     assert weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
-    maps = {stat: read_lesion_map(maps_dir / path, origin.grid) for stat, path in lesion.maps.items()}
+    maps = {stat: read_lesion_map(maps_dir / path, provenance.grid) for stat, path in lesion.maps.items()}
     if not np.nanmin(maps["r"], initial=np.inf) < np.nanmax(maps["r"], initial=-np.inf):
         raise ValueError(f"{lesion.maps['r'].name} does not vary: map the lesion again (--overwrite)")
     return weights, maps

@@ -13,10 +13,11 @@ import numpy as np
 from bids_lacuna._version import __version__
 from bids_lacuna.derivatives.names import number_label
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
-from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut, Origin
+from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut
 from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
 from bids_lacuna.images import open_image
 from bids_lacuna.lesion import ONE_SIDED
+from bids_lacuna.provenance import Provenance
 
 Array = np.ndarray
 
@@ -89,9 +90,9 @@ class GroupWriter:
     """Writes a group's files, each with a sidecar, to the root of the participants' maps."""
 
     def __init__(
-        self, origin: Origin, lesions: Sequence[GroupLesion], maps_dir: Path, links: Mapping[str, str]
+        self, provenance: Provenance, lesions: Sequence[GroupLesion], maps_dir: Path, links: Mapping[str, str]
     ) -> None:
-        self.origin = origin
+        self.provenance = provenance
         self.lesions = lesions
         self.maps_dir = maps_dir
         self.links = links
@@ -103,7 +104,10 @@ class GroupWriter:
                 sidecar = read_json_object(path)
             except ValueError:
                 continue
-            if sidecar.get("Descriptive") is True and sidecar.get("ConnectomeName") == self.origin.connectome_name:
+            if (
+                sidecar.get("Descriptive") is True
+                and sidecar.get("ConnectomeName") == self.provenance.connectome_name
+            ):
                 for ending in (".nii.gz", ".tsv", ".json"):
                     path.with_name(path.stem + ending).unlink(missing_ok=True)
         pictures = (self.maps_dir / PICTURES).glob("group_*")
@@ -120,7 +124,7 @@ class GroupWriter:
         ]
         counted = (
             "each by the share of the voxel that it covers"
-            if self.origin.weighting == "volume"
+            if self.provenance.options.weighting == "volume"
             else "each where it covers at least half of the voxel"
         )
         paths = {
@@ -144,11 +148,11 @@ class GroupWriter:
                 f"Mean of the lesion network maps' {name} over the lesions where it is defined",
                 self._uris(stat),
             )
-        if self.origin.thresholds:
+        if self.provenance.options.t_thresholds:
             paths["network_n"] = self._write_map(
                 "n", "network", sums.n_t, "Number of lesions whose t-maps are defined", self._uris("t")
             )
-        for threshold in self.origin.thresholds:
+        for threshold in self.provenance.options.t_thresholds:
             for word, counts, sign in (("above", sums.above, ""), ("below", sums.below, "-")):
                 with np.errstate(invalid="ignore"):
                     share = counts[threshold] / sums.n_t
@@ -194,7 +198,7 @@ class GroupWriter:
         )
 
     def _stem(self, stat: str, what: str) -> str:
-        return f"space-{self.origin.space}_stat-{stat}_desc-{self.origin.connectome_name}{what}"
+        return f"space-{self.provenance.space}_stat-{stat}_desc-{self.provenance.connectome_name}{what}"
 
     def _uris(self, *stats: str) -> list[str]:
         return [f"bids::{lesion.maps[stat]}" for lesion in self.lesions for stat in stats]
@@ -218,11 +222,10 @@ class GroupWriter:
             "Descriptive": True,
             "Interpretation": INTERPRETATION,
             "NumberOfLesions": len(self.lesions),
-            "SpatialReference": self.origin.space,
-            "ConnectomeName": self.origin.connectome_name,
-            "ConnectomeHash": self.origin.connectome_hash,
-            "LesionWeighting": self.origin.weighting,
-            "LesionThreshold": self.origin.lesion_threshold,
+            "SpatialReference": self.provenance.space,
+            "ConnectomeName": self.provenance.connectome_name,
+            "ConnectomeHash": self.provenance.connectome_hash,
+            **self.provenance.options.sidecar,
             "SoftwareVersion": __version__,
             **more,
             "Sources": list(sources),

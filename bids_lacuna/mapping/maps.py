@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna.grid import Grid
+from bids_lacuna.provenance import MappingOptions
 from bids_lacuna.spaces import nifti_code
 from bids_lacuna.statistics import LesionStatistics, fdr_threshold, minus_log10_p
 
@@ -30,8 +31,7 @@ class NetworkMaps(Mapping[str, Any]):
         read_statistics: Callable[[], LesionStatistics],
         grid: Grid,
         space: str,
-        compute_t_map: bool,
-        t_thresholds: tuple[float, ...],
+        options: MappingOptions,
         n_varies: bool,
     ) -> None:
         """Make the maps of one lesion.
@@ -42,19 +42,21 @@ class NetworkMaps(Mapping[str, Any]):
             Gives the lesion's voxel vectors, anew at each call, until `keep` or `release`.
         grid, space
             The connectome's.
-        compute_t_map, t_thresholds, n_varies
-            Which maps there are.
+        options
+            Decide which maps there are.
+        n_varies
+            Whether there is an n-map.
         """
         self._read_statistics: Callable[[], LesionStatistics] | None = read_statistics
         self._kept: LesionStatistics | None = None
         self._grid = grid
         self._space = space
-        self._t_thresholds = t_thresholds
+        self._t_thresholds = options.t_thresholds
         self._keys = (
             "correlation_map",
             "z_map",
-            *(["t_map"] if compute_t_map else []),
-            *(["binary_map", "binary_maps"] if t_thresholds else []),
+            *(["t_map"] if options.compute_t_map else []),
+            *(["binary_map", "binary_maps"] if options.t_thresholds else []),
             *(["n_map"] if n_varies else []),
             "minus_log10_p_map",
             "summary_statistics",

@@ -117,7 +117,7 @@ def write_group_report(output_dir: Path) -> list[str]:
         files=[name for name in _list_files(group) if (output_dir / name).is_file()],
         tables=[(log_dir / OUTCOMES).relative_to(output_dir).as_posix() for log_dir in runs],
         methods=methods.split("\n\n") if methods else [],
-        references=references(methods, list(runs.values())[-1].version) if methods else "",
+        references=references(methods, list(runs.values())[-1].provenance.version) if methods else "",
     )
     return drawing.problems
 
@@ -171,7 +171,7 @@ def _number(cell: str) -> float:
 def _find_runs(lesions: Sequence[MappedLesion | None], outcomes: Sequence[Outcome]) -> dict[Path, Run]:
     """Find the runs that wrote the lesions' maps, by log folder."""
     newest = {
-        (outcome.mask, outcome.run.connectome_name): outcome
+        (outcome.mask, outcome.run.provenance.connectome_name): outcome
         for outcome in outcomes
         if outcome.status == "done" and outcome.run
     }

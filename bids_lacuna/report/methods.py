@@ -12,19 +12,19 @@ from bids_lacuna.files import renamed_when_whole
 
 def describe_methods(run: Run) -> str:
     """Tell in Markdown how a run's maps were made, as a paper's methods section would."""
-    sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in run.voxel_sizes_mm)
+    sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in run.provenance.voxel_sizes_mm)
     shares = {
         "volume": "each connectome voxel counted by the share of its volume that the lesion covers",
         "binary": "each connectome voxel of which the lesion covers at least half counted fully, others not at all",
-    }[run.weighting]
-    libraries = ", ".join(f"{name} {version}" for name, version in run.software.items())
-    n = run.n_connectome_subjects
+    }[run.provenance.options.weighting]
+    libraries = ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())
+    n, made_from = run.n_connectome_subjects, run.provenance
     paragraphs = [
-        f"Lesion network mapping [@boes2015] was done with bids_lacuna {run.version} [@bids_lacuna], a BIDS App "
-        f"[@gorgolewski2017]. Binary lesion masks in {run.connectome_space} space were brought to the grid of the "
-        f"normative functional connectome {run.connectome_name} ({_count(n, 'subject')}, {run.n_voxels} voxels of "
-        f"{sizes} mm, up to {run.n_timepoints} timepoints of resting-state BOLD signal for each subject; [cite its "
-        f"source here]) by their world coordinates; {shares}.",
+        f"Lesion network mapping [@boes2015] was done with bids_lacuna {made_from.version} [@bids_lacuna], a BIDS "
+        f"App [@gorgolewski2017]. Binary lesion masks in {made_from.space} space were brought to the grid of the "
+        f"normative functional connectome {made_from.connectome_name} ({_count(n, 'subject')}, {run.n_voxels} voxels "
+        f"of {sizes} mm, up to {run.n_timepoints} timepoints of resting-state BOLD signal for each subject; [cite "
+        f"its source here]) by their world coordinates; {shares}.",
         "In each connectome subject, the mean signal of the lesion's voxels, weighted in this way, was correlated "
         "(Pearson's r) with the signal of every voxel of the connectome; r, clipped to ±(1 \N{MINUS SIGN} 10⁻⁶), was "
         "transformed to Fisher z. A subject whose signal was constant or not finite in a voxel was left out there. "
@@ -54,8 +54,8 @@ def _t_map(run: Run) -> str:
     if run.n_connectome_subjects < 2:
         return "; of a single subject there is no t."
     text = f", the t-map the one-sample t of z against 0 (up to {run.n_connectome_subjects - 1} degrees of freedom)."
-    if run.t_thresholds:
-        levels = [f"{threshold:g}" for threshold in run.t_thresholds]
+    if run.provenance.options.t_thresholds:
+        levels = [f"{threshold:g}" for threshold in run.provenance.options.t_thresholds]
         text += f" Binary maps hold the voxels with |t| > {_listing(levels)}."
     return text
 
@@ -76,7 +76,7 @@ def combine(runs: Iterable[Run]) -> str:
 def write_citation(output_dir: Path, run: Run, md_only: bool = False) -> None:
     """Write logs/CITATION.md of a run, and CITATION.bib beside it unless the text alone is wanted."""
     text = describe_methods(run)
-    contents = {"CITATION.md": text} | ({} if md_only else {"CITATION.bib": references(text, run.version)})
+    contents = {"CITATION.md": text} | ({} if md_only else {"CITATION.bib": references(text, run.provenance.version)})
     for name, content in contents.items():
         with renamed_when_whole(output_dir / "logs" / name) as temporary:
             temporary.write_text(content, encoding="utf-8")

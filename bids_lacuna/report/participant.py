@@ -39,7 +39,7 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
         failures=_failures(outcomes),
         runs=_describe_runs(output_dir, sections, origins),
         methods=methods.split("\n\n") if methods else [],
-        references=references(methods, runs[-1].version) if runs else "",
+        references=references(methods, runs[-1].provenance.version) if runs else "",
     )
     return [f"{section.heading}: {error}" for section in sections for error in section.errors]
 
@@ -48,7 +48,7 @@ def _origin(lesion: MappedLesion, outcomes: Sequence[Outcome]) -> Outcome | None
     """Find the newest row about the mapping of a lesion."""
     name = lesion.sidecar.get("ConnectomeName")
     for outcome in reversed(outcomes):
-        same_connectome = outcome.run is None or outcome.run.connectome_name == name
+        same_connectome = outcome.run is None or outcome.run.provenance.connectome_name == name
         if outcome.status == "done" and outcome.mask == lesion.source and same_connectome:
             return outcome
     return None
@@ -58,7 +58,7 @@ def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
     """List the masks that failed and have not been mapped since."""
     newest = {}
     for outcome in outcomes:
-        newest[outcome.mask, outcome.run.connectome_name if outcome.run else ""] = outcome
+        newest[outcome.mask, outcome.run.provenance.connectome_name if outcome.run else ""] = outcome
     return [
         {"mask": outcome.mask[1], "reason": outcome.row.get("reason", "n/a")}
         for outcome in newest.values()
@@ -88,23 +88,23 @@ def _describe_runs(
 
 
 def _run_rows(run: Run) -> list[tuple[str, str]]:
-    sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in run.voxel_sizes_mm)
-    thresholds = ", ".join(f"|t| > {threshold:g}" for threshold in run.t_thresholds) or "none"
+    sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in run.provenance.voxel_sizes_mm)
+    thresholds = ", ".join(f"|t| > {threshold:g}" for threshold in run.provenance.options.t_thresholds) or "none"
     so_far = "" if run.finished else ", up to this participant's batch"
     taken = "unknown" if run.seconds is None else f"{timedelta(seconds=round(run.seconds))} (h:mm:ss){so_far}"
     used = "unknown" if run.peak_bytes is None else f"{format_bytes(run.peak_bytes)}{so_far}"
     return [
-        ("Connectome", f"{run.connectome_name}, in {run.connectome_space}"),
+        ("Connectome", f"{run.provenance.connectome_name}, in {run.provenance.space}"),
         ("Connectome subjects", str(run.n_connectome_subjects)),
         ("Connectome grid", f"{run.n_voxels} voxels of {sizes} mm; up to {run.n_timepoints} timepoints"),
-        ("Connectome hash", run.connectome_hash),
-        ("Lesion weighting", run.weighting),
+        ("Connectome hash", run.provenance.connectome_hash),
+        ("Lesion weighting", run.provenance.options.weighting),
         ("Thresholds", thresholds),
         ("Started", run.started.replace("T", " ")),
         ("Run time", taken),
         ("Memory planned", f"{format_bytes(run.planned_bytes)} of {format_bytes(run.available_bytes)}"),
         ("Memory used", used),
         ("Batches", f"{run.n_lesions} lesions, up to {run.batch_size} per pass, on {run.n_threads} threads"),
-        ("bids-lacuna", run.version),
-        ("Software", ", ".join(f"{name} {version}" for name, version in run.software.items())),
+        ("bids-lacuna", run.provenance.version),
+        ("Software", ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())),
     ]

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import joblib
 import psutil
 
+from bids_lacuna.runtime.plan import Resources
 from bids_lacuna.text import format_bytes, parse_bytes
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,19 @@ def memory_budget(
     smallest = min(limits, key=lambda limit: limit.available_bytes)
     logger.info("using at most %s of memory, by %s", format_bytes(smallest.available_bytes), smallest.source)
     return MemoryBudget(smallest.available_bytes, smallest.source, limits)
+
+
+def find_resources(mem_bytes: int | None = None, n_threads: int | None = None) -> Resources:
+    """Find the memory and the processors that a run may use.
+
+    Parameters
+    ----------
+    mem_bytes, n_threads
+        The user's limits, if any; no more threads are used than there are processors.
+    """
+    budget = memory_budget(mem_bytes)
+    n_cpus = available_cpus()
+    return Resources(budget.available_bytes, min(n_threads or n_cpus, n_cpus), source=budget.source)
 
 
 def memory_limits(

@@ -12,173 +12,195 @@ from bids_lacuna.text import format_bytes
 
 logger = logging.getLogger(__name__)
 
+BatchSize = int | Literal["auto"] | None
+"""Rows of a batch: a number, as many as the memory holds, or all of them."""
+
 TILE_BYTES = 5 * 2**20
-"""Of each thread: the tile of Fisher z that it works on, which is meant to stay in cache, and its series."""
+"""Bytes per thread for the cached tile of Fisher z and for its series."""
 
 SUBJECTS_IN_MEMORY = 3
-"""Connectome subjects at least: of a store, two are mapped together and a third one is read ahead."""
+"""Least number of connectome subjects in memory: of a store, two are mapped together and a third is read ahead."""
 
 MOST_SUBJECTS_IN_MEMORY = 6
-"""Where many lesions are mapped, so that their moments are read and written less often."""
+"""Largest number, for many rows: their sums are then read and written less often."""
 
-SUBJECTS_SHARE = 10
-"""Those beyond `SUBJECTS_IN_MEMORY` take at most a tenth of what the moments take."""
+SUBJECTS_FRACTION = 10
+"""Connectome subjects beyond `SUBJECTS_IN_MEMORY` take up to a tenth of the memory of the sums."""
 
 RUNNING_BYTES = 8 * 2**20
-"""What threads, open files and Python's own objects come to while a run goes on; 5 to 8 MiB were measured."""
+"""Threads, open files and Python's own objects of a run; 5 to 8 MiB were measured."""
 
-MAP_BYTES = 24
-"""Of each voxel of the volume while the callback has one lesion's maps made: one map and the vectors behind it."""
 
-KEPT_BYTES = 12
-"""Of each voxel and lesion where results outlive their batch: z, t and n, 4 bytes each."""
+@dataclass(frozen=True)
+class Resources:
+    """The part of the machine that a run may use: found once, and passed whole."""
 
-MOMENT_BYTES = 16
-"""Of each voxel and lesion: the sums of z and of its square, float64."""
+    available_bytes: int
+    """Memory that the run may occupy in total, including what this process occupies already."""
+    n_threads: int
+    """Threads of the kernels."""
+    reserved_bytes: int = 0
+    """Part of the available memory that other processes of the run may occupy."""
+    source: str = "the caller"
+    """The smallest memory limit, for people."""
 
-SEED_BYTES = 8
-"""Of each timepoint and lesion: the seed is summed in float64 and then used as float32."""
 
-WEIGHT_BYTES = 16
-"""Of each voxel that a lesion covers: its number, int32, and its share, float32, of the lesion and of its batch."""
+@dataclass(frozen=True)
+class Footprint:
+    """The memory that an analysis occupies in one process, in bytes."""
 
-GRID_PER_LESION = 10
-"""Voxels of the grid for each voxel of a lesion: even a large one covers less than a tenth of the brain."""
+    accumulator_bytes: int
+    """Per row of a batch: its running sums."""
+    row_bytes: int
+    """Per row of a batch: its weights, seed and objects."""
+    kept_bytes: int
+    """Per row of the run, where results outlive their batch."""
+    result_bytes: int
+    """Once: the results of one row while the callback looks at them."""
+    subject_bytes: int
+    """Per connectome subject in memory."""
+    reading_bytes: int
+    """Per connectome subject that is being read."""
+    n_readers: int
+    """Connectome subjects that are read at the same time."""
+    group: int
+    """Largest number of connectome subjects that are added together."""
+    connectome_bytes: int
+    """Size of the connectome on disk."""
 
-PER_LESION_OVERHEAD = 4096
-"""Python objects of each lesion: paths, entities, results."""
+    @property
+    def streaming_bytes(self) -> int:
+        """The first `SUBJECTS_IN_MEMORY` connectome subjects, `n_readers` of which are being read."""
+        return self.n_readers * self.reading_bytes + (SUBJECTS_IN_MEMORY - self.n_readers) * self.subject_bytes
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the lesions are divided into batches, each of which is one pass over the connectome."""
+    """The division of rows into batches, each of which is one pass over the connectome."""
 
-    n_lesions: int
+    n_rows: int
     batch_size: int
-    """Lesions of each batch; the last one may have fewer."""
+    """Rows per batch; the last batch may have fewer."""
     n_batches: int
     """Passes over the connectome."""
     fixed_bytes: int
-    """What the run occupies whatever the batch size."""
-    bytes_per_lesion: int
-    """What each lesion of a batch adds."""
-    subjects_in_memory: int
-    """Connectome subjects: those that are mapped together, and those that are read ahead."""
+    """Memory that the run occupies whatever the batch size."""
+    bytes_per_row: int
+    """Memory that each row of a batch adds."""
+    n_ahead: int
+    """Connectome subjects that are read ahead."""
+    n_together: int
+    """Connectome subjects that are added together."""
+    keep_cached: bool
+    """Whether the connectome fits the page cache beside the run, and may stay there for the next pass."""
     available_bytes: int
-    """What the process may occupy in all."""
+    """Memory that the run may occupy in total."""
 
     @property
     def peak_bytes(self) -> int:
-        """The most that the process will occupy."""
-        return self.fixed_bytes + self.batch_size * self.bytes_per_lesion
+        """The largest amount of memory that the run occupies."""
+        return self.fixed_bytes + self.batch_size * self.bytes_per_row
 
 
 def plan_batches(
-    n_lesions: int,
-    n_components: int,
-    n_voxels: int,
-    available_bytes: int,
-    n_threads: int,
+    n_rows: int,
+    footprint: Footprint,
+    resources: Resources,
     *,
-    lesion_batch_size: int | Literal["auto"] | None = "auto",
-    volume_voxels: int | None = None,
+    batch_size: BatchSize = "auto",
     keep_results: bool = False,
-    base_bytes: int = 0,
-    streaming_bytes: int = 0,
-    subject_bytes: int = 0,
-    moment_bytes: int = MOMENT_BYTES,
+    occupied_bytes: int = 0,
 ) -> BatchPlan:
-    """Divide the lesions into as few batches as memory allows.
+    """Divide rows into as few batches as the memory allows.
 
     Parameters
     ----------
-    n_lesions
-        Of the whole run.
-    n_components, n_voxels
-        Of a connectome subject, the longest if they differ: timepoints, or what a store keeps of them.
-    available_bytes
-        What the process may occupy in all, as from `memory_budget`.
-    n_threads
-        Threads of the kernels.
-    lesion_batch_size
-        "auto": batches of equal size, as few as fit. None: all lesions at once. A number: that many at once. The
-        last two are lowered, with a warning, to what fits.
-    volume_voxels
-        Voxels of the whole volume, inside and outside the connectome's mask; by default `n_voxels`.
+    n_rows
+        Rows of the whole run; one for each lesion.
+    footprint
+        Memory of the analysis, of all processes together where there are several.
+    resources
+        Memory and threads.
+    batch_size
+        "auto": batches of equal size, as few as fit. None: all rows at once. A number: that many at once. The last
+        two are lowered, with a warning, to what fits.
     keep_results
-        Whether results of all lesions stay in memory to the end, as they do without a callback.
-    base_bytes
-        What the interpreter and the libraries occupy.
-    streaming_bytes
-        What `SUBJECTS_IN_MEMORY` connectome subjects occupy, of which some are being read.
-    subject_bytes
-        What each one beyond these occupies.
-    moment_bytes
-        Of each voxel and lesion of a batch: one set of moments, or what several processes hold together.
+        Whether the results of all rows stay in memory to the end, as they do without a callback.
+    occupied_bytes
+        Memory that the interpreter and the libraries occupy.
 
     Raises
     ------
     ValueError
-        `lesion_batch_size` is none of these.
+        `batch_size` is none of these.
     MemoryError
-        Not even one lesion fits.
+        Not even one row fits; the message has both numbers.
     """
-    requested = _requested_batch_size(lesion_batch_size, n_lesions)
-    kept_bytes = n_lesions * KEPT_BYTES * n_voxels if keep_results else 0
-    map_bytes = MAP_BYTES * (n_voxels if volume_voxels is None else volume_voxels)
-    working_bytes = RUNNING_BYTES + n_threads * TILE_BYTES + map_bytes
-    fixed_bytes = base_bytes + streaming_bytes + working_bytes + kept_bytes
-    weight_bytes = WEIGHT_BYTES * n_voxels // GRID_PER_LESION
-    bytes_per_lesion = moment_bytes * n_voxels + SEED_BYTES * n_components + weight_bytes + PER_LESION_OVERHEAD
-    if n_lesions == 0:
-        return BatchPlan(0, 0, 0, fixed_bytes, bytes_per_lesion, SUBJECTS_IN_MEMORY, available_bytes)
-
-    fits = (available_bytes - fixed_bytes) // bytes_per_lesion
-    if fits < 1:
-        needed = fixed_bytes + bytes_per_lesion
-        advice = "use a coarser connectome or raise --mem, or the limit of the job or container"
-        if needed - kept_bytes <= available_bytes:
-            advice = (
-                f"{format_bytes(kept_bytes)} of it would keep the results of all {n_lesions} lesions; give a "
-                "batch_result_callback that saves them, and they need not be kept"
+    requested = _requested_batch_size(batch_size, n_rows)
+    available_bytes = resources.available_bytes
+    kept_bytes = n_rows * footprint.kept_bytes if keep_results else 0
+    working_bytes = RUNNING_BYTES + resources.n_threads * TILE_BYTES + footprint.result_bytes
+    fixed_bytes = occupied_bytes + resources.reserved_bytes + footprint.streaming_bytes + working_bytes + kept_bytes
+    bytes_per_row = footprint.accumulator_bytes + footprint.row_bytes
+    size = 0
+    if n_rows:
+        fits = (available_bytes - fixed_bytes) // bytes_per_row
+        if fits < 1:
+            raise MemoryError(_describe_need(fixed_bytes + bytes_per_row, available_bytes, kept_bytes, n_rows))
+        size = min(requested, fits)
+        if batch_size == "auto":
+            size = ceil(n_rows / ceil(n_rows / size))
+        elif size < requested:
+            logger.warning(
+                "a batch of %d lesions needs %s, %s is available: using batches of %d lesions",
+                requested,
+                format_bytes(fixed_bytes + requested * bytes_per_row),
+                format_bytes(available_bytes),
+                size,
             )
-        raise MemoryError(
-            f"one lesion needs {format_bytes(needed)}, {format_bytes(available_bytes)} is available: {advice}"
-        )
-    batch_size = min(requested, fits)
-    if lesion_batch_size == "auto":
-        batch_size = ceil(n_lesions / ceil(n_lesions / batch_size))
-    elif batch_size < requested:
-        logger.warning(
-            "a batch of %d lesions needs %s, %s is available: batches of %d lesions are mapped",
-            requested,
-            format_bytes(fixed_bytes + requested * bytes_per_lesion),
-            format_bytes(available_bytes),
-            batch_size,
-        )
-    n_batches = ceil(n_lesions / batch_size)
     subjects_in_memory = SUBJECTS_IN_MEMORY
-    moments_bytes = batch_size * MOMENT_BYTES * n_voxels
-    spare_bytes = min(moments_bytes // SUBJECTS_SHARE, available_bytes - fixed_bytes - batch_size * bytes_per_lesion)
-    while subjects_in_memory < MOST_SUBJECTS_IN_MEMORY and subject_bytes <= spare_bytes:
+    spare_bytes = min(
+        size * footprint.accumulator_bytes // SUBJECTS_FRACTION, available_bytes - fixed_bytes - size * bytes_per_row
+    )
+    while subjects_in_memory < MOST_SUBJECTS_IN_MEMORY and footprint.subject_bytes <= spare_bytes:
         subjects_in_memory += 1
-        fixed_bytes += subject_bytes
-        spare_bytes -= subject_bytes
+        fixed_bytes += footprint.subject_bytes
+        spare_bytes -= footprint.subject_bytes
+    n_ahead = max(subjects_in_memory // 3, footprint.n_readers)
     return BatchPlan(
-        n_lesions, batch_size, n_batches, fixed_bytes, bytes_per_lesion, subjects_in_memory, available_bytes
+        n_rows,
+        size,
+        ceil(n_rows / size) if size else 0,
+        fixed_bytes,
+        bytes_per_row,
+        n_ahead,
+        min(subjects_in_memory - n_ahead, footprint.group),
+        footprint.connectome_bytes <= available_bytes - fixed_bytes - size * bytes_per_row,
+        available_bytes,
     )
 
 
-def _requested_batch_size(lesion_batch_size: object, n_lesions: int) -> int:
-    if lesion_batch_size is None or lesion_batch_size == "auto":
-        return n_lesions
+def _describe_need(needed: int, available_bytes: int, kept_bytes: int, n_rows: int) -> str:
+    """Say how much memory one lesion needs, how much there is, and what to do."""
+    advice = "use a coarser connectome or raise --mem, or the limit of the job or container"
+    if needed - kept_bytes <= available_bytes:
+        advice = (
+            f"{format_bytes(kept_bytes)} of it would keep the results of all {n_rows} lesions; pass a "
+            "batch_result_callback that saves them, and they need not be kept"
+        )
+    return f"one lesion needs {format_bytes(needed)}, {format_bytes(available_bytes)} is available: {advice}"
+
+
+def _requested_batch_size(batch_size: object, n_rows: int) -> int:
+    if batch_size is None or batch_size == "auto":
+        return n_rows
     try:
-        size = 0 if isinstance(lesion_batch_size, bool) else operator.index(lesion_batch_size)  # type: ignore[arg-type]
+        size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)  # type: ignore[arg-type]
     except TypeError:
         size = 0
     if size < 1:
         raise ValueError(
-            f"lesion_batch_size is {lesion_batch_size!r}: it must be a whole number from 1, 'auto' (what fits in "
+            f"lesion_batch_size is {batch_size!r}: it must be a whole number from 1, 'auto' (what fits in "
             "memory) or None (all lesions at once)"
         )
-    return min(size, n_lesions)
+    return min(size, n_rows)

@@ -1,0 +1,90 @@
+"""The group level: what the maps of a dataset's lesions have in common."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bids_lacuna._version import __version__
+from bids_lacuna.app.command import Exit, ending
+from bids_lacuna.app.inputs import find_masks, open_connectome
+from bids_lacuna.app.reports import write_group_page
+from bids_lacuna.app.runlog import keeping_log, name_log_dir
+from bids_lacuna.bids import DamagedDataset, LesionMask, find_stat_maps
+from bids_lacuna.derivatives.dataset import prepare_dataset
+from bids_lacuna.group import BLOCK_BYTES, Group, NoMaps, UnfitLesions, choose_group, refuse, summarize_group
+from bids_lacuna.runtime.memory import find_resources
+from bids_lacuna.runtime.progress import above_the_bar
+
+logger = logging.getLogger(__name__)
+
+
+def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
+    """Describe the maps of a dataset's lesions as a group."""
+    out = arguments.output_dir
+    logger.info("bids-lacuna %s", __version__)
+    group = choose(arguments, find_masks(arguments, datasets))
+    if arguments.dry_run:
+        sys.stdout.write(describe(group, arguments.ignore))
+        return Exit.OK
+    with ending(Exit.BAD_DATA, UnfitLesions):
+        refuse(group.left_out, len(group.lesions), arguments.ignore)
+    with ending(Exit.CANNOT_CREATE, OSError, ValueError):
+        links = prepare_dataset(out, datasets)
+    resources = find_resources(arguments.mem, arguments.nprocs)
+    with (
+        ending(Exit.BAD_DATA, UnfitLesions),
+        ending(Exit.INPUT_OUTPUT, OSError, saying=f"the group's files cannot be written to {out}"),
+        keeping_log(arguments, name_log_dir(out)),
+        above_the_bar(),
+    ):
+        summary = summarize_group(
+            group,
+            out,
+            links,
+            ignored=arguments.ignore,
+            block_bytes=min(BLOCK_BYTES, resources.available_bytes // 2),
+            n_threads=resources.n_threads,
+            show_progress=not arguments.quiet,
+        )
+    logger.info(
+        "lesions in the group: %d, left out: %d, outliers: %s; the table is %s",
+        len(summary.order),
+        len(summary.left_out),
+        ", ".join(summary.outliers) or "none",
+        summary.table,
+    )
+    if not arguments.no_reports:
+        write_group_page(out, resources)
+    return Exit.OK
+
+
+def choose(arguments: argparse.Namespace, masks: Sequence[LesionMask]) -> Group:
+    """Choose the lesions of the group."""
+    connectome = open_connectome(arguments) if arguments.connectome else None
+    with (
+        ending(Exit.NO_INPUT, FileNotFoundError, NotADirectoryError, saying="run the participant level first"),
+        ending(Exit.NO_INPUT, NoMaps),
+        ending(Exit.BAD_DATA, DamagedDataset, UnfitLesions),
+    ):
+        return choose_group(
+            masks,
+            find_stat_maps(arguments.output_dir, arguments.participant_label, arguments.session_label),
+            arguments.output_dir,
+            connectome_name=connectome.name if connectome else arguments.connectome_name,
+            connectome_hash=connectome.content_hash if connectome else None,
+            t_thresholds=arguments.t_threshold,
+        )
+
+
+def describe(group: Group, ignored: Sequence[str]) -> str:
+    """List the maps that would be read, and the lesions that cannot be in the group."""
+    lines = [f"lesions: {len(group.lesions)}, {group.provenance.describe()}"]
+    lines += [f"  read    {path}" for lesion in group.lesions for path in (lesion.mask.path, *lesion.maps.values())]
+    for lesion in group.left_out:
+        word = "leave" if lesion.kind in ignored else "refuse"
+        lines.append(f"  {word:8}{lesion.name}: {lesion.kind}: {lesion.reason}")
+    return "\n".join(lines) + "\n"

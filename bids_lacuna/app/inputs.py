@@ -1,0 +1,82 @@
+"""The inputs that the levels share: lesion masks and the connectome."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from bids_lacuna.app.command import Exit, ending, make_folder, warn_of_space
+from bids_lacuna.bids import (
+    DamagedDataset,
+    LesionMask,
+    NoLesionMasks,
+    UnknownParticipant,
+    find_lesion_masks,
+    read_filter_file,
+)
+from bids_lacuna.connectome import Connectome, is_store
+
+logger = logging.getLogger(__name__)
+
+STORE_SPEEDUP = 30
+"""Time of a pass over gzipped HDF5 divided by that over a store, by `make bench`."""
+
+
+def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
+    """Find the masks that the arguments choose."""
+    with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
+        filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else {}
+    database_dir = None if arguments.dry_run else arguments.bids_database_dir
+    if database_dir:
+        make_folder(database_dir)
+    with (
+        ending(Exit.NO_FILES_SELECTED, NoLesionMasks),
+        ending(Exit.NO_INPUT, UnknownParticipant),
+        ending(Exit.NO_INPUT, PermissionError, saying="a dataset cannot be searched: check its permissions"),
+        ending(Exit.USAGE, ValueError),
+        ending(Exit.NOT_BIDS, FileNotFoundError, NotADirectoryError, DamagedDataset),
+    ):
+        return find_lesion_masks(
+            arguments.bids_dir,
+            {name: path for name, path in datasets.items() if name != "source"},
+            participant_labels=arguments.participant_label,
+            session_labels=arguments.session_label,
+            filters=filters,
+            database_dir=database_dir,
+        )
+
+
+def open_connectome(arguments: argparse.Namespace) -> Connectome:
+    """Open the connectome that the arguments name."""
+    with ending(Exit.NO_INPUT, FileNotFoundError, PermissionError), ending(Exit.BAD_DATA, ValueError):
+        connectome = Connectome.open(
+            arguments.connectome, name=arguments.connectome_name, space=arguments.connectome_space
+        )
+    if not is_store(arguments.connectome):
+        logger.warning(
+            "each pass over %s takes about %d times as long to read as one over a store of it: make one, once, with "
+            "`bids-lacuna-connectome build %s STORE --space %s --name %s`",
+            arguments.connectome,
+            STORE_SPEEDUP,
+            shlex.quote(str(arguments.connectome)),
+            connectome.space,
+            connectome.name,
+        )
+    warn_of_space(connectome.space)
+    if connectome.n_subjects < 2:
+        logger.warning(
+            "the connectome %s has one subject: without a second one there is no spread to divide by, and t is NaN "
+            "everywhere",
+            connectome.path,
+        )
+    logger.info(
+        "connectome %s: %d subjects, %d voxels, space %s",
+        connectome.name,
+        connectome.n_subjects,
+        connectome.grid.n_voxels,
+        connectome.space,
+    )
+    return connectome

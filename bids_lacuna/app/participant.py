@@ -1,0 +1,378 @@
+"""The participant level: `prepare` a job, `plan` it, then `preview` or `execute` it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from bids_lacuna._version import __version__
+from bids_lacuna.app.command import Exit, ending
+from bids_lacuna.app.inputs import find_masks, open_connectome
+from bids_lacuna.app.preview import preview
+from bids_lacuna.app.runlog import keeping_log, name_log_dir
+from bids_lacuna.batch import process_batches
+from bids_lacuna.derivatives.dataset import DATASET_FILES, clean_after, prepare_dataset, read_description
+from bids_lacuna.derivatives.history import Run
+from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide
+from bids_lacuna.derivatives.writer import DerivativesWriter
+from bids_lacuna.files import remove_unfinished
+from bids_lacuna.lesion import LesionData
+from bids_lacuna.mapping.analysis import NoWorker, Pass, PassStopped
+from bids_lacuna.mapping.functional import FunctionalNetworkMapping
+from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.provenance import MappingOptions, Provenance
+from bids_lacuna.report.methods import write_citation
+from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+from bids_lacuna.runtime import logs
+from bids_lacuna.runtime.checkpoint import Checkpoints
+from bids_lacuna.runtime.locks import Claims, claiming
+from bids_lacuna.runtime.memory import find_resources, room_for_files
+from bids_lacuna.runtime.plan import BatchPlan, Resources
+from bids_lacuna.runtime.progress import above_the_bar
+from bids_lacuna.runtime.signals import sigusr1_ignored
+from bids_lacuna.text import format_bytes, one_line
+
+logger = logging.getLogger(__name__)
+
+UNREACHABLE = "the Dask cluster cannot be reached; rerun the same command to resume"
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run of the participant level knows before it plans: nothing is written yet."""
+
+    arguments: argparse.Namespace
+    datasets: Mapping[str, Path]
+    """Roots of the datasets with masks, by name."""
+    started: float
+    """`time.monotonic()` at the beginning."""
+    analysis: FunctionalNetworkMapping
+    pass_: Pass
+    provenance: Provenance
+    records: Sequence[LesionRecord]
+    """One for each mask found."""
+    checkpoints: Checkpoints | None
+
+    @property
+    def resources(self) -> Resources:
+        """Memory and threads of this machine."""
+        return self.pass_.resources
+
+    @property
+    def n_report_workers(self) -> int:
+        """Processes that write pages, for which memory is reserved."""
+        return self.resources.reserved_bytes // WORKER_BYTES
+
+    @property
+    def pending(self) -> list[LesionRecord]:
+        """The lesions whose outcome is open."""
+        return [record for record in self.records if record.status == "pending"]
+
+    @property
+    def continues(self) -> bool:
+        """Whether lesions are mapped, although others may have failed before."""
+        stops = self.arguments.stop_on_first_crash and any(record.status == "failed" for record in self.records)
+        return not stops
+
+    def plan(self) -> BatchPlan:
+        """Divide the pending lesions into batches."""
+        advice = f"{format_bytes(self.resources.reserved_bytes)} are reserved for reports; --no-reports frees them"
+        with (
+            ending(Exit.FAILED, MemoryError, saying=advice if self.n_report_workers else ""),
+            ending(Exit.NO_INPUT, NoWorker),
+        ):
+            return self.pass_.plan(len(self.pending), self.arguments.lesion_batch_size)
+
+
+def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
+    """Map the lesions of a dataset."""
+    with ExitStack() as stack:
+        stack.enter_context(sigusr1_ignored())
+        job = prepare(arguments, datasets, stack)
+        plan = job.plan()
+        if arguments.dry_run:
+            return preview(job, plan)
+        return execute(job, plan)
+
+
+def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: ExitStack) -> Job:
+    """Find the inputs, and decide what becomes of each mask.
+
+    Parameters
+    ----------
+    stack
+        Lets go of the Dask cluster, if there is one.
+    """
+    started = time.monotonic()
+    logger.info("bids-lacuna %s", __version__)
+    connectome = open_connectome(arguments)
+    masks = find_masks(arguments, datasets)
+    analysis = FunctionalNetworkMapping.of(connectome, read_options(arguments))
+    provenance = analysis.provenance
+    records = decide(masks, arguments.output_dir, provenance, arguments.overwrite)
+    checkpoints = None if arguments.dry_run else open_checkpoints(arguments, analysis)
+    if checkpoints:
+        reopen(records, checkpoints.current_batch)
+    report_failures(records)
+    resources = reserve_for_reports(find_resources(arguments.mem, arguments.nprocs), not arguments.no_reports)
+    pass_: Pass = LocalPass(analysis, resources)
+    if arguments.dask_workers or arguments.dask_scheduler:
+        pass_ = stack.enter_context(on_cluster(arguments, analysis, resources))
+    return Job(arguments, datasets, started, analysis, pass_, provenance, records, checkpoints)
+
+
+def execute(job: Job, planned: BatchPlan) -> Exit:
+    """Map the lesions, and write their maps and pages."""
+    arguments, out = job.arguments, job.arguments.output_dir
+    log_dir = name_log_dir(out)
+    unwritable = f"{out} cannot be written to"
+    with ExitStack() as stack:
+        with ending(Exit.CANNOT_CREATE, OSError, saying=unwritable):
+            claims, links = stack.enter_context(sharing_output(out, job.datasets, log_dir.name))
+            stack.enter_context(keeping_log(arguments, log_dir))
+            checkpoints = claim(job, claims)
+            writer = DerivativesWriter(out, job.provenance, job.records, log_dir, links)
+            writer.write_table()
+        plan = planned if len(job.pending) == planned.n_rows else job.plan()
+        if checkpoints:
+            spare_bytes = job.resources.available_bytes - plan.peak_bytes
+            checkpoints.free_bytes = partial(room_for_files, checkpoints.folder, spare_bytes)
+        with ending(Exit.CANNOT_CREATE, OSError, saying=unwritable):
+            this_run = describe_run(job, plan, links)
+            this_run.write(log_dir)
+            if job.pending:
+                write_citation(out, this_run, md_only=arguments.md_only_boilerplate)
+        pages = stack.enter_context(ReportPool(out, job.n_report_workers))
+        log = RunLog(job, this_run, log_dir, writer, pages)
+        with above_the_bar(), log.listing_interrupted():
+            process_batches(
+                [record.as_lesion() for record in job.pending] if job.continues else [],
+                job.analysis,
+                job.pass_,
+                plan,
+                batch_result_callback=writer,
+                checkpoints=checkpoints,
+                observer=log,
+                stop_on_first_crash=arguments.stop_on_first_crash,
+                show_progress=not arguments.quiet,
+            )
+        log.set_pending_aside("the run ended at the first failure (--stop-on-first-crash)")
+        with ending(Exit.INPUT_OUTPUT, OSError, saying="the table of outcomes could not be written"):
+            writer.write_table()
+            log.write(finished=True)
+        log.submit_pages()
+        pages.wait()
+        return conclude(job.records, log_dir)
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """Keeps lesions.tsv, run.json and the pages up to date: an observer of the batches."""
+
+    job: Job
+    run: Run
+    log_dir: Path
+    writer: DerivativesWriter
+    pages: ReportPool
+
+    def on_started(self, lesions: Sequence[LesionData]) -> None:
+        """Do nothing: the lesions are pending in lesions.tsv."""
+
+    def on_failed(self, lesions: Sequence[LesionData]) -> None:
+        """Record the lesions of a batch that could not be loaded."""
+        self.writer.close(lesions)
+
+    def on_finished(self, lesions: Sequence[LesionData]) -> None:
+        """Record a batch, and have the pages of its participants written."""
+        self.writer.close(lesions)
+        try:
+            self.write()
+        except OSError as error:
+            # The maps are complete; run.json is written again at the end of the run.
+            logger.warning("the description of the run could not be written: %s", error)
+        self.submit_pages()
+
+    def write(self, finished: bool = False) -> None:
+        """Write run.json."""
+        self.run.until_now(self.job.started, finished=finished).write(self.log_dir)
+
+    def submit_pages(self) -> None:
+        """Have the pages written that are due."""
+        if self.job.n_report_workers:
+            self.pages.submit(participants_with_news(self.job.arguments.output_dir, self.job.records))
+
+    def set_pending_aside(self, reason: str) -> None:
+        """Record why the pending lesions were not mapped."""
+        for record in self.job.pending:
+            record.set_aside("not run", reason)
+
+    @contextmanager
+    def listing_interrupted(self) -> Iterator[None]:
+        """List in lesions.tsv what was not mapped before Ctrl-C, SIGTERM or the loss of a Dask cluster."""
+        try:
+            yield
+        except (KeyboardInterrupt, PassStopped):
+            self.set_pending_aside("the run was interrupted")
+            self.writer.close([])
+            raise
+
+
+def read_options(arguments: argparse.Namespace) -> MappingOptions:
+    """Read the options of the analysis from a command line."""
+    return MappingOptions(
+        compute_t_map=not arguments.no_t_map,
+        t_thresholds=tuple(arguments.t_threshold),
+        weighting=arguments.lesion_weighting,
+        lesion_threshold=arguments.lesion_threshold,
+    )
+
+
+def reserve_for_reports(resources: Resources, wanted: bool) -> Resources:
+    """Reserve memory for the processes that write pages, if they are wanted and fit."""
+    n_workers = choose_n_workers(resources.available_bytes, resources.n_threads) if wanted else 0
+    if wanted and not n_workers:
+        logger.warning("the memory is too small for reports: write them later, with more, by --reports-only")
+    return replace(resources, reserved_bytes=n_workers * WORKER_BYTES)
+
+
+@contextmanager
+def on_cluster(
+    arguments: argparse.Namespace, analysis: FunctionalNetworkMapping, resources: Resources
+) -> Iterator[Pass]:
+    """Send an analysis to the Dask cluster that was asked for."""
+    with ending(Exit.USAGE, ModuleNotFoundError, saying="Dask is needed: pip install 'bids-lacuna[distributed]'"):
+        # Dask is an optional dependency.
+        from bids_lacuna.cluster import ClusterPass, connect
+
+    with (
+        ending(Exit.TEMPORARY, PassStopped, saying=UNREACHABLE),
+        connect(arguments.dask_scheduler, arguments.dask_workers, resources.n_threads) as client,
+    ):
+        yield ClusterPass(analysis, client, resources, arguments.nprocs if arguments.dask_scheduler else None)
+
+
+@contextmanager
+def sharing_output(
+    output_dir: Path, datasets: Mapping[str, Path], run: str
+) -> Iterator[tuple[Claims, dict[str, str]]]:
+    """Make the output folder a dataset that several runs share; give this run's claims and the datasets' links."""
+    with ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
+        read_description(output_dir)
+    with claiming(output_dir / "logs" / "locks", run, partial(clean_after, output_dir)) as claims:
+        with claims.exclusive(), ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
+            remove_unfinished(output_dir, of=DATASET_FILES.__contains__)
+            links = prepare_dataset(output_dir, datasets)
+        yield claims, links
+
+
+def claim(job: Job, claims: Claims) -> Checkpoints | None:
+    """Claim the pending lesions against other runs, and give the checkpoints that only this run uses."""
+    claimed = job.pending
+    n_held = claim_pending(
+        claimed, claims, job.arguments.output_dir, job.provenance, overwrite=job.arguments.overwrite
+    )
+    # The run that holds some of the lesions may keep its checkpoints in the same folder.
+    checkpoints = None if n_held or not job.continues else job.checkpoints
+    if checkpoints:
+        reopen(job.records, checkpoints.current_batch)
+    report_failures(claimed)
+    return checkpoints
+
+
+def open_checkpoints(arguments: argparse.Namespace, analysis: FunctionalNetworkMapping) -> Checkpoints | None:
+    """Open the folder of this run's checkpoints, which depends on the output folder and on the participants."""
+    if arguments.checkpoint_minutes == 0:
+        return None
+    labels = sorted(arguments.participant_label), sorted(arguments.session_label)
+    # In a C locale, a path may hold bytes that are not UTF-8.
+    name = hashlib.sha256(os.fsencode(f"{arguments.output_dir.resolve()} {labels}")).hexdigest()[:16]
+    work_dir = arguments.work_dir or Path(tempfile.gettempdir()) / f"bids-lacuna-{os.getuid()}"
+    folder = work_dir.absolute() / "checkpoints" / name
+    try:
+        work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not arguments.work_dir and work_dir.stat().st_uid != os.getuid():
+            raise PermissionError(f"{work_dir} belongs to somebody else")
+        checkpoints = Checkpoints(folder, 60 * arguments.checkpoint_minutes, analysis.identity)
+    except OSError as error:
+        logger.warning("no checkpoints are kept (%s): choose a folder for them with -w", error)
+        return None
+    logger.info("checkpoints are kept in %s", folder)
+    return checkpoints
+
+
+def reopen(records: Sequence[LesionRecord], current_batch: Collection[str]) -> None:
+    """Map the whole batch again that was being written when an earlier run ended: a part of it rounds differently."""
+    batch = [record for record in records if str(record.mask.path.absolute()) in current_batch]
+    if any(record.status == "pending" for record in batch):
+        for record in batch:
+            if record.status == "skipped":
+                record.status, record.reason = "pending", ""
+
+
+def describe_run(job: Job, plan: BatchPlan, links: Mapping[str, str]) -> Run:
+    """Describe a run for its log."""
+    connectome = job.analysis.connectome
+    return Run(
+        command=shlex.join(sys.argv),
+        started=f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
+        provenance=job.provenance,
+        n_connectome_subjects=connectome.n_subjects,
+        n_timepoints=connectome.n_timepoints,
+        n_voxels=connectome.grid.n_voxels,
+        n_lesions=plan.n_rows,
+        batch_size=plan.batch_size,
+        n_threads=job.resources.n_threads,
+        planned_bytes=plan.peak_bytes,
+        available_bytes=job.resources.available_bytes,
+        memory_limit=job.resources.source,
+        links=dict(links),
+        reports=job.n_report_workers > 0,
+    )
+
+
+def report_failures(records: Sequence[LesionRecord]) -> None:
+    """Log the lesions that failed before they were read; a reason that many share is logged once."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        if record.status == "failed":
+            names.setdefault(record.reason, []).append(record.mask.path.name)
+    for reason, same in names.items():
+        logs.log_failure(logger, same, reason)
+
+
+def conclude(records: Sequence[LesionRecord], log_dir: Path) -> Exit:
+    """Log the outcome, with failures of one kind together: the terminal showed the first of each, the log has all."""
+    counts = Counter[str](record.status for record in records)
+    statuses = ["done", "skipped", "failed", *(["not run"] if counts["not run"] else [])]
+    logger.info(
+        "%s; each lesion's outcome is in %s",
+        ", ".join(f"{counts[status]} {status}" for status in statuses),
+        log_dir / "lesions.tsv",
+    )
+    failed = [record for record in records if record.status == "failed"]
+    if not failed:
+        return Exit.OK
+    by_kind: dict[str, list[LesionRecord]] = {}
+    for record in failed:
+        by_kind.setdefault(logs.kind_of(record.reason), []).append(record)
+    for alike in by_kind.values():
+        if len(alike) > 1:
+            names = logs.name_some([record.mask.path.name for record in alike])
+            logger.error("failed alike: %d lesions (%s): %s", len(alike), names, alike[0].reason)
+    first = f"{failed[0].mask.path.name}: {failed[0].reason}"
+    many = f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
+    sys.stderr.write(one_line(f"bids-lacuna: error: {many}{first} (the log is in {log_dir})") + "\n")
+    return Exit.FAILED
