@@ -37,15 +37,20 @@ def test_a_lineage_leads_to_the_root() -> None:
     assert lineage((0, 11), (0, 11)) == []
 
 
-def test_a_worker_continues_next_to_its_last_node() -> None:
-    """The next slice is the neighbour of the last; a new worker begins far from the others; saved nodes are whole."""
+def test_a_worker_continues_next_to_what_it_has() -> None:
+    """A worker maps the neighbour of what it has, and a new one begins far from the others; saved nodes are read."""
     root = (0, 16)
-    assert choose(None, root, set(), set()) == (0, 1)
-    assert choose((0, 1), root, {(0, 1)}, set()) == (1, 2)
-    assert choose((0, 1), root, {(0, 2)}, set()) == (2, 3)
-    assert choose(None, root, {(0, 2)}, set()) == (8, 9)
-    assert choose(None, root, {(0, 2)}, {(8, 12), (3, 4)}) == (8, 12)
-    assert choose((15, 16), root, {(0, 16)}, set()) is None
+    assert choose([], root, set(), set()) == (0, 1)
+    assert choose([(0, 1)], root, {(0, 1)}, set()) == (1, 2)
+    assert choose([(0, 1)], root, {(0, 2)}, set()) == (2, 3)
+    assert choose([], root, {(0, 2)}, set()) == (8, 9)
+    assert choose([], root, {(0, 2)}, {(8, 12), (3, 4)}) == (8, 12)
+    assert choose([(15, 16)], root, {(0, 16)}, set()) is None
+
+
+def test_the_smallest_gap_is_filled_first() -> None:
+    """A worker with nodes in both halves, as after another was lost, completes the smaller of two gaps."""
+    assert choose([(0, 4), (8, 10), (11, 12), (12, 16)], (0, 16), {(0, 4), (8, 10), (11, 16)}, set()) == (10, 11)
 
 
 @pytest.mark.parametrize(("n_slices", "expected"), [(1, 2), (2, 3), (11, 6), (32, 7), (391, 11)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,7 +17,7 @@ from distributed import Future
 
 from bids_lacuna.cluster import worker
 from bids_lacuna.cluster.pool import PATIENCE_S, WorkerPool
-from bids_lacuna.cluster.tree import Node, choose, halves, lineage, subjects_of
+from bids_lacuna.cluster.tree import Node, choose, halves, held_at_most, lineage, subjects_of
 from bids_lacuna.cluster.worker import DamagedCheckpoint
 from bids_lacuna.mapping.analysis import Accumulator
 from bids_lacuna.runtime.checkpoint import Checkpoints
@@ -128,6 +128,26 @@ class Nodes:
     def taken(self) -> set[Node]:
         """Return the nodes that are done or in work."""
         return {*self.done(), *(node for node, _ in self.mapping.values())}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no worker maps or merges."""
+        return not (self.mapping or self.merging)
+
+    def load(self, address: str) -> int:
+        """Count the accumulators in a worker's memory, with those that are on their way to it."""
+        ends = [(merging.address, merging.partner) for merging in self.merging.values()]
+        return (
+            sum(held.address == address for held in self.held.values())
+            + (address in self.mapping)
+            + sum(2 if address == target else address == partner for target, partner in ends)
+        )
+
+    def near(self, address: str) -> list[Node]:
+        """Return the nodes that a worker holds or merges; if none, the node that it made last."""
+        near = [node for node, held in self.held.items() if held.address == address]
+        near += [node for node, merging in self.merging.items() if merging.address == address]
+        return near if near or address not in self.last else [self.last[address]]
 
     def take_finished(self) -> Iterator[tuple[Node, Future[Any], str]]:
         """Remove what is no longer in work, and yield each node with its result and its worker."""
@@ -313,12 +333,15 @@ class Reduction:
 
     def _assign(self) -> None:
         """Give each idle worker a slice to map, or a saved node to read."""
-        for address in list(self._pool.states.keys() - self._nodes.mapping.keys()):
+        for address in [address for address in self._pool.states if address not in self._nodes.mapping]:
             if not self._can_hold(address):
                 n_lesions = len(self._batch.rows)
                 self._pool.leave_out(address, f"its memory does not hold the {n_lesions} lesions of this batch")
                 continue
-            node = choose(self._nodes.last.get(address), self._root, self._nodes.taken(), self._checkpoints.saved)
+            # Room for the slice and for a merge. Those in work make room, so there is something to wait for.
+            if self._nodes.load(address) + 2 > held_at_most(len(self._slices)) and not self._nodes.is_idle:
+                continue
+            node = choose(self._nodes.near(address), self._root, self._nodes.taken(), self._checkpoints.saved)
             if node is None:
                 continue
             if node in self._checkpoints.saved:
@@ -373,8 +396,7 @@ class Reduction:
 
     def _merge(self, node: Node, *pair: Held) -> None:
         # On the worker that holds less. A sum of two numbers does not depend on their order.
-        n_held = Counter(held.address for held in self._nodes.held.values())
-        ours, theirs = sorted(pair, key=lambda half: n_held[half.address])
+        ours, theirs = sorted(pair, key=lambda half: self._nodes.load(half.address))
         other: Any = theirs.future
         if theirs.address != ours.address:
             other = list(self._cut(theirs))

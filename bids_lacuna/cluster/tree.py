@@ -56,15 +56,16 @@ def held_at_most(n_slices: int) -> int:
     return (n_slices - 1).bit_length() + 2
 
 
-def choose(last: Node | None, root: Node, taken: Collection[Node], saved: Collection[Node]) -> Node | None:
+def choose(near: Collection[Node], root: Node, taken: Collection[Node], saved: Collection[Node]) -> Node | None:
     """Choose the node that a worker maps or reads next.
 
-    Near its last node, so that the two can soon be merged; otherwise far from the nodes of other workers.
+    The smallest gap beside what the worker has is filled first, so that it can merge soon and never holds more than
+    `held_at_most`. A worker that has nothing begins far from the nodes of the others.
 
     Parameters
     ----------
-    last
-        The node that this worker made last.
+    near
+        Nodes that this worker holds or merges; if none, the node that it made last.
     taken
         Nodes that are made or in work.
     saved
@@ -75,8 +76,11 @@ def choose(last: Node | None, root: Node, taken: Collection[Node], saved: Collec
     tuple of int or None
         A saved node or a single slice; None if nothing is left.
     """
-    for above in lineage(last, root) if last else [root]:
-        if node := largest_free(above, taken):
+    above = sorted(
+        {each for node in near for each in lineage(node, root)}, key=lambda each: (each[1] - each[0], each)
+    )
+    for each in above or [root]:
+        if node := largest_free(each, taken):
             while node not in saved and node[1] - node[0] > 1:
                 node = halves(node)[0]
             return node
