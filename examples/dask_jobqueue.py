@@ -1,9 +1,9 @@
-"""Map lesions on workers that are jobs of SLURM, from Python: pip install bids-lacuna[distributed] dask-jobqueue.
+"""Map lesions from Python on Dask workers that are SLURM jobs: pip install bids-lacuna[distributed] dask-jobqueue.
 
     python examples/dask_jobqueue.py CONNECTOME N_JOBS MASK ...
 
-dask-jobqueue has classes for PBS, SGE, LSF and others in place of SLURMCluster. The connectome, and the folder with
-the checkpoints, lie on a file system that all nodes share. Maps are written to the folder `maps`.
+For PBS, SGE, LSF and others, dask-jobqueue has classes to use instead of SLURMCluster. The connectome and the folder
+of checkpoints must be on a file system that all nodes share. Maps are written to the folder `maps`.
 """
 
 import sys
@@ -17,7 +17,7 @@ from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
 
 
 def save(results: list[LesionData]) -> None:
-    """Save a batch's maps; when this returns, they are gone from memory."""
+    """Save a batch's maps, which are freed when this function returns."""
     for result in results:
         maps = result.results["FunctionalNetworkMapping"]
         for name in ("correlation_map", "t_map"):
@@ -25,10 +25,10 @@ def save(results: list[LesionData]) -> None:
 
 
 def main() -> None:
-    """Map the masks that the arguments name."""
+    """Map the masks given as arguments."""
     connectome, n_jobs, *masks = sys.argv[1:]
     Path("maps").mkdir(exist_ok=True)
-    # One process a job, with all of its processors in the kernels.
+    # One process per job, whose kernels use all processors.
     cluster = SLURMCluster(cores=16, processes=1, memory="32GB", walltime="04:00:00")
     cluster.scale(jobs=int(n_jobs))
     with Client(cluster) as client:

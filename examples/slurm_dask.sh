@@ -6,19 +6,19 @@
 #SBATCH --mem=32G
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:TERM@120
-# All nodes of one job read the connectome together, each a part of it:
+# Split the connectome across all nodes of one job:
 #
 #     sbatch examples/slurm_dask.sh IMAGE.sif BIDS_DIR OUTPUT_DIR CONNECTOME WORK_DIR [OPTIONS, such as --no-reports]
 #
-# OUTPUT_DIR, CONNECTOME and WORK_DIR lie on a file system that all nodes share. In WORK_DIR are Dask's scheduler file
-# and the checkpoints, with which the same command goes on after a job that was ended.
+# OUTPUT_DIR, CONNECTOME and WORK_DIR must be on a file system that all nodes share. WORK_DIR holds Dask's scheduler file
+# and the checkpoints: submit the same command to resume after a job has ended early.
 set -euo pipefail
 
 image=$1 bids_dir=$(realpath "$2") output_dir=$(realpath --canonicalize-missing "$3") connectome=$(realpath "$4")
 work_dir=$(realpath --canonicalize-missing "$5")
 mkdir -p "$output_dir" "$work_dir"
 scheduler_file=scheduler-$SLURM_JOB_ID.json
-# Of a job that was put into the queue again.
+# SLURM may have requeued this job, and left its old file.
 rm -f "$work_dir/$scheduler_file"
 
 run_in_image() {
@@ -36,13 +36,13 @@ end_cluster() {
 }
 trap end_cluster EXIT
 
-# The scheduler does little, and shares this node with a worker.
+# The scheduler needs little, so it shares this node with a worker.
 run_in_image python -m distributed.cli.dask_scheduler \
   --port 0 --no-dashboard --scheduler-file "/work/$scheduler_file" &
 cluster+=($!)
 
-# One worker on each node, with all threads in the kernels: it opens /connectome, as the client does. The plan keeps to
-# the job's memory by itself.
+# One worker per node, whose kernels use all threads. It opens /connectome, as the client does. The plan keeps within the
+# job's memory, so Dask needs no limit.
 srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --overlap bash -c 'run_in_image "$@"' worker \
   python -m distributed.cli.dask_worker --scheduler-file "/work/$scheduler_file" \
   --no-nanny --no-dashboard --nthreads "$SLURM_CPUS_PER_TASK" --memory-limit 0 --local-directory /tmp &
@@ -52,5 +52,5 @@ run_in_image python /opt/bids-lacuna/run.py /data /out participant --connectome 
   --dask-scheduler "/work/$scheduler_file" --work-dir /work "${@:6}" &
 client=$!
 trap 'kill -TERM "$client"' TERM
-# The first `wait` ends with the signal, the second one with the client.
+# A signal ends the first `wait`; the second one waits for the client.
 wait "$client" || wait "$client"
