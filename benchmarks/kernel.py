@@ -127,9 +127,9 @@ def against_reference(data: Data) -> Iterator[Figure]:
     """Compare with the definition in NumPy, which is in float64 and written to be read."""
     n_lesions = 20
     arithmetic = Arithmetic(data, data.lesion_rows(n_lesions))
-    starts, voxels, shares = arithmetic.rows
+    starts, voxels, row_weights = arithmetic.rows
     weights = np.zeros((n_lesions, arithmetic.n_voxels))
-    weights[np.repeat(np.arange(n_lesions), np.diff(starts)), voxels] = shares
+    weights[np.repeat(np.arange(n_lesions), np.diff(starts)), voxels] = row_weights
     series, scale, sd = arithmetic.series[0], arithmetic.scale[0], arithmetic.sd[0]
 
     def define() -> None:

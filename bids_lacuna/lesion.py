@@ -157,10 +157,10 @@ def load_lesion(
     affine = image.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
     volume_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
-    first, shares = weigh(box, affine, grid)
-    numbers = grid.voxel_indices[_region(first, shares.shape)]
-    covered = (shares > 0) & (numbers >= 0)
-    voxels, shares = numbers[covered], shares[covered]
+    first, weights = weigh(box, affine, grid)
+    indices = grid.voxel_indices[_region(first, weights.shape)]
+    covered = (weights > 0) & (indices >= 0)
+    voxels, weights = indices[covered], weights[covered]
     if len(voxels) > LARGE_LESION * grid.n_voxels:
         logger.warning(
             "%s: the lesion covers %.0f %% of the connectome's brain mask: check that it is no brain mask, and not "
@@ -168,14 +168,18 @@ def load_lesion(
             lesion.name,
             100 * len(voxels) / grid.n_voxels,
         )
-    coverage = float(shares.sum() * grid.voxel_volume_mm3 / volume_mm3)
+    coverage = float(weights.sum() * grid.voxel_volume_mm3 / volume_mm3)
     if weighting == "binary":
-        voxels = voxels[shares >= 0.5]
-        shares = np.ones(len(voxels))
+        voxels = voxels[weights >= 0.5]
+        weights = np.ones(len(voxels))
     if not len(voxels):
         raise LesionOutsideGrid(_outside(coverage, grid, affine, box.shape))
-    weights = LesionWeights(voxels, shares.astype(np.float32))
-    return replace(lesion, weights=weights, volume_mm3=float(volume_mm3), coverage=min(coverage, 1.0))
+    return replace(
+        lesion,
+        weights=LesionWeights(voxels, weights.astype(np.float32)),
+        volume_mm3=float(volume_mm3),
+        coverage=min(coverage, 1.0),
+    )
 
 
 def _outside(coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...]) -> str:

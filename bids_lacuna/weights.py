@@ -36,8 +36,8 @@ class LesionWeights:
 
     voxels: Array
     """Shape (n,), int32: the connectome voxels that the lesion covers."""
-    shares: Array
-    """Shape (n,), float32: the share of each one's volume that the lesion covers."""
+    weights: Array
+    """Shape (n,), float32: the fraction of each voxel's volume that the lesion covers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Rows:
         """Lay rows one after another, by their keys."""
         starts = np.cumsum([0, *(len(row.voxels) for row in rows.values())])
         voxels = np.concatenate([row.voxels for row in rows.values()])
-        return cls(tuple(rows), starts, voxels, np.concatenate([row.shares for row in rows.values()]))
+        return cls(tuple(rows), starts, voxels, np.concatenate([row.weights for row in rows.values()]))
 
     def __len__(self) -> int:
         """Count the rows."""

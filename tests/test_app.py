@@ -128,7 +128,7 @@ def test_maps_equal_the_reference(
     grid = Grid(brain, synthetic.RADIOLOGICAL)
     weights = np.zeros((1, grid.n_voxels))
     lesion = load_lesion(LesionData.from_nifti(nib.Nifti1Image(voxels, synthetic.RADIOLOGICAL)), grid).weights
-    weights[0, lesion.voxels] = lesion.shares
+    weights[0, lesion.voxels] = lesion.weights
     expected = reference.map_lesions(weights, series)
     subject, session = name.split("/")[0], name.split("/")[1] if "ses-" in name else "func"
     label = "label-L_" if "label-L" in name else "label-lesion_"

@@ -146,7 +146,7 @@ def test_outliers_are_below_the_lower_fence(fisher_z: list[float], outliers: lis
 
 
 @pytest.mark.parametrize(
-    ("x", "shares", "where"),
+    ("x", "weights", "where"),
     [
         ([0, 1], [1, 1], "right"),
         ([3, 4], [1, 1], "left"),
@@ -157,11 +157,11 @@ def test_outliers_are_below_the_lower_fence(fisher_z: list[float], outliers: lis
         ([1, 3], [1, 1], "both"),
     ],
 )
-def test_sides_are_those_of_the_world(x: list[int], shares: list[float], where: str) -> None:
+def test_sides_are_those_of_the_world(x: list[int], weights: list[float], where: str) -> None:
     """A lesion is left if x is negative, whatever the storage order; the midline counts for neither side."""
     grid = Grid(np.ones(synthetic.SHAPE, bool), synthetic.RADIOLOGICAL)
     voxels = np.ravel_multi_index((x, [1] * len(x), [2] * len(x)), synthetic.SHAPE)
-    assert find_side(LesionWeights(voxels, np.array(shares, np.float32)), grid) == where
+    assert find_side(LesionWeights(voxels, np.array(weights, np.float32)), grid) == where
 
 
 def test_rounding_of_the_midline_counts_for_no_side() -> None:

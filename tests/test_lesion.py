@@ -28,9 +28,9 @@ GRID = Grid(np.ones(SHAPE, bool), RADIOLOGICAL)
 ROTATION = nib.eulerangles.euler2mat(0.5, -0.4, 0.7)
 
 
-def make_blob(shape: tuple[int, ...], seed: int = 3, share: float = 0.4) -> Array:
+def make_blob(shape: tuple[int, ...], seed: int = 3, fraction: float = 0.4) -> Array:
     """Make a lesion with holes and no symmetry."""
-    return np.random.default_rng(seed).random(shape) < share
+    return np.random.default_rng(seed).random(shape) < fraction
 
 
 def centred_on(point: Array | list[float], axes: Array, shape: tuple[int, ...]) -> Array:
@@ -40,14 +40,14 @@ def centred_on(point: Array | list[float], axes: Array, shape: tuple[int, ...]) 
 
 
 def weigh_volume(lesion: Array, affine: Array, grid: Grid) -> Array:
-    """Put the box of shares back into a whole volume of the grid."""
-    (x, y, z), shares = weigh(lesion, affine, grid)
+    """Put the box of weights back into a whole volume of the grid."""
+    (x, y, z), box = weigh(lesion, affine, grid)
     volume = np.zeros(grid.shape)
-    volume[x : x + shares.shape[0], y : y + shares.shape[1], z : z + shares.shape[2]] = shares
+    volume[x : x + box.shape[0], y : y + box.shape[1], z : z + box.shape[2]] = box
     return volume
 
 
-def share_by_pieces(lesion: Array, affine: Array, grid: Grid, n_pieces: tuple[int, int, int]) -> Array:
+def weigh_by_pieces(lesion: Array, affine: Array, grid: Grid, n_pieces: tuple[int, int, int]) -> Array:
     """Cut every lesion voxel into pieces, and count those whose centre is nearest to each grid voxel's."""
     cuts = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n - 0.5 for n in n_pieces]), -1).reshape(-1, 3)
     centres = apply_affine(affine, (np.argwhere(lesion)[:, np.newaxis] + cuts).reshape(-1, 3))
@@ -100,14 +100,14 @@ def test_axis_aligned(order: tuple[int, int, int], signs: tuple[int, int, int]) 
     # With a corner at whole half millimetres, no piece of half a millimetre straddles two grid voxels.
     corner = apply_affine(affine, [-0.5] * 3)
     affine[:3, 3] += np.round(2 * corner) / 2 - corner
-    expected = share_by_pieces(lesion, affine, GRID, (3, 5, 6))
+    expected = weigh_by_pieces(lesion, affine, GRID, (3, 5, 6))
     assert np.unique(expected).size > 20
     np.testing.assert_allclose(weigh_volume(lesion, affine, GRID), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (0.7, 1.3, 2.1), (3.3, 5.1, 4.7)], ids=str)
 def test_sizes_that_do_not_divide(sizes: tuple[float, float, float]) -> None:
-    """Edges at thirds of a grid voxel and beside are shared out to one part in ten thousand."""
+    """Edges at thirds of a grid voxel and beside are divided to one part in ten thousand."""
     lesion = make_blob((3, 4, 5))
     grid = Grid(np.ones(SHAPE, bool), centred_on([1, 2, 3], np.diag([3, 3, 3]), SHAPE))
     affine = centred_on([1.2, 1.9, 3.1], np.diag(sizes), lesion.shape)
@@ -129,13 +129,13 @@ def test_sizes_that_do_not_divide(sizes: tuple[float, float, float]) -> None:
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 3, 1.5), (4.5, 3, 3.5)], ids=str)
 def test_oblique(grid_affine: Array, sizes: tuple[float, float, float]) -> None:
     """A lesion at an angle keeps its volume exactly, and its weights are near those of a far finer division."""
-    lesion = make_blob((3, 2, 3), share=0.6)
+    lesion = make_blob((3, 2, 3), fraction=0.6)
     grid = Grid(np.ones(SHAPE, bool), grid_affine)
     middle = apply_affine(grid_affine, (np.array(SHAPE) - 1) / 2)
     affine = centred_on(middle, ROTATION @ np.diag(sizes), lesion.shape)
     weights = weigh_volume(lesion, affine, grid)
     np.testing.assert_allclose(weights.sum() * 64, lesion.sum() * math.prod(sizes), rtol=1e-12)
-    np.testing.assert_allclose(weights, share_by_pieces(lesion, affine, grid, (24, 25, 26)), rtol=0, atol=0.06)
+    np.testing.assert_allclose(weights, weigh_by_pieces(lesion, affine, grid, (24, 25, 26)), rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize(
@@ -175,26 +175,26 @@ def test_partly_outside(
     axes: Array, tolerance: float, middle: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> None:
     """At the grid's corners, edges and faces, voxels weigh what brute force says, and what lies beyond is lost."""
-    lesion = make_blob(shape, share=0.4)
+    lesion = make_blob(shape, fraction=0.4)
     affine = centred_on(middle, axes, shape)
     if tolerance < 1e-6:
         # With a corner at whole millimetres, no piece of half a millimetre straddles two grid voxels.
         corner = apply_affine(affine, [-0.5] * 3)
         affine[:3, 3] += np.round(corner) - corner
     n_pieces = (8, 8, 8) if shape[0] == 6 else (4, 4, 4)
-    expected = share_by_pieces(lesion, affine, GRID, n_pieces)
+    expected = weigh_by_pieces(lesion, affine, GRID, n_pieces)
     assert 0 < expected.sum() < lesion.sum() * abs(np.linalg.det(axes)) / 64 or middle == (0, 0, 0)
     np.testing.assert_allclose(weigh_volume(lesion, affine, GRID), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("axes", [np.eye(3), ROTATION], ids=["aligned", "oblique"])
 def test_only_the_lesion_is_weighed(axes: Array) -> None:
-    """The box of shares reaches no further than a voxel beyond the lesion, however large the grid is."""
+    """The box of weights reaches no further than a voxel beyond the lesion, however large the grid is."""
     grid = Grid(np.ones((40, 50, 60), bool), np.diag([2, 2, 2, 1]))
-    corner, shares = weigh(np.ones((4, 4, 4), bool), centred_on([31, 41, 71], axes, (4, 4, 4)), grid)
+    corner, box = weigh(np.ones((4, 4, 4), bool), centred_on([31, 41, 71], axes, (4, 4, 4)), grid)
     assert (np.abs(corner - [14, 19, 34]) <= 2).all()
-    assert max(shares.shape) <= 6
-    assert shares.sum() == pytest.approx(4**3 / 2**3)
+    assert max(box.shape) <= 6
+    assert box.sum() == pytest.approx(4**3 / 2**3)
 
 
 @pytest.mark.parametrize("axes", [np.eye(3), ROTATION * 1.7], ids=["aligned", "oblique"])
@@ -220,7 +220,7 @@ def test_small_lesion_does_not_vanish() -> None:
     """One voxel of 1 mm on a grid of 4 mm weighs 1/64 of the voxel that it lies in."""
     lesion = load(np.ones((1, 1, 1)), centred_on([-4.5, 7.5, -15.5], np.eye(3), (1, 1, 1)))
     assert lesion.weights.voxels.tolist() == [np.ravel_multi_index((3, 5, 1), SHAPE)]
-    assert lesion.weights.shares.tolist() == [1 / 64]
+    assert lesion.weights.weights.tolist() == [1 / 64]
     assert (lesion.volume_mm3, lesion.coverage) == pytest.approx((1, 1))
 
 
@@ -235,7 +235,7 @@ def test_voxels_are_counted_inside_the_mask() -> None:
 
 @pytest.mark.parametrize("shift", [(0, 0, 0), (2, 0, 0), (0, -3, 4)], ids=str)
 def test_coverage(shift: tuple[int, int, int]) -> None:
-    """Coverage is the share of the lesion in the brain mask; what lies outside the volume counts as lost."""
+    """Coverage is the fraction of the lesion in the brain mask; what lies outside the volume counts as lost."""
     grid = Grid(make_mask(), RADIOLOGICAL)
     voxels = make_blob(SHAPE)
     on_grid = np.argwhere(voxels) + shift
@@ -271,7 +271,7 @@ def test_binary_weighting() -> None:
     assert (blocks == 0.5).any()
     lesion = load(voxels, centred_on([0, 0, 0], np.diag([-2, 2, 2]), fine), weighting="binary")
     assert lesion.weights.voxels.tolist() == np.flatnonzero(blocks >= 0.5).tolist()
-    assert set(lesion.weights.shares.tolist()) == {1}
+    assert set(lesion.weights.weights.tolist()) == {1}
     assert lesion.coverage == pytest.approx(1)
 
 
@@ -322,13 +322,13 @@ def test_probabilities(threshold: float) -> None:
     weights = np.where(threshold <= PROBABILITIES, PROBABILITIES, 0)
     expected = weights.reshape(5, 2, 7, 2, 11, 2).mean(axis=(1, 3, 5)).ravel()
     assert lesion.weights.voxels.tolist() == np.flatnonzero(expected).tolist()
-    np.testing.assert_allclose(lesion.weights.shares, expected[expected > 0], rtol=1e-6)
+    np.testing.assert_allclose(lesion.weights.weights, expected[expected > 0], rtol=1e-6)
     assert (lesion.volume_mm3, lesion.coverage) == pytest.approx((8 * weights.sum(), 1), rel=1e-6)
 
 
 def test_probabilities_at_an_angle() -> None:
     """Between oblique grids, the expected volume is kept, and a mask of 0 and 1 weighs what it does without."""
-    blob = make_blob((3, 2, 3), share=0.6)
+    blob = make_blob((3, 2, 3), fraction=0.6)
     affine = centred_on([0, 0, 0], ROTATION * 3, blob.shape)
     probabilities = PROBABILITIES[:3, :2, :3]
     assert weigh_volume(probabilities, affine, GRID).sum() * 64 == pytest.approx(27 * probabilities.sum(), rel=1e-6)
@@ -360,7 +360,7 @@ def test_rounded_probabilities() -> None:
     voxels = np.zeros(SHAPE, np.float32)
     voxels[2, 3, 4:7] = 1.0005, 0.5, -0.0005
     lesion = load_lesion(LesionData.from_nifti(nib.Nifti1Image(voxels, RADIOLOGICAL)), GRID, threshold=0.5)
-    assert lesion.weights.shares.tolist() == [1, 0.5]
+    assert lesion.weights.weights.tolist() == [1, 0.5]
 
 
 @pytest.mark.parametrize("places", [[(0, 0, 0), (4, 6, 10)], [(i, j, 5) for i in range(5) for j in range(7)]])
@@ -381,7 +381,7 @@ def test_values_that_are_a_mask(values: set[float], n_volumes: tuple[int, ...]) 
     image = nib.Nifti1Image((blob * np.float32(max(values))).reshape(SHAPE + n_volumes), RADIOLOGICAL)
     lesion = load_lesion(LesionData.from_nifti(image), GRID)
     assert lesion.weights.voxels.tolist() == np.flatnonzero(blob).tolist()
-    assert set(lesion.weights.shares.tolist()) == {1}
+    assert set(lesion.weights.weights.tolist()) == {1}
 
 
 def write_damaged(folder: Path, damage: str) -> Path:

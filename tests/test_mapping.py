@@ -70,7 +70,7 @@ def by_reference(
     weights = np.zeros((len(masks), N_VOXELS))
     for row, mask in zip(weights, masks, strict=True):
         loaded = analysis.load(LesionData.from_nifti(nib.Nifti1Image(mask.astype(np.uint8), affine)))
-        row[loaded.weights.voxels] = loaded.weights.shares
+        row[loaded.weights.voxels] = loaded.weights.weights
     return reference.map_lesions(weights, series)
 
 

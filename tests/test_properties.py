@@ -67,12 +67,12 @@ def test_weights_conserve_volume(
     """The grid's voxels hold the lesion's volume, each of them not more than its own but for a piece or two."""
     affine = from_matvec(lesion_axes, origin)
     grid = around(affine, lesion.shape, grid_axes)
-    _, shares = weigh(lesion, affine, grid)
+    _, weights = weigh(lesion, affine, grid)
     expected = lesion.sum(dtype=float) * abs(np.linalg.det(lesion_axes))
     # Along aligned axes, edges are rounded to 1e-4 grid voxels, at either end of a lesion voxel.
     rounding = 1e-4 * (np.abs(grid_axes).max() / np.linalg.norm(lesion_axes, axis=0)).sum()
-    np.testing.assert_allclose(shares.sum() * grid.voxel_volume_mm3, expected, rtol=1e-6 + rounding)
-    assert shares.min() >= 0
+    np.testing.assert_allclose(weights.sum() * grid.voxel_volume_mm3, expected, rtol=1e-6 + rounding)
+    assert weights.min() >= 0
 
 
 @settings(max_examples=60)
@@ -86,14 +86,14 @@ def test_mirrored_affines_give_mirrored_weights(
     grid = Grid(np.ones(shape, bool), from_matvec(grid_axes, -grid_axes @ (np.array(shape) - 1) / 2))
     # No piece's centre lies just between two voxels, where it would go to the even one on either side.
     affine = from_matvec(lesion_axes, np.add(origin, (0.01307, 0.02111, 0.01703)))
-    weights = []
+    volumes = []
     for mirror in (1, -1):
-        (x, y, z), shares = weigh(lesion, np.diag([mirror, 1, 1, 1]) @ affine, grid)
+        (x, y, z), box = weigh(lesion, np.diag([mirror, 1, 1, 1]) @ affine, grid)
         volume = np.zeros(shape)
-        volume[x : x + shares.shape[0], y : y + shares.shape[1], z : z + shares.shape[2]] = shares
-        weights.append(volume[::mirror])
+        volume[x : x + box.shape[0], y : y + box.shape[1], z : z + box.shape[2]] = box
+        volumes.append(volume[::mirror])
     # Edges along aligned axes are rounded to 1e-4 grid voxels.
-    np.testing.assert_allclose(weights[1], weights[0], rtol=0, atol=3e-4)
+    np.testing.assert_allclose(volumes[1], volumes[0], rtol=0, atol=3e-4)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> FunctionalNetworkMappi
 
 
 masks = st.builds(
-    lambda seed, share: np.random.default_rng(seed).random(synthetic.SHAPE) < share,
+    lambda seed, fraction: np.random.default_rng(seed).random(synthetic.SHAPE) < fraction,
     st.integers(0, 99),
     st.sampled_from([0.02, 0.1, 0.7]),
 )

@@ -75,7 +75,7 @@ class GroupSums:
     def add(self, weights: LesionWeights, maps: Mapping[str, Array]) -> None:
         """Add one lesion, with its r-, z- and t-map."""
         # No voxel occurs twice in a lesion.
-        self.lesions.reshape(-1)[weights.voxels] += weights.shares
+        self.lesions.reshape(-1)[weights.voxels] += weights.weights
         for stat, mean in self.mean.items():
             mean.add(maps[stat])
         self.n_t += np.isfinite(maps["t"])
@@ -88,7 +88,7 @@ def find_side(weights: LesionWeights, grid: Grid) -> str:
     """Return the hemisphere of a lesion, by world coordinates: left, right or both."""
     voxels = np.stack(np.unravel_index(weights.voxels, grid.shape), axis=1)
     x = nib.affines.apply_affine(grid.affine, voxels)[:, 0].round(3)
-    return name_side(weights.shares[x < 0].sum(), weights.shares[x > 0].sum())
+    return name_side(weights.weights[x < 0].sum(), weights.weights[x > 0].sum())
 
 
 def find_peak(stat: str, values: Array, grid: Grid) -> dict[str, float]:
