@@ -1,10 +1,12 @@
-"""The methods text: every number in it is of the run."""
+"""The methods text: it says what the run did."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+
+import pytest
 
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import Run
@@ -43,8 +45,8 @@ def with_provenance(**changes: object) -> Run:
 
 
 def test_the_text_has_the_run_s_numbers() -> None:
-    """Connectome, its size and grid, degrees of freedom, thresholds and versions are told as they were."""
-    text = describe_methods(RUN)
+    """The text has the connectome, its size and grid, degrees of freedom, thresholds and versions."""
+    text = describe_methods(RUN, with_pictures=True)
     for words in (
         "GSP7 (997 subjects, 285903 voxels of 2 \N{MULTIPLICATION SIGN} 2 \N{MULTIPLICATION SIGN} 3 mm",
         "127 timepoints",
@@ -54,20 +56,74 @@ def test_the_text_has_the_run_s_numbers() -> None:
         assert words in text
     for version in ("bids_lacuna 1.2.3", "Python 3.13.1", "numpy 2.3.5"):
         assert version in text
-    assert "by the share of its volume" in text
-    assert "at least half" in describe_methods(with_provenance(options=MappingOptions(weighting="binary")))
+    assert "Binary lesion masks" in text
+
+
+CHANGED_WORDS = {
+    "compute_t_map": (False, "The t-map is the one-sample t", "|t| > 5 and 7.5, where t is the one-sample t"),
+    "t_thresholds": ((3.5,), "|t| > 5 and 7.5", "|t| > 3.5"),
+    "weighting": ("binary", "weighted by the fraction of its volume", "to at least one half were given the weight 1"),
+    "lesion_threshold": (0.3, "Binary lesion masks in", "space, without voxels below a probability of 0.3,"),
+}
+"""For each option: another value, the words that it removes, and the words that it adds."""
+
+
+@pytest.mark.parametrize("option", [option.name for option in fields(MappingOptions)])
+def test_each_option_changes_the_text(option: str) -> None:
+    """The text says which value an option had: a new option needs words."""
+    value, removed, added = CHANGED_WORDS[option]
+    before = describe_methods(RUN, with_pictures=True)
+    changed = with_provenance(options=replace(RUN.provenance.options, **{option: value}))
+    after = describe_methods(changed, with_pictures=True)
+    assert (removed in before, removed in after) == (True, False)
+    assert (added in before, added in after) == (False, True)
+
+
+def test_weights_of_probability_maps() -> None:
+    """Probabilities are weights, or decide which voxels have the weight 1."""
+    for weighting, words in (
+        ("volume", "Each connectome voxel was weighted by its mean lesion probability."),
+        ("binary", "voxels with a mean lesion probability of 0.5 or more were given the weight 1"),
+    ):
+        run = with_provenance(options=MappingOptions(weighting=weighting, lesion_threshold=0.3))
+        text = describe_methods(run, with_pictures=True)
+        assert words in text
+        assert "covers" not in text
+
+
+def test_without_t_the_text_has_no_t() -> None:
+    """Without t-maps and thresholds, the text mentions neither t nor its degrees of freedom."""
+    text = describe_methods(with_provenance(options=MappingOptions(compute_t_map=False)), with_pictures=True)
+    assert not re.search(r"\bt\b|t-map|degrees|Binary maps", text)
+
+
+def test_pictures_are_mentioned_if_there_are_any(tmp_path: Path) -> None:
+    """CITATION.md cites nilearn, and lists the libraries that draw, only if pages are written."""
+    software = {**RUN.provenance.software, "nilearn": "0.12", "matplotlib": "3.10"}
+    for reports in (True, False):
+        write_citation(tmp_path, replace(with_provenance(software=software), reports=reports))
+        text = "".join((tmp_path / "logs" / f"CITATION.{kind}").read_text() for kind in ("md", "bib"))
+        for words in (
+            "pictures drawn with nilearn [@nilearn]",
+            "nilearn 0.12",
+            "matplotlib 3.10",
+            "@software{nilearn",
+        ):
+            assert (words in text) == reports
+        assert "numpy 2.3.5" in text
 
 
 def test_a_single_subject_has_no_t() -> None:
-    """Of a connectome of one subject the text claims no t-map."""
-    text = describe_methods(replace(RUN, n_connectome_subjects=1))
+    """With a connectome of one subject, the text says that t is undefined, and claims no t-map."""
+    text = describe_methods(replace(RUN, n_connectome_subjects=1), with_pictures=True)
     assert "(1 subject," in text
-    assert "there is no t" in text
+    assert "t is undefined" in text
+    assert "t-map" not in text
     assert "degrees of freedom" not in text
 
 
 def test_every_citation_has_its_reference(tmp_path: Path) -> None:
-    """CITATION.bib has each key that CITATION.md cites, once, with braces that close."""
+    """CITATION.bib has each key that CITATION.md cites, once, with balanced braces."""
     write_citation(tmp_path, RUN)
     text, bib = ((tmp_path / "logs" / f"CITATION.{kind}").read_text() for kind in ("md", "bib"))
     cited = set(re.findall(r"@(\w+)", text))
@@ -81,19 +137,19 @@ def test_every_citation_has_its_reference(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "text" / "logs").iterdir()] == ["CITATION.md"]
 
 
-def test_runs_alike_are_told_once() -> None:
-    """Two runs with the same settings give one text, two connectomes give two."""
-    assert combine([RUN, replace(RUN, n_lesions=3)]) == describe_methods(RUN)
+def test_equal_runs_are_described_once() -> None:
+    """Two runs with equal settings give one text, two connectomes give two."""
+    assert combine([RUN, replace(RUN, n_lesions=3)]) == describe_methods(RUN, with_pictures=True)
     assert combine([RUN, with_provenance(connectome_name="HCP")]).count("@boes2015") == 2
 
 
 def test_a_group_is_described() -> None:
-    """The text tells how many lesions there were, and the thresholds if there were any."""
+    """The text has the number of lesions, and the thresholds if there are any."""
     text = describe_group_methods(40, [5.0, 7.5], "1.2.3")
     assert "The maps of 40 lesions" in text
     assert "bids_lacuna 1.2.3 [@bids_lacuna]" in text
     minus = "\N{MINUS SIGN}"
-    assert f"share of lesions with t > 5, t > 7.5, t < {minus}5 and t < {minus}7.5." in text
+    assert f"fraction of lesions with t > 5, t > 7.5, t < {minus}5 and t < {minus}7.5." in text
     alone = describe_group_methods(1, [], "1.2.3")
     assert "The maps of 1 lesion were" in alone
-    assert "share" not in alone
+    assert "fraction" not in alone

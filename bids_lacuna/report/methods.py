@@ -1,4 +1,4 @@
-"""The methods section of a paper, told from what was really run, and the works that it cites."""
+"""The methods section of a paper, generated from the records of runs, and the works that it cites."""
 
 from __future__ import annotations
 
@@ -8,55 +8,99 @@ from pathlib import Path
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import Run
 from bids_lacuna.files import renamed_when_whole
+from bids_lacuna.provenance import MappingOptions, Provenance
+
+DRAWING_LIBRARIES = ("matplotlib", "nilearn")
+"""Libraries that only pictures come from."""
 
 
-def describe_methods(run: Run) -> str:
-    """Tell in Markdown how a run's maps were made, as a paper's methods section would."""
-    sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in run.provenance.voxel_sizes_mm)
-    shares = {
-        "volume": "each connectome voxel counted by the share of its volume that the lesion covers",
-        "binary": "each connectome voxel of which the lesion covers at least half counted fully, others not at all",
-    }[run.provenance.options.weighting]
-    libraries = ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())
-    n, made_from = run.n_connectome_subjects, run.provenance
+def describe_methods(run: Run, *, with_pictures: bool) -> str:
+    """Describe in Markdown how a run's maps were made, as in the methods section of a paper.
+
+    Parameters
+    ----------
+    with_pictures
+        Whether there are pictures of the maps.
+    """
+    provenance, n_subjects = run.provenance, run.n_connectome_subjects
+    sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in provenance.voxel_sizes_mm)
+    libraries = ", ".join(
+        f"{name} {version}"
+        for name, version in provenance.libraries.items()
+        if with_pictures or name not in DRAWING_LIBRARIES
+    )
+    pictures = ", and pictures drawn with nilearn [@nilearn]" if with_pictures else ""
     paragraphs = [
-        f"Lesion network mapping [@boes2015] was done with bids_lacuna {made_from.version} [@bids_lacuna], a BIDS "
-        f"App [@gorgolewski2017]. Binary lesion masks in {made_from.space} space were brought to the grid of the "
-        f"normative functional connectome {made_from.connectome_name} ({_count(n, 'subject')}, {run.n_voxels} voxels "
-        f"of {sizes} mm, up to {run.n_timepoints} timepoints of resting-state BOLD signal for each subject; [cite "
-        f"its source here]) by their world coordinates; {shares}.",
-        "In each connectome subject, the mean signal of the lesion's voxels, weighted in this way, was correlated "
-        "(Pearson's r) with the signal of every voxel of the connectome; r, clipped to ±(1 \N{MINUS SIGN} 10⁻⁶), was "
-        "transformed to Fisher z. A subject whose signal was constant or not finite in a voxel was left out there. "
-        f"The r-map is the hyperbolic tangent of the mean z over connectome subjects{_t_map(run)}",
-        "t grows with the number of connectome subjects: it describes the connectome's sample, not the patients.",
-        f"Software: {libraries}. Arrays were computed with NumPy [@harris2020], and pictures drawn with nilearn "
-        "[@nilearn].",
+        f"Lesion network mapping [@boes2015] was performed with bids_lacuna {provenance.version} [@bids_lacuna], a "
+        f"BIDS App [@gorgolewski2017]. {_lesions(provenance)} were transferred to the grid of the normative "
+        f"functional connectome {provenance.connectome_name} "
+        f"({_count(n_subjects, 'subject')}, {run.n_voxels} voxels of {sizes} mm, up to {run.n_timepoints} timepoints "
+        "of resting-state BOLD signal per subject; [cite its source here]) by their world coordinates. "
+        f"{_weights(provenance.options)}",
+        "In each connectome subject, the weighted mean signal of the lesion's voxels was correlated (Pearson's r) "
+        "with the signal of every voxel of the connectome; r was clipped to ±(1 \N{MINUS SIGN} 10⁻⁶) and transformed "
+        "to Fisher z. Subjects whose signal was constant or not finite in a voxel were left out there. The z-map is "
+        "the mean z over connectome subjects, and the r-map its hyperbolic tangent."
+        f"{_t(provenance.options, n_subjects)}",
+        f"Software: {libraries}. Arrays were computed with NumPy [@harris2020]{pictures}.",
     ]
+    if _has_t(provenance.options) and n_subjects > 1:
+        caution = (
+            "t grows with the number of connectome subjects: it describes the connectome's sample, not the patients."
+        )
+        paragraphs.insert(2, caution)
     return "\n\n".join(paragraphs) + "\n"
 
 
 def describe_group_methods(n_lesions: int, t_thresholds: Sequence[float], version: str) -> str:
-    """Tell in Markdown how maps were described as a group."""
+    """Describe in Markdown how the maps of a group were summarized."""
     above = [f"t > {threshold:g}" for threshold in t_thresholds]
     below = [f"t < \N{MINUS SIGN}{threshold:g}" for threshold in t_thresholds]
-    shares = f", and the share of lesions with {_listing([*above, *below])}" if t_thresholds else ""
+    fractions = f", and the fraction of lesions with {_listing([*above, *below])}" if t_thresholds else ""
     return (
-        f"The maps of {_count(n_lesions, 'lesion')} were described together with bids_lacuna {version} "
+        f"The maps of {_count(n_lesions, 'lesion')} were described as a group with bids_lacuna {version} "
         "[@bids_lacuna]: the number of lesions at each voxel, the mean r and the mean Fisher z over the lesions "
-        f"with a value there{shares}. The r-maps were correlated with each other, and with their mean, "
-        "over the voxels that all of them had (Pearson's r), and ordered by average linkage of the distances "
+        f"with a value there{fractions}. The r-maps were correlated with each other and with their mean "
+        "(Pearson's r over the voxels that all of them have), and ordered by average linkage of the distances "
         "1 \N{MINUS SIGN} r. These are descriptions: they allow no inference about a symptom."
     )
 
 
-def _t_map(run: Run) -> str:
-    if run.n_connectome_subjects < 2:
-        return "; of a single subject there is no t."
-    text = f", the t-map the one-sample t of z against 0 (up to {run.n_connectome_subjects - 1} degrees of freedom)."
-    if run.provenance.options.t_thresholds:
-        levels = [f"{threshold:g}" for threshold in run.provenance.options.t_thresholds]
-        text += f" Binary maps hold the voxels with |t| > {_listing(levels)}."
+def _lesions(provenance: Provenance) -> str:
+    threshold = provenance.options.lesion_threshold
+    if threshold is None:
+        return f"Binary lesion masks in {provenance.space} space"
+    return (
+        f"Lesion probability maps in {provenance.space} space, without voxels below a probability of {threshold:g},"
+    )
+
+
+def _weights(options: MappingOptions) -> str:
+    is_binary = options.lesion_threshold is None
+    if options.weighting == "volume":
+        weight = "the fraction of its volume that the lesion covers" if is_binary else "its mean lesion probability"
+        return f"Each connectome voxel was weighted by {weight}."
+    included = (
+        "covered by the lesion to at least one half" if is_binary else "with a mean lesion probability of 0.5 or more"
+    )
+    return f"Connectome voxels {included} were given the weight 1, all others 0."
+
+
+def _has_t(options: MappingOptions) -> bool:
+    return options.compute_t_map or bool(options.t_thresholds)
+
+
+def _t(options: MappingOptions, n_subjects: int) -> str:
+    if not _has_t(options):
+        return ""
+    if n_subjects < 2:
+        return " With a single connectome subject, t is undefined."
+    what = f"the one-sample t of z against 0 (up to {_count(n_subjects - 1, 'degree')} of freedom)"
+    text = f" The t-map is {what}." if options.compute_t_map else ""
+    if options.t_thresholds:
+        levels = _listing([f"{threshold:g}" for threshold in options.t_thresholds])
+        definition = "" if options.compute_t_map else f", where t is {what}"
+        text += f" Binary maps contain the voxels with |t| > {levels}{definition}."
     return text
 
 
@@ -69,14 +113,16 @@ def _count(n: int, word: str) -> str:
 
 
 def combine(runs: Iterable[Run]) -> str:
-    """Tell how maps of several runs were made: what they have in common is said once."""
-    return "\n\n".join(dict.fromkeys(describe_methods(run) for run in runs))
+    """Describe how the maps on a page were made, without repeating what several runs have in common."""
+    return "\n\n".join(dict.fromkeys(describe_methods(run, with_pictures=True) for run in runs))
 
 
 def write_citation(output_dir: Path, run: Run, md_only: bool = False) -> None:
-    """Write logs/CITATION.md of a run, and CITATION.bib beside it unless the text alone is wanted."""
-    text = describe_methods(run)
-    contents = {"CITATION.md": text} | ({} if md_only else {"CITATION.bib": references(text, run.provenance.version)})
+    """Write a run's logs/CITATION.md, and unless `md_only`, CITATION.bib beside it."""
+    text = describe_methods(run, with_pictures=run.reports)
+    contents = {"CITATION.md": text}
+    if not md_only:
+        contents["CITATION.bib"] = references(text, run.provenance.version)
     for name, content in contents.items():
         with renamed_when_whole(output_dir / "logs" / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
