@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from synthetic import write_mask
 
 from bids_lacuna import demo
 from bids_lacuna.bids import LesionMask
+from bids_lacuna.derivatives.history import read_run
 from bids_lacuna.derivatives.records import LesionRecord
 from bids_lacuna.group import PAGE
 from bids_lacuna.report.maps_on_disk import find_mapped_lesions, find_participants, page_anchor
-from bids_lacuna.report.participant import write_participant_report
+from bids_lacuna.report.participant import _run_rows, write_participant_report
 from bids_lacuna.report.pool import GROUP_PAGE, WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
 
 RUN = Path(__file__).parents[1] / "run.py"
@@ -188,13 +190,27 @@ def test_the_page_describes_the_run(finished: Path, pages: dict[str, Elements]) 
     assert record["n_connectome_subjects"] == 16
     assert 0 < record["peak_bytes"] < record["planned_bytes"]
     for page in pages.values():
-        for words in (record["connectome_hash"], record["command"], "t grows with the number of connectome subjects"):
+        for words in (
+            record["provenance"]["connectome_hash"],
+            record["command"],
+            "t grows with the number of connectome subjects",
+        ):
             assert words in page.text
         assert "only 16 subjects" in page.text
         assert (finished / "logs/CITATION.md").read_text().split("\n\n")[0] in page.text
         assert "@article{boes2015" in page.text
     assert "label-stroke_mask.nii.gz was not mapped: the mask is empty" in pages["04"].text
     assert "was not mapped" not in pages["02"].text
+
+
+def test_a_lesion_threshold_is_among_the_settings(finished: Path) -> None:
+    """The page says how probability maps were thresholded, and nothing about it for binary masks."""
+    (log,) = finished.glob("logs/*/run.json")
+    run = read_run(log.parent)
+    options = replace(run.provenance.options, lesion_threshold=0.3)
+    assert "Lesion threshold" not in dict(_run_rows(run))
+    rows = dict(_run_rows(replace(run, provenance=replace(run.provenance, options=options))))
+    assert rows["Lesion threshold"] == "0.3"
 
 
 def test_reports_only_rewrites_the_pages(finished: Path, pages: dict[str, Elements], tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def _run_rows(run: Run) -> list[tuple[str, str]]:
     so_far = "" if run.finished else ", up to this participant's batch"
     taken = "unknown" if run.seconds is None else f"{timedelta(seconds=round(run.seconds))} (h:mm:ss){so_far}"
     used = "unknown" if run.peak_bytes is None else f"{format_bytes(run.peak_bytes)}{so_far}"
-    return [
+    rows = [
         ("Connectome", f"{run.provenance.connectome_name}, in {run.provenance.space}"),
         ("Connectome subjects", str(run.n_connectome_subjects)),
         ("Connectome grid", f"{run.n_voxels} voxels of {sizes} mm; up to {run.n_timepoints} timepoints"),
@@ -108,3 +108,6 @@ def _run_rows(run: Run) -> list[tuple[str, str]]:
         ("bids-lacuna", run.provenance.version),
         ("Software", ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())),
     ]
+    if run.provenance.options.lesion_threshold is not None:
+        rows.insert(5, ("Lesion threshold", f"{run.provenance.options.lesion_threshold:g}"))
+    return rows
