@@ -10,7 +10,7 @@ import pytest
 import synthetic
 
 from bids_lacuna import images
-from bids_lacuna.images import open_image, read_volume
+from bids_lacuna.images import open_image, read_brain_mask, read_volume
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 5 * 7 * 4 * 2, 2**18])
@@ -52,3 +52,23 @@ def test_a_wrong_checksum_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(OSError, match=r"the map's voxels cannot be read .*copy it again"):
         read_volume(open_image(path, "map"), "map")
+
+
+def test_a_brain_mask_is_where_values_are_not_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative values are inside the mask, 0 and NaN outside; an image as large as the limit is read."""
+    values = np.random.default_rng(3).choice([0, -1, 2, np.nan], (*synthetic.SHAPE, 1)).astype(np.float32)
+    path = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(values, synthetic.OBLIQUE), path)
+    monkeypatch.setattr(images, "LARGEST_VOLUME", values.size)
+    np.testing.assert_array_equal(read_brain_mask(open_image(path, "mask"), path), np.isin(values[..., 0], (-1, 2)))
+    monkeypatch.setattr(images, "LARGEST_VOLUME", values.size - 1)
+    with pytest.raises(ValueError, match=f"{path} has 385 voxels, the limit is 384"):
+        read_brain_mask(open_image(path, "mask"), path)
+
+
+def test_a_brain_mask_has_three_axes(tmp_path: Path) -> None:
+    """An image of two volumes is not a brain mask."""
+    path = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((*synthetic.SHAPE, 2), np.float32), synthetic.OBLIQUE), path)
+    with pytest.raises(ValueError, match="a 3D image is needed"):
+        read_brain_mask(open_image(path, "mask"), path)
