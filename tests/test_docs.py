@@ -409,6 +409,19 @@ def test_the_options_that_pages_name_exist() -> None:
         assert named <= ours | set(OF_OTHER_PROGRAMS), page.name
 
 
+def test_the_architecture_names_files_and_objects_that_exist() -> None:
+    """Each path in the page on the architecture exists, and each name occurs in the code."""
+    text = (DOCS / "architecture.md").read_text()
+    package = ROOT / "bids_lacuna"
+    for path in re.findall(r"`((?:[\w.]+/)*(?:[\w.]+/|\w+\.py|(?<=/)[\w.]+))`", text):
+        assert (ROOT / path).exists() or any(package.rglob(path)), path
+    code = "\n".join(file.read_text() for folder in (package, ROOT / "tests") for file in folder.rglob("*.py"))
+    words = set(re.findall(r"\w+", code))
+    for name in re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", text):
+        if not name.endswith((".py", ".md", ".json", ".tsv", ".toml")):
+            assert name.rpartition(".")[2] in words, name
+
+
 def option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield all options of a parser and its subcommands."""
     for action in parser._actions:
