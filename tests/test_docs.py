@@ -49,7 +49,7 @@ WITH_A_VALUE = ("-v", "-B", "-m", "--bind", "--user", "--entrypoint", "--tmpfs",
 
 OF_OTHER_PROGRAMS = (
     *WITH_A_VALUE,
-    *("--rm", "--read-only", "--containall", "--mem-per-cpu", "--signal"),
+    *("--rm", "--read-only", "--containall", "--mem-per-cpu", "--signal", "--resources"),
 )
 """Options of other programs in the documentation."""
 
