@@ -480,6 +480,23 @@ def test_a_full_disk_is_reported_before_anything_is_written(source: Path, tmp_pa
     assert list((tmp_path / "empty").iterdir()) == []
 
 
+def test_recorded_subjects_need_no_more_room(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build resumes if the disk has room for the remaining subjects, to the byte."""
+    opened = npy.open_source(source, source.with_name("mask.nii.gz"))
+    whole = (source / "sub-9.npy").read_bytes()
+    (source / "sub-9.npy").write_bytes(b"")
+    with pytest.raises(DamagedSource):
+        build_store(opened, source, tmp_path / "store", name="nine", space=synthetic.SPACE)
+    (source / "sub-9.npy").write_bytes(whole)
+    last_bytes = N_VOXELS * (31 * 2 + 8)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=last_bytes - 1))
+    with pytest.raises(NoRoom):
+        make_store(source, tmp_path / "store")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=last_bytes))
+    assert len(make_store(source, tmp_path / "store").subjects) == 9
+
+
 @pytest.mark.parametrize(
     ("paths", "pattern", "names"),
     [

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, make_mask, make_series, write_connectome, write_connectome_folder
 
-from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
+from bids_lacuna.connectome import Connectome, ConnectomeSubject
+from bids_lacuna.connectome.importers import hdf5
+from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY
 
 Array = np.ndarray
 
@@ -344,3 +346,47 @@ def test_invalid_space(file: Path) -> None:
     with pytest.raises(ValueError, match="--connectome-space"):
         Connectome.open(file)
     assert Connectome.open(file, space="MNI152NLin6Asym").space == "MNI152NLin6Asym"
+
+
+@pytest.mark.parametrize(("n_readers", "ahead"), [(1, [1, 1, 2, 3]), (2, [2, 2, 2, 3])])
+def test_a_third_of_the_subjects_in_memory_is_read_ahead(file: Path, n_readers: int, ahead: list[int]) -> None:
+    """A third of the subjects in memory is read ahead, but at least one per reader."""
+    connectome = Connectome.open(file)
+    if n_readers == 1:
+        alter(file, "timeseries", np.array(EQUAL))
+        connectome = Connectome.open(file)
+    assert connectome.n_readers == n_readers
+    assert [connectome.n_ahead(n_in_memory) for n_in_memory in (1, 3, 7, 9)] == ahead
+
+
+def test_streaming_memory_is_that_of_subjects_being_read_and_waiting(file: Path) -> None:
+    """Of the subjects in memory, as many as there are readers need the memory of reading, the others their own."""
+    connectome = Connectome.open(file)
+    subject_bytes = N_VOXELS * (13 * 4 + 8)
+    assert connectome.subject_bytes == subject_bytes
+    reading_bytes = connectome.recordings.reading_bytes
+    expected = 2 * reading_bytes + (SUBJECTS_IN_MEMORY - 2) * subject_bytes
+    assert connectome.streaming_bytes == expected
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8"])
+@pytest.mark.parametrize("scrambled", [False, True], ids=["in order", "scrambled"])
+def test_reading_memory(tmp_path: Path, dtype: str, scrambled: bool) -> None:
+    """Reading needs the stored numbers and the series, or twice the stored numbers where voxels are reordered."""
+    order = np.arange(N_VOXELS)[:: -1 if scrambled else 1]
+    path = write_connectome(tmp_path / "another.h5", EQUAL, MASK, order=order)
+    alter(path, "timeseries", np.array(EQUAL)[:, :, order].astype(dtype))
+    n_values, stored = 13 * N_VOXELS, np.dtype(dtype).itemsize
+    values = 2 * stored if scrambled else stored + 4
+    assert Connectome.open(path).recordings.reading_bytes == hdf5.HDF5_BYTES + n_values * values
+
+
+@pytest.mark.parametrize("keep_cached", [False, True])
+def test_files_leave_the_page_cache_unless_kept(
+    file: Path, monkeypatch: pytest.MonkeyPatch, keep_cached: bool
+) -> None:
+    """Each subject's files leave the system's page cache after reading, unless the next pass needs them."""
+    forgotten: list[list[Path]] = []
+    monkeypatch.setattr("bids_lacuna.connectome.connectome.forget", forgotten.append)
+    list(Connectome.open(file).subjects(keep_cached=keep_cached))
+    assert forgotten == ([] if keep_cached else [[file]] * 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,7 @@ from bids_lacuna.connectome.build import build_store
 from bids_lacuna.connectome.connectome import Connectome
 from bids_lacuna.connectome.importers import hdf5
 from bids_lacuna.connectome.store import Store, StoreDtype, write_subject
+from bids_lacuna.grid import Grid
 from bids_lacuna.kernels import cpu as kernels
 
 Array = np.ndarray
@@ -128,6 +130,17 @@ def test_the_content_hash_depends_on_the_content(store: Store, own: Path) -> Non
     mask[tuple(there)], mask[tuple(missing)] = False, True
     nib.save(nib.Nifti1Image(mask.astype(np.uint8), synthetic.OBLIQUE), own / "mask.nii.gz")
     assert hash_with() != store.content_hash
+
+
+def test_the_content_hash_depends_on_every_part(store: Store) -> None:
+    """A changed scale or series file of one subject, and the same bits of the mask in another shape, change it."""
+    first, *others = store.subjects
+    for kind in ("timeseries", "scale"):
+        changed = replace(first, sha256={**first.sha256, kind: "0" * 64})
+        assert replace(store, subjects=(changed, *others)).content_hash != store.content_hash
+    reshaped = Grid(MASK.reshape(7, 5, 11), store.grid.affine)
+    assert replace(store, grid=reshaped).content_hash != store.content_hash
+    assert replace(store).content_hash == store.content_hash
 
 
 def test_rounding_to_int16(tmp_path: Path) -> None:

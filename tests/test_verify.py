@@ -152,3 +152,23 @@ def test_missing_and_changed_files_are_problems(tmp_path: Path) -> None:
     assert any("sub-0003_scale.npy has another checksum" in problem for problem in problems)
     assert len(problems) == 4
     assert replace(store, subjects=store.subjects[1:2]).n_bytes == store.bytes_of(store.subjects[1])
+
+
+def test_a_standard_deviation_without_a_signal_is_a_problem(tmp_path: Path) -> None:
+    """A voxel whose standard deviation is 0, though it has a series, is reported."""
+    store = make_store(tmp_path, symmetric_series())
+    path = store.path / "sub-0002_scale.npy"
+    scale, sd = np.load(path)
+    sd[17] = 0
+    np.save(path, np.stack([scale, sd]))
+    problems = verify_store(store).problems
+    assert any("sub-0002 has 1 voxels whose series and scales do not match" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(("n_scrambled", "n_problems"), [(2, 0), (3, 1)])
+def test_most_subjects_have_to_be_symmetric(tmp_path: Path, n_scrambled: int, n_problems: int) -> None:
+    """Symmetry is a problem of the store if less than half of the subjects have it."""
+    series = symmetric_series(4)
+    for subject in range(n_scrambled):
+        series[subject] = series[subject][:, np.random.default_rng(7).permutation(N_VOXELS)]
+    assert len(verify_store(make_store(tmp_path, series)).problems) == n_problems
