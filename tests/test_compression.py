@@ -206,6 +206,19 @@ def test_seeds_may_have_larger_tails_than_voxels() -> None:
     assert rotated.shape == (200, 2)
 
 
+def test_seeds_of_many_neighbours_count() -> None:
+    """Voxels that cancel only over 100 neighbours, not over 10, have a seed of what they have in common."""
+    wave, weak = np.cos(np.pi * np.arange(60)), np.cos(np.pi / 3 * np.arange(60))
+    signs = np.repeat([1, -1] * 5, 10)
+    timeseries = np.outer(wave, signs) + 0.01 * weak[:, np.newaxis]
+    series, _, sd = standardize(timeseries)
+    rest = np.random.default_rng(11).standard_normal((60, 58))
+    components = np.linalg.qr(np.column_stack([wave, weak, rest]))[0]
+    of_voxels, of_seeds = compression.largest_tails(series, sd, components)
+    assert of_voxels[1] < 1e-4
+    assert of_seeds[:3] == pytest.approx([1, 1, 0], abs=1e-6)
+
+
 def make_lesions(n_voxels: int) -> Array:
     """Make lesion weights: single voxels, neighbours, scattered voxels, and fractions of them."""
     rng = np.random.default_rng(7)
