@@ -1,4 +1,4 @@
-"""A lesion: its mask on disk, and its weights on the connectome's grid."""
+"""Lesions: masks on disk, and their weights on the connectome's grid."""
 
 from __future__ import annotations
 
@@ -25,68 +25,68 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray
 
 LOW_COVERAGE = 0.5
-"""Below this share of a lesion inside the connectome's mask, a warning says so."""
+"""Fraction of a lesion inside the connectome's mask, below which a warning is logged."""
 
 ONE_SIDED = 0.95
-"""A lesion is on one side where at least this share of its volume is."""
+"""Smallest fraction of a lesion's volume on one side of the brain for that side to be named."""
 
 VOXEL_SIZES_MM = (0.01, 20)
-"""Of a mask: smaller or larger voxels are those of an affine in metres or in micrometres."""
+"""Smallest and largest voxel sizes of a mask; others come from an affine in metres or micrometres."""
 
 LARGEST_SLICE_BYTES = 2**26
-"""Of a mask, which is read a slice at a time: a header must not decide how much memory that takes."""
+"""Largest slice of a mask in bytes; masks are read slice by slice, and a header must not set the memory needed."""
 
 PROBABILITY_TOLERANCE = 1e-3
-"""By how much interpolated and rounded probabilities may lie below 0 or above 1."""
+"""Tolerance below 0 and above 1 for interpolated and rounded probabilities."""
 
 LARGE_LESION = 0.5
-"""Above this share of the connectome's brain mask, a warning says so."""
+"""Fraction of the connectome's brain mask that a lesion covers, above which a warning is logged."""
 
 DISAGREEMENT_MM = 1
-"""By how much a header's two affines may place a voxel apart without a warning."""
+"""Largest distance in mm between a voxel's positions by a header's two affines without a warning."""
 
 
 class LesionOutsideGrid(ValueError):  # noqa: N818  a fact about a lesion, not a defect of the program
-    """The lesion covers no voxel of the connectome: it fails, and the others go on."""
+    """The lesion covers no voxel of the connectome; it fails alone, and the other lesions are mapped."""
 
 
 @dataclass(eq=False)
 class LesionData:
-    """One patient's lesion; after mapping, with the results of each analysis.
+    """One patient's lesion, and after mapping the results of each analysis.
 
-    `mask` is read when its batch is mapped, not before: thousands of lesions cost nothing while they wait.
+    `mask` is read when its batch is mapped, so that thousands of waiting lesions take no memory.
     """
 
     mask: Path | SpatialImage
     """A NIfTI mask: a file, or an image in memory."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What the user knows of the lesion. `space` (a template's name) is compared with the connectome's."""
+    """Information from the user. `space`, the name of a template, is compared with the connectome's space."""
     weights: LesionWeights | None = None
-    """The lesion on the connectome's grid, while its batch is mapped."""
+    """Weights on the connectome's grid while the lesion's batch is mapped, otherwise None."""
     volume_mm3: float | None = None
-    """The lesion's volume on its own grid, once it was read; of a probability map, the expected volume."""
+    """Volume on the mask's own grid in mm³, after reading; the expected volume for a probability map."""
     coverage: float | None = None
-    """The share of the lesion's volume that lies in the connectome's mask, once it was read."""
+    """Fraction of the lesion's volume inside the connectome's mask, after reading."""
     results: Mapping[str, Any] = field(default_factory=dict)
-    """What each analysis found, under the analysis's name; empty once the batch's callback has returned."""
+    """Results by name of the analysis; empty after the batch's callback has returned."""
     error: str | None = None
-    """Why this lesion has no results; None when it has. A callback may set it for a result it could not use."""
+    """Reason why the lesion has no results, otherwise None. A callback may set it for results it could not use."""
     batch: int | None = None
-    """The batch that the lesion was mapped in, counted from 1."""
+    """Number of the batch in which the lesion was mapped, counted from 1."""
 
     @classmethod
     def from_nifti(
         cls, mask: str | PathLike[str] | SpatialImage, metadata: Mapping[str, Any] | None = None
     ) -> LesionData:
-        """Take a NIfTI mask as a lesion, without reading it yet.
+        """Make a lesion from a NIfTI mask, which is read later.
 
         Parameters
         ----------
         mask
-            A file, or an image in memory. A mask that turns out to be unusable when its batch comes leaves its
-            reason in `error`, and the other lesions go on.
+            A file, or an image in memory. If the mask turns out to be unusable when its batch is mapped, `error`
+            gives the reason, and the other lesions are mapped.
         metadata
-            What is known of the lesion: `subject_id`, `space`, and anything else; handed through.
+            Information about the lesion: `subject_id`, `space` and anything else; kept as it is.
         """
         if not isinstance(mask, SpatialImage):
             mask = Path(mask)
@@ -94,14 +94,14 @@ class LesionData:
 
     @property
     def name(self) -> str:
-        """How messages call this lesion."""
+        """Name of this lesion in messages."""
         if isinstance(self.mask, Path):
             return self.mask.name
         return str(self.metadata.get("subject_id", "a lesion in memory"))
 
 
 def name_side(left: float, right: float) -> str:
-    """Tell a lesion's hemisphere from its volume at negative and at positive x: left, right or both."""
+    """Return a lesion's hemisphere by its volume at negative and at positive x: left, right or both."""
     if max(left, right) < ONE_SIDED * (left + right) or left == right:
         return "both"
     return "left" if left > right else "right"
@@ -114,22 +114,22 @@ def load_lesion(
     weighting: Weighting = "volume",
     threshold: float | None = None,
 ) -> LesionData:
-    """Read a lesion's mask and bring it to the connectome's grid.
+    """Read a lesion's mask and compute its weights on the connectome's grid.
 
     Parameters
     ----------
     lesion
-        Its mask may lie on any grid: voxels are matched by world coordinates.
+        Lesion with a mask on any grid; voxels are matched by world coordinates.
     grid
-        The connectome's.
+        Grid of the connectome.
     space
-        The template of the connectome; compared with the lesion's `metadata["space"]` where both are known.
+        Template space of the connectome; compared with the lesion's `metadata["space"]` if both are known.
     weighting
-        "volume": the share of each connectome voxel that the lesion covers. "binary": 1 where that share is at
-        least a half, else 0, as tools with nearest-neighbour masks have it.
+        "volume" weights each connectome voxel by the fraction of it that the lesion covers. "binary" gives weight 1
+        to voxels covered by at least half and 0 to others, like tools that resample masks by nearest neighbour.
     threshold
-        None: the mask must be binary. A number: the mask may be a probability map, whose voxels of at least that
-        value weigh as much as it says, so that a voxel of 0.6 counts three fifths of one that is surely lesioned.
+        With None, the mask must be binary. With a number, it may be a probability map: voxels of at least this
+        value are weighted by their probability, so that 0.6 counts three fifths of a voxel that is surely lesioned.
 
     Returns
     -------
@@ -139,8 +139,8 @@ def load_lesion(
     Raises
     ------
     ValueError
-        The mask is empty, not 3D, not binary (with a threshold: no probability map) or too large, its affine cannot
-        be used, or it is in another space than the connectome.
+        The mask is empty, not 3D, not binary (with a threshold: not a probability map) or too large, has an
+        unusable affine, or is in another space than the connectome.
     LesionOutsideGrid
         The lesion covers no voxel of the connectome.
     OSError
@@ -163,7 +163,7 @@ def load_lesion(
     voxels, weights = indices[covered], weights[covered]
     if len(voxels) > LARGE_LESION * grid.n_voxels:
         logger.warning(
-            "%s: the lesion covers %.0f %% of the connectome's brain mask: check that it is no brain mask, and not "
+            "%s: the lesion covers %.0f %% of the connectome's brain mask: check that it is not a brain mask or "
             "inverted",
             lesion.name,
             100 * len(voxels) / grid.n_voxels,
@@ -185,8 +185,8 @@ def load_lesion(
 def _outside(coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...]) -> str:
     if coverage > 0:
         return (
-            "the lesion covers no connectome voxel by half or more, as binary weighting needs: "
-            "use volume weighting, which loses no small lesion"
+            "the lesion covers no connectome voxel by at least half, as binary weighting requires: use volume "
+            "weighting, which keeps small lesions"
         )
     lesion_low, lesion_high = _extent(affine, shape)
     brain_low, brain_high = _extent(grid.affine, grid.shape)
@@ -207,24 +207,24 @@ def _region(corner: Array, shape: Iterable[int]) -> tuple[slice, ...]:
 
 
 def check_header(image: SpatialImage) -> None:
-    """Refuse an image whose header says that it is no lesion mask, before its voxels are read.
+    """Raise ValueError if an image cannot be a lesion mask according to its header, before its voxels are read.
 
     Raises
     ------
     ValueError
-        It is no 3D image of real numbers, it does not say where its voxels lie, or it says what cannot be.
+        The image is not a 3D image of real numbers, has no usable affine, or has implausible sizes.
     """
     if not isinstance(image, SpatialImage) or image.get_data_dtype().kind not in "biuf":
-        raise ValueError("the mask is no image of real numbers: save the lesion as a NIfTI file of 0 and 1")
+        raise ValueError("the mask is not an image of real numbers: save the lesion as a NIfTI file of 0 and 1")
     if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
         raise ValueError(
-            f"the mask has {len(image.shape)} dimensions {image.shape}, a lesion mask has three: "
-            "save each lesion as a 3D file of its own"
+            f"the mask has {len(image.shape)} dimensions {image.shape}, but a lesion mask has three: "
+            "save each lesion as a separate 3D file"
         )
     if not has_usable_affine(image):
         raise ValueError(
-            "the mask's header does not say where its voxels lie (its affine is missing or singular): "
-            "save the mask with the affine of the image that it was drawn on"
+            "the mask's affine is missing or singular, so its voxels have no positions: save the mask with the "
+            "affine of the image on which it was drawn"
         )
     sizes = nib.affines.voxel_sizes(image.affine)
     shown = " x ".join(f"{size:.3g}" for size in sizes)
@@ -232,21 +232,22 @@ def check_header(image: SpatialImage) -> None:
     if not (smallest <= sizes.min() and sizes.max() <= largest):
         raise ValueError(
             f"the mask has voxels of {shown} mm by its affine, which may be in metres or micrometres: save it with "
-            f"an affine in millimetres, with voxels of {smallest:g} to {largest:g} mm"
+            f"an affine in millimetres and voxels of {smallest:g} to {largest:g} mm"
         )
     if prod(image.shape[:2]) * image.get_data_dtype().itemsize > LARGEST_SLICE_BYTES:
         raise ValueError(
-            f"the mask has slices of {image.shape[0]} x {image.shape[1]} voxels: bring it to 0.5 mm or coarser"
+            f"the mask has slices of {image.shape[0]} x {image.shape[1]} voxels, which are too large: resample it to "
+            "0.5 mm or coarser"
         )
 
 
 def describe_disagreement(image: SpatialImage) -> str:
-    """Say how far apart the two affines of a NIfTI header place the image's voxels; "" where they agree."""
+    """Describe how far apart a NIfTI header's two affines place the image's voxels; empty if they agree."""
     if not isinstance(image.header, nib.Nifti1Header):
         return ""
     try:
         sform, qform = image.header.get_sform(coded=True)[0], image.header.get_qform(coded=True)[0]
-    # Of quaternions and voxel sizes that are none; the affine that is used was checked.
+    # Raised for invalid quaternions and voxel sizes; `check_header` has checked the affine that is used.
     except (HeaderDataError, ValueError) as error:
         return f"the header's qform cannot be read ({error}): the sform is used; save the mask with one affine"
     if sform is None or qform is None:
@@ -256,13 +257,13 @@ def describe_disagreement(image: SpatialImage) -> str:
     if apart <= DISAGREEMENT_MM:
         return ""
     return (
-        f"the header's sform and qform place voxels up to {apart:.3g} mm apart: the sform is used; check that the "
-        "lesion lies where it should, and save the mask with one affine"
+        f"the header's sform and qform place voxels up to {apart:.3g} mm apart: the sform is used; check the "
+        "lesion's position, and save the mask with one affine"
     )
 
 
 def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Array, Array]:
-    """Read a 3D mask, a slab at a time, cropped to the lesion.
+    """Read a 3D mask slab by slab, cropped to the lesion.
 
     Parameters
     ----------
@@ -272,21 +273,21 @@ def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Arra
     Returns
     -------
     corner : shape (3,)
-        The voxel of the image that the box begins at.
+        Indices of the box's first voxel in the image.
     box : shape (x, y, z), boolean, or with a threshold float32
-        The smallest box with the whole lesion in it, with what each voxel weighs.
+        Weights of the voxels in the lesion's bounding box.
 
     Raises
     ------
     ValueError
-        The mask is empty, not binary, or with a threshold no probability map; or the box is too large.
+        The mask is empty, not binary (with a threshold: not a probability map), or the box is too large.
     OSError
         The file is damaged.
     """
     pieces: list[tuple[Array, Array]] = []
     found: set[float] = set()
     n_read = 0
-    # Slices come first and x last here: an array is fast to search in the order that it has in memory.
+    # Axes are z, y, x here: searching an array in its memory order is fast.
     for values in read_slabs(image, "mask"):
         lesion = _find_one_value(values, found) if threshold is None else _weigh_probabilities(values, threshold)
         if lesion.any():
@@ -296,7 +297,7 @@ def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Arra
             _check_box(sum(piece.size for _, piece in pieces))
         n_read += len(values)
     if not pieces:
-        what = "no voxel differs from 0" if threshold is None else f"no voxel is at least {threshold:g}"
+        what = "all voxels are 0" if threshold is None else f"no voxel is at least {threshold:g}"
         raise ValueError(f"the mask is empty: {what}; check that the right file was saved")
     first = np.min([corner for corner, _ in pieces], axis=0)
     end = np.max([corner + piece.shape for corner, piece in pieces], axis=0)
@@ -308,7 +309,7 @@ def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Arra
 
 
 def _find_one_value(values: Array, found: set[float]) -> Array:
-    """Tell where a mask is not 0; raise where that is not one positive value, in all of what was `found` before."""
+    """Return where a mask is not 0; raise if it has more than one value there, or one not in `found` so far."""
     lesion = values != 0
     if lesion.any():
         inside = values[lesion]
@@ -319,13 +320,13 @@ def _find_one_value(values: Array, found: set[float]) -> Array:
 
 
 def _weigh_probabilities(values: Array, threshold: float) -> Array:
-    """Give the values that are at least the threshold, 0 elsewhere: float32."""
+    """Return values of at least the threshold, and 0 elsewhere, as float32."""
     low, high = values.min(), values.max()
-    # Written so that a NaN raises.
+    # The condition is negated so that NaN raises.
     if not (low >= -PROBABILITY_TOLERANCE and high <= 1 + PROBABILITY_TOLERANCE):
         raise ValueError(
-            f"the mask holds values from {low:g} to {high:g}, where a lesion threshold needs probabilities from 0 to "
-            "1: divide percentages by 100, and replace NaN by 0"
+            f"the mask contains values from {low:g} to {high:g}, but a lesion threshold needs probabilities from 0 "
+            "to 1: divide percentages by 100, and replace NaN by 0"
         )
     return np.where(values >= threshold, np.minimum(values, 1), 0).astype(np.float32)
 
@@ -333,26 +334,26 @@ def _weigh_probabilities(values: Array, threshold: float) -> Array:
 def _check_box(n_voxels: int) -> None:
     if n_voxels > LARGEST_VOLUME:
         raise ValueError(
-            f"the lesion spans a box of {n_voxels} voxels or more, at most {LARGEST_VOLUME} are read: bring the "
-            "mask to 0.5 mm or coarser"
+            f"the lesion's bounding box has {n_voxels} voxels or more, but at most {LARGEST_VOLUME} are read: "
+            "resample the mask to 0.5 mm or coarser"
         )
 
 
 def _crop(lesion: Array) -> tuple[Array, Array]:
-    """Tell where the smallest box with the whole lesion in it begins, and copy it."""
+    """Return the first voxel of the lesion's bounding box, and a copy of the box."""
     plane = np.any(lesion, axis=0)
     lines = np.any(lesion, axis=(1, 2)), np.any(plane, axis=1), np.any(plane, axis=0)
     filled = [np.flatnonzero(line) for line in lines]
-    corner = np.array([places[0] for places in filled])
-    end = np.array([places[-1] + 1 for places in filled])
+    corner = np.array([indices[0] for indices in filled])
+    end = np.array([indices[-1] + 1 for indices in filled])
     return corner, lesion[_region(corner, end - corner)].copy()
 
 
 def _describe_values(found: set[float]) -> str:
     if any(np.isnan(value) for value in found):
-        return "the mask holds NaN, where 0 is needed: replace NaN by 0 (numpy.nan_to_num)"
+        return "the mask contains NaN, but 0 is needed: replace NaN by 0 (numpy.nan_to_num)"
     shown = ", ".join(f"{value:g}" for value in sorted(found)[:4]) + (", …" if len(found) > 4 else "")
-    advice = "threshold it, and save one file for each lesion"
+    advice = "threshold it, and save one file per lesion"
     if min(found) > 0 and max(found) <= 1 + PROBABILITY_TOLERANCE:
-        advice = "if these are probabilities, --lesion-threshold T takes those of at least T as weights"
-    return f"the mask is not binary: besides 0 it holds {shown}, where one positive value is needed; {advice}"
+        advice = "if these are probabilities, use --lesion-threshold T to weight voxels of at least T"
+    return f"the mask is not binary: besides 0 it contains {shown}, but one positive value is needed; {advice}"

@@ -150,17 +150,17 @@ def cut(path: Path) -> None:
 
 
 BAD_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (write_values(), "is empty: no voxel differs from 0"),
+    "empty": (write_values(), "is empty: all voxels are 0"),
     "volumes": (lambda path: write_image(path, np.ones((*SHAPE, 2), np.uint8)), r"4 dimensions \(5, 7, 11, 2\)"),
     "rgb": (
         lambda path: write_image(path, np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])),
-        "no image of real numbers",
+        "not an image of real numbers",
     ),
-    "labels": (write_values(1, 2), "holds 1, 2, .* save one file for each lesion"),
-    "probabilities": (write_values(0.25, 0.5, 1), r"holds 0\.25, 0\.5, 1, .* --lesion-threshold T"),
-    "negative": (write_values(-1, -1), "not binary: besides 0 it holds -1"),
-    "nan": (write_values(np.nan, 1), "holds NaN"),
-    "infinite": (write_values(np.inf), "not binary: besides 0 it holds inf"),
+    "labels": (write_values(1, 2), "contains 1, 2, .* save one file per lesion"),
+    "probabilities": (write_values(0.25, 0.5, 1), r"contains 0\.25, 0\.5, 1, .* --lesion-threshold T"),
+    "negative": (write_values(-1, -1), "not binary: besides 0 it contains -1"),
+    "nan": (write_values(np.nan, 1), "contains NaN"),
+    "infinite": (write_values(np.inf), "not binary: besides 0 it contains inf"),
     "huge": (lambda path: write_header(path, (1024, 1024, 1024)), "its header requires 4294967648 bytes"),
     "wide": (write_wide, "slices of 30000 x 30000 voxels"),
     "flat": (lambda path: write_header(path, (5, 7, 0)), r"its header has the shape \(5, 7, 0\)"),
@@ -169,8 +169,8 @@ BAD_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "magic": (lambda path: path.write_bytes(b"not an image\n" * 99), "cannot be read as NIfTI"),
     "nothing": (lambda path: path.touch(), "cannot be read as NIfTI"),
     "dangling": (lambda path: path.symlink_to("../annex/object"), "link to ../annex/object, .*`datalad get`"),
-    "singular": (write_singular, "does not say where its voxels lie"),
-    "nowhere": (lambda path: write_image(path, LESION, None), "does not say where its voxels lie"),
+    "singular": (write_singular, "affine is missing or singular"),
+    "nowhere": (lambda path: write_image(path, LESION, None), "affine is missing or singular"),
     "metres": (
         lambda path: write_image(path, LESION, np.diag([1e-3, 1e-3, 1e-3, 1]) @ RADIOLOGICAL),
         r"voxels of 0\.004 x 0\.004 x 0\.004 mm .* metres",

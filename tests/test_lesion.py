@@ -277,7 +277,7 @@ def test_binary_weighting() -> None:
 
 def test_binary_weighting_loses_small_lesions() -> None:
     """Where no voxel is half covered, the reason says so and names the way out."""
-    with pytest.raises(LesionOutsideGrid, match=r"half or more.*volume weighting"):
+    with pytest.raises(LesionOutsideGrid, match=r"at least half.*volume weighting"):
         load(np.ones((1, 1, 1)), centred_on([0, 0, 0], np.eye(3), (1, 1, 1)), weighting="binary")
 
 
@@ -288,7 +288,7 @@ def test_binary_weighting_loses_small_lesions() -> None:
         ([1, 2], "not binary: .* 1, 2,"),
         ([0.25, 0.5], r"not binary: .* 0\.25, 0\.5"),
         ([-1, -1], "not binary: .* -1"),
-        ([np.nan, 1], "holds NaN"),
+        ([np.nan, 1], "contains NaN"),
         ([np.inf, np.inf], "not binary: .* inf"),
         ([1, 2, 3, 5, 7], "1, 2, 3, 5, …"),
     ],
@@ -341,8 +341,8 @@ def test_probabilities_at_an_angle() -> None:
     ("values", "words"),
     [
         ([0.3, 0.49], r"is empty: no voxel is at least 0\.5"),
-        ([0.7, 1.1], r"from 0 to 1\.1, where a lesion threshold needs probabilities"),
-        ([0.7, -0.1], r"from -0\.1 to 0\.7, where"),
+        ([0.7, 1.1], r"from 0 to 1\.1, but a lesion threshold needs probabilities"),
+        ([0.7, -0.1], r"from -0\.1 to 0\.7, but"),
         ([60, 100], "divide percentages by 100"),
         ([0.7, np.nan], "from nan to nan"),
     ],
@@ -369,7 +369,7 @@ def test_a_box_that_is_too_large(monkeypatch: pytest.MonkeyPatch, places: list[t
     monkeypatch.setattr(lesion_module, "LARGEST_VOLUME", 34)
     voxels = np.zeros(SHAPE)
     voxels[tuple(np.transpose(places))] = 1
-    with pytest.raises(ValueError, match=r"spans a box of .* at most 34 are read"):
+    with pytest.raises(ValueError, match=r"bounding box has .* at most 34 are read"):
         load(voxels)
 
 
@@ -477,7 +477,7 @@ def test_from_nifti_reads_nothing(tmp_path: Path, kind: type) -> None:
 def test_header_that_says_no_place(tmp_path: Path) -> None:
     """A file without sform and qform, for which nibabel makes a place up, is refused."""
     nib.save(nib.Nifti1Image(box((1, 1, 1)), None), tmp_path / "mask.nii.gz")
-    with pytest.raises(ValueError, match="does not say where its voxels lie"):
+    with pytest.raises(ValueError, match="affine is missing or singular"):
         load_lesion(LesionData.from_nifti(tmp_path / "mask.nii.gz"), GRID)
 
 
@@ -485,7 +485,7 @@ def test_colours_are_no_mask(tmp_path: Path) -> None:
     """An RGB image is refused with a sentence."""
     colours = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, RADIOLOGICAL), tmp_path / "mask.nii.gz")
-    with pytest.raises(ValueError, match="no image of real numbers"):
+    with pytest.raises(ValueError, match="not an image of real numbers"):
         load_lesion(LesionData.from_nifti(tmp_path / "mask.nii.gz"), GRID)
 
 
