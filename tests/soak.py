@@ -23,8 +23,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import synthetic
-
-RUN = Path(__file__).parents[1] / "run.py"
+from program import CONNECTOME_PROGRAM, RUN
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
 
@@ -138,7 +137,7 @@ def write_input(folder: Path) -> tuple[Path, Path]:
         np.save(source / f"sub-{number}.npy", timeseries)
     mask = synthetic.write_mask(folder / "brain.nii.gz", brain)
     options = ["--space", synthetic.SPACE, "--name", "soak", "--mask", mask]
-    command = [*synthetic.CONNECTOME_PROGRAM, "build", source, store, *options]
+    command = [*CONNECTOME_PROGRAM, "build", source, store, *options]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     masks = {}
     for number in range(N_LESIONS):

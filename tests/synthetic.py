@@ -38,13 +38,6 @@ RAW = {"Name": "made up", "BIDSVersion": "1.10.0"}
 DERIVATIVE = {**RAW, "DatasetType": "derivative", "GeneratedBy": [{"Name": "manual"}]}
 """Descriptions of datasets."""
 
-CONNECTOME_PROGRAM = (
-    sys.executable,
-    "-c",
-    "import sys; from bids_lacuna.cli import connectome_main; sys.exit(connectome_main())",
-)
-"""Command that runs `bids-lacuna-connectome` also where its script is not installed."""
-
 NOBODY = 65534
 """Id of a user who owns nothing."""
 

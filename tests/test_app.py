@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,12 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
+from program import RUN, Ended, last_line, map_lesions, read_table, read_tsv, run, run_as_user
 
 from bids_lacuna import __version__, reference
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, load_lesion
-
-RUN = Path(__file__).parents[1] / "run.py"
 
 LEFT = synthetic.box((3, 2, 3))
 RIGHT = synthetic.box((0, 3, 5), (2, 3, 2))
@@ -31,31 +29,10 @@ MASKS = {
 }
 
 
-def run(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the program as a user does."""
-    return subprocess.run(
-        [sys.executable, RUN, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, **environ}
-    )
-
-
 @pytest.fixture(scope="module")
-def brain() -> np.ndarray:
-    """Give the brain mask of the connectome."""
-    return synthetic.make_mask()
-
-
-@pytest.fixture(scope="module")
-def series(brain: np.ndarray) -> list[np.ndarray]:
-    """Give five connectome subjects, one of whom has no signal in some voxels."""
-    series = synthetic.make_series(int(brain.sum()))
-    series[2][:, 5:17] = 3
-    return series
-
-
-@pytest.fixture(scope="module")
-def connectome(tmp_path_factory: pytest.TempPathFactory, brain: np.ndarray, series: list[np.ndarray]) -> Path:
-    """Write the connectome, a folder of files with unequal timepoints."""
-    return synthetic.write_connectome_folder(tmp_path_factory.mktemp("connectome") / "GSP-5", series, brain)
+def connectome(silent_connectome: Path) -> Path:
+    """Map on subjects one of whom has no signal in some voxels."""
+    return silent_connectome
 
 
 @pytest.fixture
@@ -64,42 +41,27 @@ def bids(tmp_path: Path) -> Path:
     return synthetic.write_dataset(tmp_path / "bids", MASKS)
 
 
-def participant(bids: Path, out: Path, connectome: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    """Run the participant level, without pages: they are tested with the reports."""
-    return run(bids, out, "participant", "--connectome", connectome, "--no-reports", *options)
-
-
 def files_below(folder: Path) -> set[str]:
     """List the files of a folder, without the logs."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return {name for name in names if not name.startswith("logs/")}
 
 
-def read_table(out: Path) -> list[dict[str, str]]:
-    """Read the newest lesions.tsv."""
-    newest = max(out.glob("logs/*/lesions.tsv"), key=lambda path: path.stat().st_mtime_ns)
-    header, *rows = [line.split("\t") for line in newest.read_text(encoding="utf-8").splitlines()]
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def sentence(result: subprocess.CompletedProcess[str]) -> str:
-    """Give the last line on stderr, where there must be no traceback."""
-    assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
+Finished = tuple[Path, Path, Ended]
+"""A dataset, its output, and the program that wrote the output."""
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, connectome: Path
-) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
-    """Map the dataset once: the dataset, the output, and what was printed."""
+def finished(tmp_path_factory: pytest.TempPathFactory, connectome: Path) -> Finished:
+    """Map the dataset once, as a user does."""
     folder = tmp_path_factory.mktemp("finished")
     bids = synthetic.write_dataset(folder / "bids", MASKS)
-    result = participant(bids, folder / "out", connectome, "--t-threshold", "2", "3.5", "--lesion-batch-size", "3")
+    options = ["--no-reports", "--t-threshold", "2", "3.5", "--lesion-batch-size", "3"]
+    result = run_as_user(bids, folder / "out", "participant", "--connectome", connectome, *options)
     return bids, folder / "out", result
 
 
-def test_each_mask_gets_its_own_maps(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+def test_each_mask_gets_its_own_maps(finished: Finished) -> None:
     """Each mask gets r, z, t and n maps and two masks, named after its entities and the connectome."""
     _, out, result = finished
     assert result.returncode == 0, result.stderr
@@ -117,9 +79,9 @@ def test_each_mask_gets_its_own_maps(finished: tuple[Path, Path, subprocess.Comp
 
 @pytest.mark.parametrize(("name", "voxels"), MASKS.items())
 def test_maps_equal_the_reference(
-    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+    finished: Finished,
     brain: np.ndarray,
-    series: list[np.ndarray],
+    silent_series: list[np.ndarray],
     name: str,
     voxels: np.ndarray,
 ) -> None:
@@ -129,7 +91,7 @@ def test_maps_equal_the_reference(
     weights = np.zeros((1, grid.n_voxels))
     lesion = load_lesion(LesionData.from_nifti(nib.Nifti1Image(voxels, synthetic.RADIOLOGICAL)), grid).weights
     weights[0, lesion.voxels] = lesion.weights
-    expected = reference.map_lesions(weights, series)
+    expected = reference.map_lesions(weights, silent_series)
     subject, session = name.split("/")[0], name.split("/")[1] if "ses-" in name else "func"
     label = "label-L_" if "label-L" in name else "label-lesion_"
     for stat, tolerance in {"r": 1e-6, "z": 2e-6, "t": 1e-4, "n": 0}.items():
@@ -145,7 +107,7 @@ def test_maps_equal_the_reference(
 
 
 def test_masks_hold_where_t_is_above_the_threshold(
-    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+    finished: Finished,
 ) -> None:
     """Each threshold's mask is 1 exactly where the t-map on disk is above it in size."""
     _, out, _ = finished
@@ -158,7 +120,7 @@ def test_masks_hold_where_t_is_above_the_threshold(
             assert nib.load(path).get_data_dtype() == np.uint8
 
 
-def test_sidecars_say_what_was_done(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+def test_sidecars_say_what_was_done(finished: Finished) -> None:
     """A sidecar names the mask by a BIDS URI, the lesion's volume and coverage, the connectome and the version."""
     bids, out, _ = finished
     path = (
@@ -184,9 +146,7 @@ def test_sidecars_say_what_was_done(finished: tuple[Path, Path, subprocess.Compl
     assert mask["Type"] == "ROI"
 
 
-def test_the_output_is_a_valid_bids_derivative(
-    finished: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_the_output_is_a_valid_bids_derivative(finished: Finished, tmp_path: Path) -> None:
     """The BIDS validator finds no error."""
     _, out, _ = finished
     result = synthetic.validate(out, tmp_path)
@@ -194,7 +154,7 @@ def test_the_output_is_a_valid_bids_derivative(
 
 
 def test_the_description_has_what_the_validator_misses(
-    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+    finished: Finished,
 ) -> None:
     """The description names the program and its version, and links every dataset that a sidecar's URI uses."""
     bids, out, _ = finished
@@ -209,7 +169,7 @@ def test_the_description_has_what_the_validator_misses(
         assert (out / description["DatasetLinks"][dataset] / path).exists()
 
 
-def test_the_table_has_every_mask(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+def test_the_table_has_every_mask(finished: Finished) -> None:
     """lesions.tsv has a row for each mask, with its entities, outcome, coverage and batch."""
     _, out, _ = finished
     rows = read_table(out)
@@ -223,18 +183,18 @@ def test_the_table_has_every_mask(finished: tuple[Path, Path, subprocess.Complet
 def test_a_second_run_skips_and_overwrite_does_not(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """A finished lesion is skipped by the next run; a new threshold or --overwrite maps it again."""
     out = tmp_path / "out"
-    first = participant(bids, out, connectome)
+    first = map_lesions(bids, out, connectome)
     assert first.returncode == 0, first.stderr
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
-    second = participant(bids, out, connectome)
+    second = map_lesions(bids, out, connectome)
     assert second.returncode == 0, second.stderr
     assert {row["status"] for row in read_table(out)} == {"skipped"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    third = participant(bids, out, connectome, "--t-threshold", "3")
+    third = map_lesions(bids, out, connectome, "--t-threshold", "3")
     assert third.returncode == 0, third.stderr
     assert {row["status"] for row in read_table(out)} == {"done"}
     assert len(list(out.rglob("*T3_mask.nii.gz"))) == 4
-    fourth = participant(bids, out, connectome, "--overwrite")
+    fourth = map_lesions(bids, out, connectome, "--overwrite")
     assert fourth.returncode == 0, fourth.stderr
     assert all(path.stat().st_mtime_ns > time for path, time in before.items())
 
@@ -244,20 +204,20 @@ def test_maps_of_another_mask_or_connectome_are_not_mixed(
 ) -> None:
     """A changed mask, or another connectome of the same name, fails and says so; the maps stay."""
     out = tmp_path / "out"
-    assert participant(bids, out, connectome).returncode == 0
+    assert map_lesions(bids, out, connectome).returncode == 0
     before = {path: path.read_bytes() for path in out.rglob("*.nii.gz")}
     synthetic.write_mask(bids / f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask.nii.gz", RIGHT)
-    changed = participant(bids, out, connectome)
+    changed = map_lesions(bids, out, connectome)
     assert changed.returncode == 1
-    assert "another mask" in sentence(changed)
-    assert "--overwrite" in sentence(changed)
+    assert "another mask" in last_line(changed.stderr)
+    assert "--overwrite" in last_line(changed.stderr)
     other = synthetic.write_connectome_folder(
         tmp_path / "GSP-5", synthetic.make_series(int(brain.sum()), seed=5), brain
     )
-    mixed = participant(bids, out, other)
+    mixed = map_lesions(bids, out, other)
     assert mixed.returncode == 1
     assert [row["status"] for row in read_table(out)] == ["failed"] * 4
-    assert "another connectome" in sentence(mixed)
+    assert "another connectome" in last_line(mixed.stderr)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -265,14 +225,14 @@ def test_overwrite_leaves_nothing_of_before(bids: Path, connectome: Path, brain:
     """--overwrite with another weighting removes the masks of thresholds that are not asked for any more."""
     out = tmp_path / "out"
     options = ["--participant-label", "01", "--connectome-name", "C"]
-    assert participant(bids, out, connectome, *options, "--t-threshold", "2", "3").returncode == 0
+    assert map_lesions(bids, out, connectome, *options, "--t-threshold", "2", "3").returncode == 0
     other = synthetic.write_connectome(tmp_path / "o.h5", synthetic.make_series(int(brain.sum()), [23] * 5), brain)
     options_of_other = ["--participant-label", "01", "--connectome-name", "CT2", "--t-threshold", "2"]
-    assert participant(bids, out, other, *options_of_other).returncode == 0
+    assert map_lesions(bids, out, other, *options_of_other).returncode == 0
     sidecars = {path: json.loads(path.read_text()) for path in out.rglob("sub-*.json")}
     kept = {path.name for path, sidecar in sidecars.items() if sidecar["ConnectomeName"] == "CT2"}
     assert len(kept) == 8
-    again = participant(
+    again = map_lesions(
         bids, out, connectome, *options, "--t-threshold", "2", "--overwrite", "--lesion-weighting", "binary"
     )
     assert again.returncode == 0, again.stderr
@@ -290,11 +250,11 @@ def test_a_lesion_without_any_signal_fails(bids: Path, brain: np.ndarray, tmp_pa
     for timeseries in series:
         timeseries[:, LEFT[brain] > 0] = 7
     silent = synthetic.write_connectome(tmp_path / "silent.h5", series, brain)
-    result = participant(bids, tmp_path / "out", silent)
+    result = map_lesions(bids, tmp_path / "out", silent)
     assert result.returncode == 1
     outcomes = {row["label"] + row["ses"]: row["status"] for row in read_table(tmp_path / "out")}
     assert outcomes == {"lesionn/a": "failed", "Ln/a": "done", "lesiona": "done", "lesionb": "failed"}
-    assert "no connectome subject has a signal" in sentence(result)
+    assert "no connectome subject has a signal" in last_line(result.stderr)
 
 
 def test_an_overwrite_that_is_cut_off_mixes_nothing(
@@ -303,32 +263,32 @@ def test_an_overwrite_that_is_cut_off_mixes_nothing(
     """Maps of another connectome that a full disk cut off are never taken for finished ones of the first."""
     out = tmp_path / "out"
     options = ["--participant-label", "01", "--connectome-name", "C"]
-    assert participant(bids, out, connectome, *options).returncode == 0
+    assert map_lesions(bids, out, connectome, *options).returncode == 0
     other = synthetic.write_connectome(tmp_path / "o.h5", synthetic.make_series(int(brain.sum()), [23] * 5), brain)
     blocked = out / "sub-01" / "func" / f"sub-01_space-{synthetic.SPACE}_label-lesion_stat-z_desc-C_statmap.json"
     blocked.unlink()
     (blocked / "in the way").mkdir(parents=True)
-    broken = participant(bids, out, other, *options, "--overwrite")
+    broken = map_lesions(bids, out, other, *options, "--overwrite")
     assert broken.returncode == 1
-    assert "cannot be written" in sentence(broken)
+    assert "cannot be written" in last_line(broken.stderr)
     (blocked / "in the way").rmdir()
     blocked.rmdir()
-    again = participant(bids, out, connectome, *options)
+    again = map_lesions(bids, out, connectome, *options)
     assert again.returncode == 1
-    assert "another connectome" in sentence(again)
+    assert "another connectome" in last_line(again.stderr)
 
 
 def test_a_damaged_sidecar_concerns_its_lesion_alone(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """A sidecar on disk that is no JSON object fails its lesion until --overwrite, and no other."""
     out = tmp_path / "out"
-    assert participant(bids, out, connectome).returncode == 0
+    assert map_lesions(bids, out, connectome).returncode == 0
     for content in ("{", "[]"):
         next(out.rglob("sub-01*label-L_stat-r*.json")).write_text(content)
-        result = participant(bids, out, connectome)
+        result = map_lesions(bids, out, connectome)
         assert result.returncode == 1
         assert sorted(row["status"] for row in read_table(out)) == ["failed"] + ["skipped"] * 3
-        assert "damaged" in sentence(result)
-    assert participant(bids, out, connectome, "--overwrite").returncode == 0
+        assert "damaged" in last_line(result.stderr)
+    assert map_lesions(bids, out, connectome, "--overwrite").returncode == 0
 
 
 def test_words_beyond_ascii_need_no_locale(bids: Path, connectome: Path, tmp_path: Path) -> None:
@@ -336,7 +296,8 @@ def test_words_beyond_ascii_need_no_locale(bids: Path, connectome: Path, tmp_pat
     voxels = np.arange(385).reshape(synthetic.SHAPE)
     synthetic.write_mask(bids / f"sub-03/anat/sub-03_space-{synthetic.SPACE}_label-lesion_mask.nii.gz", voxels % 9)
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    result = run(bids, tmp_path / "ö", "participant", "--connectome", connectome, "--no-reports", **locale)
+    options = ["--connectome", connectome, "--no-reports"]
+    result = run_as_user(bids, tmp_path / "ö", "participant", *options, **locale)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert len(read_table(tmp_path / "ö")) == 5
@@ -345,10 +306,10 @@ def test_words_beyond_ascii_need_no_locale(bids: Path, connectome: Path, tmp_pat
 def test_killed_leftovers_do_not_count_as_finished(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """A map without its sidecar, which is written last, is made again."""
     out = tmp_path / "out"
-    assert participant(bids, out, connectome, "--participant-label", "01").returncode == 0
+    assert map_lesions(bids, out, connectome, "--participant-label", "01").returncode == 0
     victim = next(out.rglob("*label-L_stat-t*_statmap.json"))
     victim.unlink()
-    assert participant(bids, out, connectome, "--participant-label", "01").returncode == 0
+    assert map_lesions(bids, out, connectome, "--participant-label", "01").returncode == 0
     assert sorted(row["status"] for row in read_table(out)) == ["done", "skipped"]
     assert victim.exists()
 
@@ -356,7 +317,7 @@ def test_killed_leftovers_do_not_count_as_finished(bids: Path, connectome: Path,
 def test_verbose_adds_the_traceback(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """-v shows where a failure came from."""
     synthetic.write_mask(bids / f"sub-03/anat/sub-03_space-{synthetic.SPACE}_label-lesion_mask.nii.gz", 0 * LEFT)
-    result = participant(bids, tmp_path / "out", connectome, "-v", "--participant-label", "03")
+    result = map_lesions(bids, tmp_path / "out", connectome, "-v", "--participant-label", "03")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
 
@@ -364,7 +325,7 @@ def test_verbose_adds_the_traceback(bids: Path, connectome: Path, tmp_path: Path
 def test_the_same_lesion_in_another_space_is_skipped(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """A native-space copy of a mask that is there in the connectome's space is skipped, which is no failure."""
     synthetic.write_mask(bids / "sub-01/anat/sub-01_space-T1w_label-lesion_mask.nii.gz", LEFT)
-    result = participant(bids, tmp_path / "out", connectome, "--participant-label", "sub-01")
+    result = map_lesions(bids, tmp_path / "out", connectome, "--participant-label", "sub-01")
     assert result.returncode == 0, result.stderr
     assert sorted(row["status"] for row in read_table(tmp_path / "out")) == ["done", "done", "skipped"]
 
@@ -372,7 +333,7 @@ def test_the_same_lesion_in_another_space_is_skipped(bids: Path, connectome: Pat
 def test_masks_for_the_same_maps_both_fail(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """Two masks whose maps would overwrite each other fail, and name each other."""
     twin = synthetic.write_dataset(tmp_path / "twin", {next(iter(MASKS)): RIGHT})
-    result = participant(bids, tmp_path / "out", connectome, "-d", f"twin={twin}")
+    result = map_lesions(bids, tmp_path / "out", connectome, "-d", f"twin={twin}")
     assert result.returncode == 1
     failed = [row for row in read_table(tmp_path / "out") if row["status"] == "failed"]
     assert {row["dataset"] for row in failed} == {"source", "twin"}
@@ -384,7 +345,7 @@ def test_masks_of_other_datasets_are_linked(bids: Path, connectome: Path, tmp_pa
     name = f"sub-07/anat/sub-07_space-{synthetic.SPACE}_label-lesion_mask"
     more = synthetic.write_dataset(tmp_path / "more", {name: RIGHT})
     out = tmp_path / "out"
-    result = participant(bids, out, connectome, "-d", f"more={more}")
+    result = map_lesions(bids, out, connectome, "-d", f"more={more}")
     assert result.returncode == 0, result.stderr
     sidecar = json.loads(next(out.glob("sub-07/func/*stat-r*.json")).read_text())
     assert sidecar["Sources"] == [f"bids:more:{name}.nii.gz"]
@@ -397,7 +358,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(bids: Path, connectome: Path,
     empty = f"sub-02/ses-a/anat/sub-02_ses-a_space-{synthetic.SPACE}_label-lesion_desc-none_mask.nii.gz"
     synthetic.write_mask(bids / empty, 0 * LEFT)
     before = files_below(tmp_path)
-    result = participant(bids, tmp_path / "out", connectome, "--dry-run", "--mem", "2G", "--lesion-batch-size", "3")
+    result = map_lesions(bids, tmp_path / "out", connectome, "--dry-run", "--mem", "2G", "--lesion-batch-size", "3")
     assert result.returncode == 0, result.stderr
     assert files_below(tmp_path) == before
     assert not (tmp_path / "out").exists()
@@ -416,7 +377,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(bids: Path, connectome: Path,
 
 
 def test_a_run_can_be_repeated_and_a_dry_run_tells_its_size(
-    finished: tuple[Path, Path, subprocess.CompletedProcess[str]],
+    finished: Finished,
 ) -> None:
     """A run's file of options repeats it: nothing is left to do. What it wrote has the size that is estimated."""
     bids, out, _ = finished
@@ -440,7 +401,7 @@ def test_a_run_can_be_repeated_and_a_dry_run_tells_its_size(
 
 def test_no_t_map(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """--no-t-map leaves out the t-maps, not the masks of a threshold that was asked for."""
-    result = participant(bids, tmp_path / "out", connectome, "--no-t-map", "--t-threshold", "3")
+    result = map_lesions(bids, tmp_path / "out", connectome, "--no-t-map", "--t-threshold", "3")
     assert result.returncode == 0, result.stderr
     assert not list((tmp_path / "out").rglob("*stat-t*_statmap.nii.gz"))
     assert len(list((tmp_path / "out").rglob("*T3_mask.nii.gz"))) == 4
@@ -462,7 +423,7 @@ def test_the_filter_file_chooses(
     """A filter file chooses masks by their entities; keys of other programs are no mistake, unknown entities are."""
     path = tmp_path / "filter.json"
     path.write_text(content)
-    result = participant(bids, tmp_path / "out", connectome, "--bids-filter-file", path)
+    result = map_lesions(bids, tmp_path / "out", connectome, "--bids-filter-file", path)
     assert result.returncode == status, result.stderr
     assert words in result.stderr
     if status == 0:
@@ -473,7 +434,7 @@ def test_no_matching_mask(tmp_path: Path, connectome: Path) -> None:
     """A dataset without lesion masks ends with status 18, and says which masks there are instead."""
     bids = synthetic.write_dataset(tmp_path / "bids", {"sub-01/anat/sub-01_label-GM_mask": LEFT})
     (bids / "sub-01/anat/sub-01_label-GM_mask.json").unlink()
-    result = participant(bids, tmp_path / "out", connectome)
+    result = map_lesions(bids, tmp_path / "out", connectome)
     assert result.returncode == 18
     assert "Traceback" not in result.stderr
     assert "sub-01_label-GM_mask.nii.gz" in result.stderr
@@ -483,17 +444,17 @@ def test_no_matching_mask(tmp_path: Path, connectome: Path) -> None:
 def test_the_output_may_not_lie_inside_the_input(bids: Path, connectome: Path, place: str) -> None:
     """An output folder in the input is refused, and the right place is suggested."""
     before = files_below(bids)
-    result = participant(bids, bids / place, connectome)
+    result = map_lesions(bids, bids / place, connectome)
     assert result.returncode == 64
-    assert "derivatives/bids-lacuna" in sentence(result)
+    assert "derivatives/bids-lacuna" in last_line(result.stderr)
     assert files_below(bids) == before
 
 
 def test_the_output_may_lie_in_the_inputs_derivatives(bids: Path, connectome: Path) -> None:
     """derivatives/bids-lacuna is the usual place, and a second run does not take its maps for lesions."""
     out = bids / "derivatives" / "bids-lacuna"
-    assert participant(bids, out, connectome, "--t-threshold", "3").returncode == 0
-    assert participant(bids, out, connectome, "--t-threshold", "3").returncode == 0
+    assert map_lesions(bids, out, connectome, "--t-threshold", "3").returncode == 0
+    assert map_lesions(bids, out, connectome, "--t-threshold", "3").returncode == 0
     assert len(read_table(out)) == len(MASKS)
 
 
@@ -501,9 +462,9 @@ def test_another_datasets_folder_is_no_output(bids: Path, connectome: Path, tmp_
     """An output folder that holds another program's dataset is left as it is."""
     out = synthetic.write_dataset(tmp_path / "out", {})
     before = (out / "dataset_description.json").read_bytes()
-    result = participant(bids, out, connectome)
+    result = map_lesions(bids, out, connectome)
     assert result.returncode == 73
-    assert "another dataset" in sentence(result)
+    assert "another dataset" in last_line(result.stderr)
     assert (out / "dataset_description.json").read_bytes() == before
 
 
@@ -511,33 +472,30 @@ def test_an_unknown_level(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """A level that there is not ends with status 17, and the right ones are named."""
     result = run(bids, tmp_path / "out", "cohort", "--connectome", connectome)
     assert result.returncode == 17
-    assert "participant" in sentence(result)
+    assert "participant" in last_line(result.stderr)
 
 
 def test_the_participant_level_needs_a_connectome(bids: Path, tmp_path: Path) -> None:
     """Without --connectome, which the group level can do without, no lesion can be mapped."""
     result = run(bids, tmp_path / "out", "participant")
     assert result.returncode == 64
-    assert "--connectome PATH" in sentence(result)
+    assert "--connectome PATH" in last_line(result.stderr)
 
 
 @pytest.fixture(scope="module")
-def grouped(
-    tmp_path_factory: pytest.TempPathFactory, finished: tuple[Path, Path, subprocess.CompletedProcess[str]]
-) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+def grouped(tmp_path_factory: pytest.TempPathFactory, finished: Finished) -> Finished:
     """Run the group level on a copy of the mapped dataset: the dataset, the output, and what was printed."""
     folder = shutil.copytree(finished[1].parent, tmp_path_factory.mktemp("grouped") / "all")
     return folder / "bids", folder / "out", run(folder / "bids", folder / "out", "group", "--no-reports")
 
 
 def test_the_group_level_describes_the_maps_on_disk(
-    grouped: tuple[Path, Path, subprocess.CompletedProcess[str]],
+    grouped: Finished,
 ) -> None:
     """After the participant level, the same folders give the means, overlaps and correlations of its maps."""
     _, out, result = grouped
     assert result.returncode == 0, result.stderr
-    header, *lines = [line.split("\t") for line in (out / "group_lesions.tsv").read_text().splitlines()]
-    table = [dict(zip(header, line, strict=True)) for line in lines]
+    table = read_tsv(out / "group_lesions.tsv")
     assert [(row["participant_id"], row["session_id"], row["label"]) for row in table] == [
         ("sub-01", "n/a", "L"), ("sub-01", "n/a", "lesion"),
         ("sub-02", "ses-a", "lesion"), ("sub-02", "ses-b", "lesion"),
@@ -564,9 +522,7 @@ def test_the_group_level_describes_the_maps_on_disk(
     assert not (out / "group.html").exists()
 
 
-def test_a_group_that_lacks_a_lesion(
-    grouped: tuple[Path, Path, subprocess.CompletedProcess[str]], connectome: Path, tmp_path: Path
-) -> None:
+def test_a_group_that_lacks_a_lesion(grouped: Finished, connectome: Path, tmp_path: Path) -> None:
     """A mask without maps is named and refused, in a dry run told, and left out where the user says so."""
     folder = shutil.copytree(grouped[0].parent, tmp_path / "all")
     bids, out = folder / "bids", folder / "out"
@@ -577,7 +533,7 @@ def test_a_group_that_lacks_a_lesion(
     assert "Traceback" not in refused.stderr
     assert "1 of 5 lesions cannot be in the group" in refused.stderr
     assert "sub-03_label-lesion: missing" in refused.stderr
-    assert sentence(refused).endswith("--ignore missing")
+    assert last_line(refused.stderr).endswith("--ignore missing")
     dry = run(bids, out, "group", "--dry-run", "--t-threshold", "7")
     assert dry.returncode == 0
     assert len([line for line in dry.stdout.splitlines() if line.startswith("  read  ")]) == 4 * 4
@@ -609,7 +565,7 @@ def test_a_group_without_maps(bids: Path, tmp_path: Path, options: list[str], st
     """The group level without anything to read ends with a sentence, and writes nothing."""
     result = run(bids, tmp_path / "out", "group", *options)
     assert result.returncode == status
-    assert words in sentence(result)
+    assert words in last_line(result.stderr)
     assert not (tmp_path / "out").exists()
 
 
@@ -646,7 +602,7 @@ def test_reports_are_in_the_plan(bids: Path, connectome: Path, tmp_path: Path) -
     assert ", 0 B of it for reports" in result.stdout
 
 
-def test_no_file_is_left_half_written(finished: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:
+def test_no_file_is_left_half_written(finished: Finished) -> None:
     """No temporary file remains."""
     _, out, _ = finished
     assert [path for path in out.rglob(".*") if path.name != ".bidsignore"] == []

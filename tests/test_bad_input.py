@@ -23,6 +23,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
+from program import RUN, Ended, last_line, read_table, run_as_user, status_of
 from synthetic import RADIOLOGICAL, SHAPE, SPACE
 
 from bids_lacuna import cli, reference
@@ -32,8 +33,6 @@ from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, load_lesion
 
 Array = np.ndarray
-
-RUN = Path(__file__).parents[1] / "run.py"
 
 BRAIN = synthetic.make_mask()
 SERIES = synthetic.make_series(int(BRAIN.sum()))
@@ -49,10 +48,7 @@ MIRROR[0, 3] = SHAPE[0] - 1
 
 def run_here(*arguments: object) -> int:
     """Run the program within this process."""
-    try:
-        return int(cli.main(list(map(str, arguments))))
-    except SystemExit as end:
-        return int(end.code or 0)
+    return status_of(cli.main, *arguments)
 
 
 def map_here(bids: Path, out: Path, connectome: Path, *options: object) -> int:
@@ -60,28 +56,9 @@ def map_here(bids: Path, out: Path, connectome: Path, *options: object) -> int:
     return run_here(bids, out, "participant", "--no-reports", "--connectome", connectome, "--nprocs", "1", *options)
 
 
-def read_table(out: Path) -> list[dict[str, str]]:
-    """Read the newest lesions.tsv."""
-    newest = max(out.glob("logs/*/lesions.tsv"), key=lambda path: path.stat().st_mtime_ns)
-    header, *rows = [line.split("\t") for line in newest.read_text(encoding="utf-8").splitlines()]
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def last_line(text: str) -> str:
-    """Give the last line on stderr, where there must be no traceback."""
-    assert "Traceback" not in text
-    return text.strip().splitlines()[-1]
-
-
 def files_below(folder: Path) -> set[Path]:
     """List all that lies in a folder."""
     return {path.relative_to(folder) for path in folder.rglob("*")}
-
-
-@pytest.fixture(scope="module")
-def connectome(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the connectome: five subjects with unequal timepoints in four files."""
-    return synthetic.write_connectome_folder(tmp_path_factory.mktemp("connectome") / "GSP5", SERIES, BRAIN)
 
 
 @pytest.fixture
@@ -213,11 +190,13 @@ ODD_MASKS: dict[str, tuple[Callable[[Path], object], str]] = {
 """Masks of the same lesion as the good one's, which have the same maps, and the words of a warning."""
 
 
+Finished = tuple[Path, Ended]
+"""An output, in a folder of its own, and the program that wrote it."""
+
+
 @pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, connectome: Path
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Map one dataset of all bad masks and a good one: its output, in a folder of its own, and what was printed."""
+def finished(tmp_path_factory: pytest.TempPathFactory, connectome: Path) -> Finished:
+    """Map one dataset of all bad masks and a good one, as a user does."""
     folder = tmp_path_factory.mktemp("finished")
     bids = synthetic.write_dataset(folder / "bids", {GOOD.removesuffix(".nii.gz"): LESION})
     for kind, (write, _) in (BAD_MASKS | ODD_MASKS).items():
@@ -231,20 +210,8 @@ def finished(
     Path(os.fsdecode(bytes(bids / "sub-01") + b"/anat/sub-01_label-\xfflesion_mask.nii.gz")).touch()
     (bids / "participants.tsv").write_text("participant_id\nsub-99\nsub-empty\n")
     (folder / "run").mkdir()
-    command = [
-        sys.executable,
-        RUN,
-        bids,
-        folder / "run" / "out",
-        "participant",
-        "--no-reports",
-        "--connectome",
-        connectome,
-    ]
-    return folder / "run" / "out", subprocess.run(list(map(str, command)), capture_output=True, text=True)
-
-
-Finished = tuple[Path, subprocess.CompletedProcess[str]]
+    out = folder / "run" / "out"
+    return out, run_as_user(bids, out, "participant", "--no-reports", "--connectome", connectome)
 
 
 def row_of(out: Path, subject: str) -> dict[str, str]:

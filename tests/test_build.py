@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import synthetic
+from program import CONNECTOME_PROGRAM
 
 from bids_lacuna import reference
 from bids_lacuna.connectome.build import NoRoom, build_store, processes_that_fit
@@ -231,7 +232,7 @@ def make_store(source: Path, folder: Path, n_processes: int = 1, **changes: obje
 
 def start_build(source: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
     """Start a build as a separate process in its own process group."""
-    command = [*synthetic.CONNECTOME_PROGRAM, "build", source, folder, "--name", "nine"]
+    command = [*CONNECTOME_PROGRAM, "build", source, folder, "--name", "nine"]
     command += ["--space", synthetic.SPACE, "--mask", source.with_name("mask.nii.gz"), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 

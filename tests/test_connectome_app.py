@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import termios
 from contextlib import suppress
 from itertools import product
@@ -21,14 +20,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
+from program import CONNECTOME_PROGRAM, Ended, capture, map_lesions, status_of
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData, __version__, batch_process, cli
 from bids_lacuna.connectome.store import Store
 from bids_lacuna.mapping.maps import NetworkMaps
 
 Array = np.ndarray
-
-RUN = Path(__file__).parents[1] / "run.py"
 
 MASK = synthetic.make_mask()
 N_VOXELS = int(MASK.sum())
@@ -45,16 +43,15 @@ FAULTS = [
 LESION = f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the program as a user does."""
-    command = [*synthetic.CONNECTOME_PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(*arguments: object) -> Ended:
+    """Run the program within this process."""
+    return capture(cli.connectome_main, *arguments)
 
 
 def build(source: Path, store: Path, *options: object) -> int:
     """Build a store from this process, with real worker processes."""
     arguments = ["build", source, store, "--space", synthetic.SPACE, "--name", "GSP5", "--nprocs", "1", *options]
-    return cli.connectome_main(list(map(str, arguments)))
+    return status_of(cli.connectome_main, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +60,19 @@ def hdf5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic.write_connectome_folder(tmp_path_factory.mktemp("source") / "GSP 5", SERIES, MASK)
 
 
+Built = tuple[Path, Ended]
+"""A store, and the program that built it."""
+
+
 @pytest.fixture(scope="module")
-def built(hdf5: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Build a store of it; return its folder and the output."""
+def built(hdf5: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Build a store of it, as a user does."""
     folder = tmp_path_factory.mktemp("built") / "store"
-    return folder, run("build", hdf5, folder, "--space", synthetic.SPACE, "--name", "GSP5")
+    command = [*CONNECTOME_PROGRAM, "build", hdf5, folder, "--space", synthetic.SPACE, "--name", "GSP5"]
+    return folder, subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
-def test_build_logs_its_steps(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_build_logs_its_steps(built: Built) -> None:
     """The log has the source, the progress, the store and the commands that use it."""
     folder, result = built
     assert result.returncode == 0, result.stderr
@@ -81,7 +83,7 @@ def test_build_logs_its_steps(built: tuple[Path, subprocess.CompletedProcess[str
     assert f"bids-lacuna-connectome verify {folder}" in result.stderr
 
 
-def test_info(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_info(built: Built) -> None:
     """The contents of the store are described, one row each."""
     result = run("info", built[0])
     assert result.returncode == 0, result.stderr
@@ -100,7 +102,7 @@ def test_info(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     assert rows["content hash"] == store.content_hash
 
 
-def test_maps_from_a_store(built: tuple[Path, subprocess.CompletedProcess[str]], hdf5: Path, tmp_path: Path) -> None:
+def test_maps_from_a_store(built: Built, hdf5: Path, tmp_path: Path) -> None:
     """Maps from a store are those from HDF5, for which a warning gives the command that builds the store."""
     bids = synthetic.write_dataset(tmp_path / "bids", {LESION: synthetic.box((3, 2, 3))})
     assert build(hdf5, tmp_path / "exact", "--dtype", "float32") == 0
@@ -169,17 +171,11 @@ def maps_from(store: Path, masks: list[Path]) -> list[NetworkMaps]:
     return [lesion.results["FunctionalNetworkMapping"] for lesion in mapped]
 
 
-def map_lesions(bids: Path, out: Path, connectome: Path) -> subprocess.CompletedProcess[str]:
-    """Map the lesions of a dataset."""
-    command = [sys.executable, RUN, bids, out, "participant", "--connectome", connectome, "--no-reports"]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-
-
 def test_the_bar_shows_bytes_and_time(hdf5: Path, tmp_path: Path) -> None:
     """On a terminal, a bar shows the bytes written, the total, and the remaining time."""
     main_end, program_end = os.openpty()
     termios.tcsetwinsize(program_end, (24, 120))
-    command = [*synthetic.CONNECTOME_PROGRAM, "build", hdf5, tmp_path / "store"]
+    command = [*CONNECTOME_PROGRAM, "build", hdf5, tmp_path / "store"]
     command += ["--space", synthetic.SPACE, "--name", "x"]
     process = subprocess.Popen(list(map(str, command)), stderr=program_end)
     os.close(program_end)
@@ -193,7 +189,7 @@ def test_the_bar_shows_bytes_and_time(hdf5: Path, tmp_path: Path) -> None:
     assert re.search(rb"building: +100%.*99\.\dk/99\.\dk \[\d\d:\d\d<\d\d:\d\d, .*B/s\]", shown)
 
 
-def test_verify(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_verify(built: Built) -> None:
     """A store of noise verifies, but its symmetry cannot be judged on a small grid."""
     result = run("verify", built[0])
     assert result.returncode == 0, result.stderr
@@ -202,7 +198,7 @@ def test_verify(built: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     assert "cannot be judged" in result.stdout
 
 
-def test_verify_finds_problems(built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_verify_finds_problems(built: Built, tmp_path: Path) -> None:
     """A flipped bit and a scale that is not finite are problems, each with the file's name."""
     own = shutil.copytree(built[0], tmp_path / "own")
     path = own / "sub-0003_timeseries.npy"
@@ -253,11 +249,7 @@ def test_mistakes(
 ) -> None:
     """Each mistake ends in one sentence and its exit status."""
     monkeypatch.chdir(tmp_path)
-    try:
-        found = cli.connectome_main(arguments)
-    except SystemExit as end:
-        found = end.code
-    assert found == status
+    assert status_of(cli.connectome_main, *arguments) == status
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
@@ -319,9 +311,7 @@ def test_filter_files(
     assert not (tmp_path / "store").exists()
 
 
-def test_an_unfinished_store_is_refused(
-    built: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unfinished_store_is_refused(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The remains of a killed build are reported as an unfinished store."""
     own = shutil.copytree(built[0], tmp_path / "own")
     (own / "connectome.json").unlink()

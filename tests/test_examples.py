@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import synthetic
+from program import CONNECTOME_PROGRAM
 
 from bids_lacuna.app.options import build_parser
 
@@ -135,7 +135,7 @@ def test_slurm_job_with_a_dask_cluster(demo: Path) -> None:
         "SLURM_CPUS_PER_TASK": "2",
     }
     store = demo / "store"
-    build = [*synthetic.CONNECTOME_PROGRAM, "build", demo / "connectome", store]
+    build = [*CONNECTOME_PROGRAM, "build", demo / "connectome", store]
     subprocess.run([*build, "--space", "MNI152NLin6Asym", "--name", "demo"], check=True, capture_output=True)
     (demo / "work").mkdir()
     # The program looks for compiled code in the work folder.

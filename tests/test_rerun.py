@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
-
-RUN = Path(__file__).parents[1] / "run.py"
+from program import RUN, map_lesions, read_tsv
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
 
@@ -42,12 +41,9 @@ def no_process_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def connectome(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a connectome in which one subject has no signal in some voxels, so that n varies."""
-    brain = synthetic.make_mask()
-    series = synthetic.make_series(int(brain.sum()))
-    series[2][:, 5:17] = 3
-    return synthetic.write_connectome_folder(tmp_path_factory.mktemp("connectome") / "GSP", series, brain)
+def connectome(silent_connectome: Path) -> Path:
+    """Map on subjects one of whom has no signal in some voxels."""
+    return silent_connectome
 
 
 def mask_name(participant: str) -> str:
@@ -66,7 +62,7 @@ def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(bids: Path, connectome: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Map the lesions without any disturbance: what lies in the output folder then."""
     out = tmp_path_factory.mktemp("undisturbed") / "bids-lacuna"
-    assert finish(start(bids, out, connectome))[0] == 0
+    assert here(bids, out, connectome)[0] == 0
     return contents(out)
 
 
@@ -77,6 +73,12 @@ def start(bids: Path, out: Path, connectome: Path, *options: object) -> Process:
     process = subprocess.Popen([sys.executable, RUN, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
     STARTED.append(process)
     return process
+
+
+def here(bids: Path, out: Path, connectome: Path, *options: object) -> tuple[int, str]:
+    """Run the program within this process, with a batch for each lesion: the exit status, and what was said."""
+    ended = map_lesions(bids, out, connectome, "--lesion-batch-size", "1", *options)
+    return ended.returncode, ended.stderr
 
 
 def finish(process: Process) -> tuple[int, str]:
@@ -118,11 +120,8 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def tables(out: Path) -> list[list[dict[str, str]]]:
     """Read the table of each run, in order."""
-    read = []
-    for path in sorted(out.glob("logs/*/lesions.tsv"), key=lambda path: path.parent.stat().st_ctime_ns):
-        header, *rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-        read.append([dict(zip(header, row, strict=True)) for row in rows])
-    return read
+    paths = sorted(out.glob("logs/*/lesions.tsv"), key=lambda path: path.parent.stat().st_ctime_ns)
+    return [read_tsv(path) for path in paths]
 
 
 def statuses(out: Path) -> list[list[str]]:
@@ -145,7 +144,7 @@ def test_a_lesion_is_held_by_one_run_at_a_time(
     with halted(first):
         claim = json.loads(claims(out)[0].read_text())
         assert claim["pid"] == first.pid
-        status, said = finish(start(bids, out, connectome))
+        status, said = here(bids, out, connectome)
     assert status == 1
     assert f"process {first.pid} on {os.uname().nodename}, since" in said.splitlines()[-1]
     assert said.count("holds this lesion") == 3, "once as it comes, once summed up, once at the end"
@@ -196,7 +195,7 @@ def test_a_killed_run_is_taken_up(
     left.append(out / f".{'2' * 32}.dataset_description.json")
     for path in left:
         path.write_bytes(b"half")
-    status, said = finish(start(bids, out, connectome))
+    status, said = here(bids, out, connectome)
     assert status == 0, said
     assert f"process {killed.pid} on" in said
     assert "was killed: its incomplete files are removed" in said
@@ -232,7 +231,7 @@ def test_what_one_lesion_has_is_of_one_kind(
     for path in out.glob("sub-02/func/*.json"):
         path.unlink()
     options = ["--no-t-map", "--lesion-weighting", "binary"]
-    status, said = finish(start(bids, out, connectome, *options, "--participant-label", "01", "02"))
+    status, said = here(bids, out, connectome, *options, "--participant-label", "01", "02")
     assert status == 1
     # A map without a sidecar is what a killed run leaves: it counts for nothing.
     assert statuses(out) == [["failed", "done"]]
@@ -253,7 +252,7 @@ def faulty(tmp_path: Path) -> Path:
 def test_failures_are_told_everywhere(faulty: Path, connectome: Path, tmp_path: Path) -> None:
     """The log has each failure, the terminal each kind; each kind has a crash file with its traceback."""
     out = tmp_path / "bids-lacuna"
-    status, said = finish(start(faulty, out, connectome))
+    status, said = here(faulty, out, connectome)
     assert status == 1
     assert "Traceback" not in said
     assert said.count("the mask is empty") == 2, "as it comes, and summed up"
@@ -278,7 +277,7 @@ def test_stop_on_first_crash(faulty: Path, connectome: Path, tmp_path: Path) -> 
     """The run ends with the first failure: what was done stays, and the others are listed as not run."""
     out = tmp_path / "bids-lacuna"
     (faulty / f"{mask_name('01')}.nii.gz").unlink()
-    status, _ = finish(start(faulty, out, connectome, "--stop-on-first-crash"))
+    status, _ = here(faulty, out, connectome, "--stop-on-first-crash")
     assert status == 1
     assert statuses(out) == [["done", "failed", "not run", "not run", "not run"]]
     assert {path.parts[-3] for path in maps(out)} == {"sub-02"}
