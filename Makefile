@@ -29,7 +29,7 @@ test: $(DEVELOP) browser  ## run the tests
 	$(BIN)/python $(PYTEST)
 
 test-slow: $(DEVELOP)  ## run the few tests that take long each: kills, clusters and memory
-	$(BIN)/python $(PYTEST) -m slow
+	$(BIN)/python $(PYTEST) -m slow --timeout 300
 
 fuzz: $(DEVELOP)  ## read damaged files for five minutes: only errors of our own may come out
 	$(BIN)/python tests/fuzz.py

@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -22,6 +23,9 @@ CONNECTOME_PROGRAM = (
     "import sys; from bids_lacuna.cli import connectome_main; sys.exit(connectome_main())",
 )
 """Command that runs `bids-lacuna-connectome` also where its script is not installed."""
+
+PATIENCE_S = 100.0
+"""Seconds after which a test stops waiting for a process; pytest ends a test a little later."""
 
 Ended = subprocess.CompletedProcess[str]
 """Exit status, stdout and stderr of a program, within this process or not."""
@@ -76,6 +80,14 @@ def read_tsv(path: Path) -> list[dict[str, str]]:
     """Read a table."""
     with path.open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def wait_until(happened: Callable[[], object], every_s: float = 0.002) -> None:
+    """Wait until something has happened, at most `PATIENCE_S`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, f"nothing happened within {PATIENCE_S:.0f} s"
+        time.sleep(every_s)
 
 
 def last_line(text: str) -> str:

@@ -13,7 +13,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
-from program import RUN, Ended, last_line, read_table, run_as_user, status_of
+from program import PATIENCE_S, RUN, Ended, last_line, read_table, run_as_user, status_of, wait_until
 from synthetic import RADIOLOGICAL, SHAPE, SPACE
 
 from bids_lacuna import cli, reference
@@ -712,11 +711,10 @@ def test_an_output_folder_that_vanishes(bids: Path, tmp_path: Path) -> None:
         "1",
     ]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    while not list(out.glob("logs/CITATION.bib")) and process.poll() is None:
-        time.sleep(0.005)
+    wait_until(lambda: list(out.glob("logs/CITATION.bib")) or process.poll() is not None)
     out.rename(tmp_path / "away")
     out.write_text("in the way")
-    _, printed = process.communicate()
+    _, printed = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 74
     assert "the table of outcomes could not be written" in last_line(printed)
     assert "its maps cannot be written" in printed

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import synthetic
-from program import CONNECTOME_PROGRAM
+from program import CONNECTOME_PROGRAM, PATIENCE_S, wait_until
 
 from bids_lacuna import reference
 from bids_lacuna.connectome.build import NoRoom, build_store, processes_that_fit
@@ -244,10 +244,7 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def wait_for_record(folder: Path, n_before: int = 0) -> None:
     """Wait until one more subject is recorded or the store is finished."""
-    deadline = time.monotonic() + 60
-    while len(records(folder)) <= n_before and not (folder / "connectome.json").exists():
-        assert time.monotonic() < deadline, "the build makes no progress"
-        time.sleep(0.001)
+    wait_until(lambda: len(records(folder)) > n_before or (folder / "connectome.json").exists(), 0.001)
 
 
 def records(folder: Path) -> list[Path]:
@@ -279,14 +276,14 @@ def test_killed_builds_resume_to_the_same_bytes(source: Path, tmp_path: Path) ->
         time.sleep(moments.uniform(0, 0.02))
         started = children(process)
         process.kill()
-        process.communicate()
+        process.communicate(timeout=PATIENCE_S)
         _, alive = psutil.wait_procs(started, timeout=20)
         assert not alive, "processes outlive a killed build"
         n_written.append(len(records(folder)))
     assert 0 < n_written[1] < n_written[-1] < 100
     assert not (folder / "connectome.json").exists()
     with start_build(source, folder, "--rank", "auto") as process:
-        _, log = process.communicate()
+        _, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, log
     assert f"writing {100 - n_written[-1]} of 100 subjects" in log
     assert contents(folder) == expected
@@ -460,7 +457,7 @@ def test_one_build_at_a_time(source: Path, tmp_path: Path) -> None:
         wait_for_record(tmp_path / "store")
         with pytest.raises(FileExistsError, match="another process is building"):
             make_store(source, tmp_path / "store")
-        _, log = process.communicate()
+        _, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, log
     assert len(Store.open(tmp_path / "store").subjects) == 200
 

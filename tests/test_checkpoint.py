@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from program import PATIENCE_S, RUN, map_lesions, wait_until
 from synthetic import (
     RADIOLOGICAL,
     SPACE,
@@ -32,6 +32,8 @@ from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 from bids_lacuna.runtime.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("heed_interrupts")
+
 Array = np.ndarray
 
 MASK = make_mask()
@@ -39,14 +41,6 @@ N_VOXELS = int(MASK.sum())
 N_SUBJECTS = 13
 NAME = "FunctionalNetworkMapping"
 BOXES = [box((0, 0, 0)), box((1, 2, 3)), box((2, 4, 6), (3, 2, 2)), box((3, 5, 9), (2, 2, 1)), box((0, 5, 1))]
-
-
-@pytest.fixture(autouse=True)
-def heed_interrupts() -> Iterator[None]:
-    """Heed Ctrl-C also where these tests run in the background, where it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def write_series(folder: Path, seed: int = 2) -> Path:
@@ -301,9 +295,6 @@ def test_memory_that_runs_out_halves_the_batch(tmp_path: Path) -> None:
     assert "the memory ran out: batches of up to 25 lesions are mapped" in done.stderr
 
 
-RUN = Path(__file__).parents[1] / "run.py"
-
-
 @pytest.mark.parametrize(
     "number",
     [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow)],
@@ -314,35 +305,24 @@ def test_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
     names = [f"sub-{n:02}/anat/sub-{n:02}_space-{SPACE}_label-lesion_mask" for n in range(len(BOXES))]
     bids = write_dataset(tmp_path / "bids", dict(zip(names, BOXES, strict=True)))
 
-    def start(out: str, *options: str) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            RUN,
-            bids,
-            tmp_path / out,
-            "participant",
-            "--connectome",
-            connectome,
-            "--no-reports",
-            *options,
-        ]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-    options = ("-w", str(tmp_path / "work"), "--checkpoint-minutes", "0.0001")
-    ended = start("out", *options)
-    while not list(tmp_path.glob("work/checkpoints/*/[!.]*.sums")):
-        assert ended.poll() is None
-        time.sleep(0.005)
+    # The program looks for compiled kernels in the work folder.
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "numba").symlink_to(os.environ["NUMBA_CACHE_DIR"])
+    options = ["-w", tmp_path / "work", "--checkpoint-minutes", "0.0001"]
+    command = [sys.executable, RUN, bids, tmp_path / "out", "participant", "--connectome", connectome, *options]
+    ended = subprocess.Popen([*map(str, command), "--no-reports"], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: list(tmp_path.glob("work/checkpoints/*/[!.]*.sums")) or ended.poll() is not None)
+    assert ended.poll() is None
     ended.send_signal(number)
-    _, said = ended.communicate(timeout=30)
+    _, said = ended.communicate(timeout=PATIENCE_S)
     assert ended.returncode != 0
     assert not list(tmp_path.glob("out/sub-*/func/*.nii.gz"))
     assert ("saved the sums" in said) or number == signal.SIGKILL
-    resumed, undisturbed = start("out", *options), start("undisturbed", "--checkpoint-minutes", "0")
-    for process in (resumed, undisturbed):
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 0, said
-        assert ("resuming after connectome subject" in said) == (process is resumed)
+    resumed = map_lesions(bids, tmp_path / "out", connectome, *options)
+    undisturbed = map_lesions(bids, tmp_path / "undisturbed", connectome, "--checkpoint-minutes", "0")
+    for result in (resumed, undisturbed):
+        assert result.returncode == 0, result.stderr
+        assert ("resuming after connectome subject" in result.stderr) == (result is resumed)
     for path in tmp_path.glob("undisturbed/sub-*/func/*"):
         assert (tmp_path / "out" / path.relative_to(tmp_path / "undisturbed")).read_bytes() == path.read_bytes()
     assert not list(tmp_path.glob("work/checkpoints/*/*"))

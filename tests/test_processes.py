@@ -16,6 +16,7 @@ from multiprocessing import get_context
 import numpy as np
 import psutil
 import pytest
+from program import wait_until
 
 from bids_lacuna.runtime.processes import prepare_worker
 
@@ -98,14 +99,10 @@ def test_the_worker_ends_with_its_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", KEEP_A_WORKER_BUSY], stdout=subprocess.PIPE, text=True) as parent:
         worker = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    deadline = time.monotonic() + 30
     try:
         # Where nobody collects orphans, as in some containers, a process that has ended stays a zombie.
-        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    except psutil.NoSuchProcess:
-        pass
+        with suppress(psutil.NoSuchProcess):
+            wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 0.05)
     finally:
         with suppress(psutil.NoSuchProcess):
             worker.kill()

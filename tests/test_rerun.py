@@ -8,21 +8,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import synthetic
-from program import RUN, map_lesions, read_tsv
+from program import PATIENCE_S, RUN, map_lesions, read_tsv, wait_until
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\..+")
 
 PARTICIPANTS = ("01", "02", "03", "04")
-
-PATIENCE_S = 120
 
 Process = subprocess.Popen[str]
 
@@ -85,14 +82,6 @@ def finish(process: Process) -> tuple[int, str]:
     """Wait for the end: the exit status, and what was said."""
     _, said = process.communicate(timeout=PATIENCE_S)
     return process.returncode, said
-
-
-def wait_until(happened: Callable[[], object]) -> None:
-    """Wait for something to happen on disk."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @contextmanager
