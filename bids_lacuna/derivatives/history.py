@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bids_lacuna.files import read_json_object, write_json
+from bids_lacuna.files import read_json_object, read_table, write_json
 from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.runtime.memory import peak_resident_bytes
 
@@ -102,10 +102,10 @@ def read_outcomes(output_dir: Path) -> list[Outcome]:
     outcomes = []
     for table in sorted(output_dir.glob(f"logs/*/{TABLE}")):
         try:
-            header, *rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
-        # A table that cannot be read tells nothing; the maps are there all the same.
+            rows = read_table(table)
+        # The maps are complete without their table.
         except (OSError, ValueError):
             continue
         run = read_run(table.parent)
-        outcomes += [Outcome(dict(zip(header, row, strict=False)), table.parent, run) for row in rows]
+        outcomes += [Outcome(row, table.parent, run) for row in rows]
     return outcomes

@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.names import before_statistic, expected_maps, is_of_lesion, map_path
-from bids_lacuna.files import hash_file, read_json_object
+from bids_lacuna.files import hash_file, read_json_object, write_table
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import OPTION_WORDS, Provenance
 from bids_lacuna.runtime.locks import Claims
 from bids_lacuna.spaces import describe_mismatch
-from bids_lacuna.text import one_line
 
 DECIDING = {
     "ConnectomeHash": "another connectome",
@@ -232,10 +231,11 @@ def file_hash(path: Path) -> str | None:
         return None
 
 
-def describe_outcomes(records: Sequence[LesionRecord]) -> str:
-    """Lay the records out as BIDS wants a table: tabs, and n/a for what is not known."""
+def write_outcomes(path: Path, records: Sequence[LesionRecord]) -> None:
+    """Write lesions.tsv: one row per record, with n/a for unknown values."""
     entities = list(dict.fromkeys(name for record in records for name in record.mask.entities))
-    rows = [["dataset", "mask", *entities, "status", "reason", "volume_mm3", "coverage", "batch"]]
+    columns = ["dataset", "mask", *entities, "status", "reason", "volume_mm3", "coverage", "batch"]
+    rows = []
     for record in records:
         mask = record.mask
         rows.append(
@@ -250,4 +250,4 @@ def describe_outcomes(records: Sequence[LesionRecord]) -> str:
                 "n/a" if record.batch is None else str(record.batch),
             ]
         )
-    return "".join("\t".join(map(one_line, row)) + "\n" for row in rows)
+    write_table(path, columns, rows)

@@ -10,13 +10,14 @@ from typing import Any
 import nibabel as nib
 
 from bids_lacuna.bids import LesionMask
+from bids_lacuna.derivatives.history import TABLE
 from bids_lacuna.derivatives.names import map_path, sidecar_path
 from bids_lacuna.derivatives.records import (
     LesionRecord,
     Sidecars,
     describe_differences,
-    describe_outcomes,
     lesion_provenance,
+    write_outcomes,
 )
 from bids_lacuna.files import renamed_when_whole, write_json
 from bids_lacuna.lesion import LesionData
@@ -103,8 +104,7 @@ class DerivativesWriter:
 
     def write_table(self) -> None:
         """Write lesions.tsv: a row for every mask found."""
-        with renamed_when_whole(self.log_dir / "lesions.tsv") as temporary:
-            temporary.write_text(describe_outcomes(self.records), encoding="utf-8")
+        write_outcomes(self.log_dir / TABLE, self.records)
 
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
         maps = lesion.results[ANALYSIS]
