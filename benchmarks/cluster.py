@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.data import Data
 from benchmarks.job import job_seconds
+from benchmarks.kernel import UNLIMITED
 from benchmarks.measure import N_THREADS, Figure, medians
 from bids_lacuna import FunctionalNetworkMapping, LesionData
-from bids_lacuna.cluster import ClusterMapping, connect, tree, worker
-from bids_lacuna.mapping.functional import compressed_rows, weight_hashes
-from bids_lacuna.runtime.plan import SUBJECTS_IN_MEMORY
+from bids_lacuna.cluster import ClusterPass, connect, tree, worker
+from bids_lacuna.weights import Rows
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -27,7 +27,7 @@ SLICE_SUBJECTS = 32
 
 
 def make_statistics(results: list[LesionData]) -> None:
-    """Make the statistics behind the maps; a Dask cluster has made them already, one process makes them on demand."""
+    """Make the statistics behind the maps."""
     for lesion in results:
         _ = lesion.results[FunctionalNetworkMapping.name].statistics
 
@@ -64,15 +64,14 @@ def tasks(data: Data) -> Iterator[Figure]:
     """Measure a task's overhead beside its mapping: the way to the worker and back, and one merge."""
     analysis = FunctionalNetworkMapping(data.store(SLICE_SUBJECTS))
     loaded = [analysis.load(LesionData.from_nifti(mask.path)) for mask in data.masks(N_LESIONS)]
-    starts, voxels, shares = compressed_rows([lesion.weights for lesion in loaded if lesion.weights])
+    rows = Rows.of({str(row): analysis.row(lesion) for row, lesion in enumerate(loaded)})
     with connect(None, 1, N_THREADS) as client:
-        pool = ClusterMapping(analysis, client).pool
-        pool.wait_for_workers()
+        pass_ = ClusterPass(analysis, client, UNLIMITED)
+        plan, pool = pass_.plan(N_LESIONS, None), pass_.pool
         ((address, opened),) = pool.states.items()
         submit = partial(pool.submit, address)
-        state = submit(
-            worker.set_batch, opened, starts, [[voxels, shares]], weight_hashes(loaded), SUBJECTS_IN_MEMORY, True
-        )
+        pieces = [[rows.voxels, rows.weights]]
+        state = submit(worker.set_batch, opened, rows.keys, rows.starts, pieces, plan)
         map_one = partial(submit, worker.map_slice, state, 0, SLICE_SUBJECTS)
         held = [map_one(), map_one()]
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.data import N_HDF5_SUBJECTS, SPACE, Data
-from benchmarks.kernel import Arithmetic, subjects_at_once
+from benchmarks.data import N_HDF5_SUBJECTS, Data
+from benchmarks.kernel import UNLIMITED, Arithmetic, subjects_at_once
 from benchmarks.measure import N_THREADS, Figure, medians, seconds
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
 from bids_lacuna.batch import Callback
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives.names import MapSettings
 from bids_lacuna.derivatives.records import LesionRecord
 from bids_lacuna.derivatives.writer import DerivativesWriter
+from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.weights import Rows
 
 N_LESIONS = 500
 
@@ -73,9 +74,10 @@ def job_seconds(
 class TimedWriter:
     """The app's own callback, which writes the maps of the first lesions; keeps the seconds that it takes."""
 
-    def __init__(self, data: Data, output_dir: Path, n_lesions: int) -> None:
-        settings = MapSettings("bench", "", SPACE, data.grid, "volume", True, ())
-        self.write = DerivativesWriter(output_dir, settings, [], output_dir / "logs", {"source": "source"})
+    def __init__(self, data: Data, masks: Sequence[LesionMask], output_dir: Path, n_lesions: int) -> None:
+        provenance = FunctionalNetworkMapping(data.store()).provenance
+        records = [LesionRecord(mask) for mask in masks]
+        self.write = DerivativesWriter(output_dir, provenance, records, output_dir / "logs", {"source": "source"})
         self.n_lesions = n_lesions
         self.seconds = 0.0
 
@@ -97,7 +99,7 @@ def over_kernel(data: Data, masks: Sequence[LesionMask], n_written: int, rounds:
     measured = []
     for _ in range(rounds):
         kernel = N_SUBJECTS * median(arithmetic.seconds() for _ in range(5))
-        writer = TimedWriter(data, output_dir, n_written)
+        writer = TimedWriter(data, masks, output_dir, n_written)
         job = job_seconds(data.store(N_SUBJECTS), masks, writer)
         measured.append((kernel, job - writer.seconds, writer.seconds * len(masks) / n_written))
         shutil.rmtree(output_dir)
@@ -123,7 +125,12 @@ def subjects_exponent(data: Data, masks: Sequence[LesionMask]) -> Figure:
         analysis = FunctionalNetworkMapping(data.store(n_first + n_subjects + n_first))
         loaded = [analysis.load(LesionRecord(mask).as_lesion()) for mask in masks]
         ends: list[float] = []
-        seconds(lambda: analysis.map_batch(loaded, N_THREADS, on_subject=lambda: ends.append(time.perf_counter())))
+        pass_ = LocalPass(analysis, UNLIMITED)
+        rows, plan = (
+            Rows.of({str(row): analysis.row(lesion) for row, lesion in enumerate(loaded)}),
+            pass_.plan(len(loaded)),
+        )
+        seconds(lambda: pass_.run(rows, plan, on_subject=lambda: ends.append(time.perf_counter())))
         return ends[-1 - n_first] - ends[n_first - 1]
 
     took = medians({f"{n}": partial(pass_seconds, n) for n in EXPONENT_SUBJECTS})

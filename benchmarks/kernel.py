@@ -11,26 +11,25 @@ import numpy as np
 from benchmarks.data import LARGE_RADII_MM, N_TIMEPOINTS, Data, Rows
 from benchmarks.measure import N_THREADS, Figure, medians, seconds
 from bids_lacuna import FunctionalNetworkMapping, reference
-from bids_lacuna.batch import plan_run
 from bids_lacuna.kernels import cpu as kernels
+from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.runtime.plan import Resources
 
 Array = np.ndarray
 
 LIMITS = {1: 1.5, 5: 1.5, 20: 1.25, 100: 1.25, 500: 1.25}
 """Lesions at once, and how many times the bare product the whole arithmetic may take."""
 
-UNLIMITED_BYTES = 2**40
-"""Of memory: enough for any plan."""
+UNLIMITED = Resources(2**40, N_THREADS)
+"""Memory for any plan."""
 
 COPIED_BYTES = 2**29
 """To measure the memory's bandwidth: far more than any cache holds."""
 
 
 def subjects_at_once(data: Data, n_lesions: int) -> int:
-    """Tell how many connectome subjects a job hands to `kernels.add_fisher_z` in one call."""
-    analysis = FunctionalNetworkMapping(data.store())
-    in_memory = plan_run(analysis, n_lesions, None, UNLIMITED_BYTES, N_THREADS).subjects_in_memory
-    return min(in_memory - analysis.connectome.n_ahead(in_memory), kernels.GROUP)
+    """Count the connectome subjects that a job hands to `kernels.add_fisher_z` in one call."""
+    return LocalPass(FunctionalNetworkMapping(data.store()), UNLIMITED).plan(n_lesions, None).n_together
 
 
 class Arithmetic:

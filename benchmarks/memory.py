@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from benchmarks.data import Data
 from benchmarks.measure import N_THREADS, Figure
 from bids_lacuna import FunctionalNetworkMapping, LesionData
-from bids_lacuna.batch import plan_run, process_batches
+from bids_lacuna.batch import process_batches
+from bids_lacuna.mapping.local import LocalPass
 from bids_lacuna.runtime.memory import peak_resident_bytes
+from bids_lacuna.runtime.plan import Resources
 
 LESIONS = (1, 20, 200, 1000)
 
@@ -40,9 +42,10 @@ def measure(data: Data) -> Iterator[Figure]:
 def run(connectome: str, masks: list[str]) -> tuple[int, int]:
     """Map lesions in one pass, and tell the peak of this process's memory and what was planned, in bytes."""
     analysis = FunctionalNetworkMapping(connectome)
-    plan = plan_run(analysis, len(masks), None, 2**40, N_THREADS)
+    pass_ = LocalPass(analysis, Resources(2**40, N_THREADS))
+    plan = pass_.plan(len(masks), None)
     lesions = [LesionData.from_nifti(mask) for mask in masks]
-    results = process_batches(lesions, analysis, plan, N_THREADS, batch_result_callback=make_maps)
+    results = process_batches(lesions, analysis, pass_, plan, batch_result_callback=make_maps)
     if errors := [lesion.error for lesion in results if lesion.error]:
         raise RuntimeError(errors[0])
     return peak_resident_bytes(), plan.peak_bytes

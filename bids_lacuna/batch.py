@@ -189,29 +189,17 @@ def process_batches(
         One for every input, in order; without those that were not begun because of `stop_on_first_crash`.
     """
     keyed = dict(zip(lesion_keys(lesions), lesions, strict=True))
-    waiting = subdivide([list(keyed)], plan.batch_size)
-    if checkpoints:
-        waiting = checkpoints.divide(list(keyed), plan.batch_size)
+    keys, size = list(keyed), plan.batch_size
+    waiting = checkpoints.divide(keys, size) if checkpoints else subdivide([keys], size)
     processed: dict[str, LesionData] = {}
     n_subjects = analysis.n_subjects
     if lesions:
-        logger.info(
-            "lesions: %d; passes over %d connectome subjects: %d, with up to %d lesions each",
-            len(lesions),
-            n_subjects,
-            len(waiting),
-            max(map(len, waiting)),
-        )
+        words = "lesions: %d; passes over %d connectome subjects: %d, with up to %d lesions each"
+        logger.info(words, len(lesions), n_subjects, len(waiting), max(map(len, waiting)))
     with Progress(len(lesions) * n_subjects, "mapping", "lesion-subject", shown=show_progress) as progress:
+        told = observer or Unobserved()
         batches = _Batches(
-            analysis,
-            pass_,
-            plan,
-            batch_result_callback,
-            checkpoints,
-            observer or Unobserved(),
-            stop_on_first_crash,
-            progress.update,
+            analysis, pass_, plan, batch_result_callback, checkpoints, told, stop_on_first_crash, progress.update
         )
         number = 0
         while waiting:
@@ -223,17 +211,15 @@ def process_batches(
             progress.describe(f"mapping batch {number + 1} of {number + len(waiting)}")
             batch = {key: replace(keyed[key], batch=number + 1, error=None, results={}) for key in waiting[0]}
             begun = batches.process(batch)
+            processed |= begun or {}
+            progress.update(len(processed) * n_subjects - progress.n)
             if begun is None:
                 half = ceil(len(batch) / 2)
                 waiting = subdivide(waiting, half)
                 logger.warning("the memory ran out: using batches of up to %d lesions", half)
-            else:
-                number += 1
-                waiting.pop(0)
-                processed |= begun
-            progress.update(len(processed) * n_subjects - progress.n)
-            if begun is None:
                 continue
+            number += 1
+            waiting.pop(0)
             n_batches = number + len(waiting)
             logger.info("batch %d of %d: %d of %d lesions", number, n_batches, len(processed), len(lesions))
             if stop_on_first_crash and any(lesion.error for lesion in begun.values()):
