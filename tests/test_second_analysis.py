@@ -9,22 +9,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cloudpickle
 import numpy as np
 import pytest
-import second_analysis
 import synthetic
 from dask_cluster import DEADLINE_S, started, wait_until
 from second_analysis import SeedCorrelations
 
 from bids_lacuna.batch import batch_process
 from bids_lacuna.lesion import LesionData
+from bids_lacuna.mapping.analysis import NoWorker
 from bids_lacuna.runtime.checkpoint import Checkpoints
 
 Array = np.ndarray
 
 MASK = synthetic.make_mask()
 SERIES = synthetic.make_series(int(MASK.sum()), [19] * 45)
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+"""With the folder of the other analysis."""
+
 BOXES = [synthetic.box((0, 0, 0)), synthetic.box((1, 2, 3)), synthetic.box((2, 4, 6), (3, 2, 2))]
 
 
@@ -102,6 +104,7 @@ import sys
 from second_analysis import SeedCorrelations
 from bids_lacuna.batch import batch_process
 from bids_lacuna.lesion import LesionData
+from bids_lacuna.mapping.analysis import NoWorker
 connectome, folder, *masks = sys.argv[1:]
 analysis = SeedCorrelations(connectome)
 lesions = [LesionData.from_nifti(mask) for mask in masks]
@@ -117,9 +120,7 @@ def test_a_kill(analysis: SeedCorrelations, lesions: list[LesionData], tmp_path:
     folder = tmp_path / "kept"
     masks = [str(lesion.mask) for lesion in lesions]
     command = [sys.executable, "-c", KILLED, str(analysis.connectome.path), str(folder), *masks]
-    environ = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    }
+    environ = os.environ | {"PYTHONPATH": PYTHONPATH}
     killed = subprocess.Popen(command, env=environ)
     wait_until(lambda: list(folder.glob("[!.]*.sums")) or killed.poll() is not None, every_s=0.001)
     killed.kill()
@@ -129,15 +130,23 @@ def test_a_kill(analysis: SeedCorrelations, lesions: list[LesionData], tmp_path:
     np.testing.assert_array_equal(resumed, correlations(lesions, analysis))
 
 
-def test_a_cluster(analysis: SeedCorrelations, lesions: list[LesionData], tmp_path: Path) -> None:
-    """Two workers, one of which is killed on the way, give the bits of one worker, and this process's to rounding."""
-    # Workers have no path to this folder of tests.
-    cloudpickle.register_pickle_by_value(second_analysis)
-    try:
-        with started(tmp_path, "--host", "127.0.0.1") as cluster:
-            one = correlations(lesions, analysis, client=cluster.have(1))
-            two = correlations(lesions, analysis, client=cluster.have(2))
-            np.testing.assert_array_equal(two, one)
-            np.testing.assert_allclose(one, correlations(lesions, analysis), rtol=1e-12)
-    finally:
-        cloudpickle.unregister_pickle_by_value(second_analysis)
+def test_a_cluster(
+    analysis: SeedCorrelations, lesions: list[LesionData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers give the bits of one worker, which are this process's but for rounding."""
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    with started(tmp_path, "--host", "127.0.0.1") as cluster:
+        one = correlations(lesions, analysis, client=cluster.have(1))
+        np.testing.assert_array_equal(correlations(lesions, analysis, client=cluster.have(2)), one)
+    np.testing.assert_allclose(one, correlations(lesions, analysis), rtol=1e-12)
+
+
+def test_an_analysis_that_the_cluster_does_not_know(
+    analysis: SeedCorrelations, lesions: list[LesionData], tmp_path: Path
+) -> None:
+    """Where the scheduler cannot import the analysis, the run ends with its reason, and does not wait for ever."""
+    with (
+        started(tmp_path, "--host", "127.0.0.1") as cluster,
+        pytest.raises(NoWorker, match=r"no Dask worker can map: .*different environments"),
+    ):
+        correlations(lesions, analysis, client=cluster.have(1))

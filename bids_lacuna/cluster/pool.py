@@ -136,7 +136,8 @@ class WorkerPool:
         self.infos: dict[str, WorkerInfo] = {}
         self.reasons: dict[str, str] = {}
         """Why a worker is left out, by its address."""
-        self._joining: dict[str, tuple[Future[Any], Future[Any]]] = {}
+        self._joining: dict[str, tuple[Future[Any], Future[Any], Future[Any]]] = {}
+        """The task that opens the analysis, and both parts of its result."""
         self._polled_at = 0.0
         self._present: set[str] = set()
         self._lost: set[str] = set()
@@ -172,13 +173,15 @@ class WorkerPool:
             for address in self._present - {*self.states, *self._joining, *self.reasons}:
                 opened = self.submit(address, self._open)
                 self._joining[address] = (
+                    opened,
                     self.submit(address, _first_of, opened),
                     self.submit(address, _second_of, opened),
                 )
-        for address, (state, info) in list(self._joining.items()):
-            if info.done() or address not in self._present:
+        for address, (opened, state, info) in list(self._joining.items()):
+            # What depends on a task that the scheduler could not even unpickle is never done.
+            if info.done() or opened.status == "error" or address not in self._present:
                 del self._joining[address]
-                self._add(address, state, info)
+                self._add(address, state, opened if opened.status == "error" else info)
         for address in self.states.keys() - self._present:
             logger.warning("the Dask worker %s on %s is lost", address, self.infos[address].host)
             self._remove(address)
@@ -201,7 +204,7 @@ class WorkerPool:
         if info.status == "finished":
             self.states[address], self.infos[address] = state, info.result(timeout=PATIENCE_S)
         elif info.status == "error":
-            self.leave_out(address, str(info.exception()))
+            self.leave_out(address, " ".join(str(info.exception()).split()))
 
     def check_patience(self, idle_since: float) -> None:
         """Raise PassStopped if the pool has been empty for `PATIENCE_S`; `idle_since` is a monotonic time."""
