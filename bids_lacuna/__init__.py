@@ -9,15 +9,15 @@ from bids_lacuna.runtime.numba_cache import choose_folder, keep_in
 
 if TYPE_CHECKING:
     from bids_lacuna.batch import batch_process
-    from bids_lacuna.connectome.connectome import Connectome
+    from bids_lacuna.connectome import Connectome
     from bids_lacuna.lesion import LesionData
-    from bids_lacuna.mapping.functional import FunctionalNetworkMapping
+    from bids_lacuna.mapping import FunctionalNetworkMapping
 
 __all__ = ["Connectome", "FunctionalNetworkMapping", "LesionData", "__version__", "batch_process"]
 
 _HOMES = {
-    "Connectome": "connectome.connectome",
-    "FunctionalNetworkMapping": "mapping.functional",
+    "Connectome": "connectome",
+    "FunctionalNetworkMapping": "mapping",
     "LesionData": "lesion",
     "batch_process": "batch",
 }

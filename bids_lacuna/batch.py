@@ -16,8 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
-from bids_lacuna.mapping.analysis import LesionAnalysis, NoResults, Pass, PassStopped
-from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.mapping import LesionAnalysis, LocalPass, NoResults, Pass, PassStopped
 from bids_lacuna.runtime.checkpoint import Checkpoints, subdivide
 from bids_lacuna.runtime.logs import log_failure
 from bids_lacuna.runtime.memory import find_resources

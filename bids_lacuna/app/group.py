@@ -14,7 +14,7 @@ from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.bids import DamagedDataset, LesionMask, find_stat_maps
-from bids_lacuna.derivatives.dataset import prepare_dataset
+from bids_lacuna.derivatives import prepare_dataset
 from bids_lacuna.group import BLOCK_BYTES, Group, NoMaps, UnfitLesions, choose_group, refuse, summarize_group
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.progress import above_the_bar

@@ -24,15 +24,21 @@ from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.batch import process_batches
-from bids_lacuna.derivatives.dataset import DATASET_FILES, clean_after, prepare_dataset, read_description
-from bids_lacuna.derivatives.history import Run
-from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide
-from bids_lacuna.derivatives.writer import DerivativesWriter
+from bids_lacuna.derivatives import (
+    DATASET_FILES,
+    OUTCOMES,
+    DerivativesWriter,
+    LesionRecord,
+    Run,
+    claim_pending,
+    clean_after,
+    decide,
+    prepare_dataset,
+    read_description,
+)
 from bids_lacuna.files import remove_unfinished
 from bids_lacuna.lesion import LesionData
-from bids_lacuna.mapping.analysis import NoWorker, Pass, PassStopped
-from bids_lacuna.mapping.functional import FunctionalNetworkMapping
-from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass, NoWorker, Pass, PassStopped
 from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.report.methods import write_citation
 from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
@@ -360,7 +366,7 @@ def conclude(records: Sequence[LesionRecord], log_dir: Path) -> Exit:
     logger.info(
         "%s; each lesion's outcome is in %s",
         ", ".join(f"{counts[status]} {status}" for status in statuses),
-        log_dir / "lesions.tsv",
+        log_dir / OUTCOMES,
     )
     failed = [record for record in records if record.status == "failed"]
     if not failed:

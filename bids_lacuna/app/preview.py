@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.batch import load_lesions
-from bids_lacuna.derivatives.records import LesionRecord
-from bids_lacuna.derivatives.writer import DerivativesWriter
+from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
-from bids_lacuna.mapping.functional import FunctionalNetworkMapping
-from bids_lacuna.mapping.local import LocalPass
+from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass
 from bids_lacuna.report.pool import PAGE_BYTES, PAGE_SECONDS
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import Progress, above_the_bar

@@ -18,7 +18,7 @@ from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
 
 from bids_lacuna._version import __version__
 from bids_lacuna.cluster.worker import WorkerInfo, open_analysis
-from bids_lacuna.mapping.analysis import Analysis, NoWorker, PassStopped
+from bids_lacuna.mapping import Analysis, NoWorker, PassStopped
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from bids_lacuna.cluster import worker
 from bids_lacuna.cluster.pool import PATIENCE_S, WorkerPool
 from bids_lacuna.cluster.tree import Node, choose, halves, held_at_most, lineage, subjects_of
 from bids_lacuna.cluster.worker import DamagedCheckpoint
-from bids_lacuna.mapping.analysis import Accumulator
+from bids_lacuna.mapping import Accumulator
 from bids_lacuna.runtime.checkpoint import Checkpoints
 from bids_lacuna.runtime.plan import BatchPlan
 from bids_lacuna.weights import Rows

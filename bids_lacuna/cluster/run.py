@@ -20,7 +20,7 @@ from bids_lacuna.cluster.pool import WorkerPool, reporting_a_lost_scheduler
 from bids_lacuna.cluster.reduction import Batch, Reduction
 from bids_lacuna.cluster.tree import divide, held_at_most
 from bids_lacuna.cluster.worker import WorkerInfo
-from bids_lacuna.mapping.analysis import Accumulator, Analysis, NoWorker, PassStopped
+from bids_lacuna.mapping import Accumulator, Analysis, NoWorker, PassStopped
 from bids_lacuna.runtime.checkpoint import Checkpoints
 from bids_lacuna.runtime.memory import give_back_freed_memory, resident_bytes
 from bids_lacuna.runtime.plan import BatchPlan, BatchSize, Resources, plan_batches

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from bids_lacuna import kernels
 from bids_lacuna._version import __version__
-from bids_lacuna.mapping.analysis import Accumulator, Analysis, Part
+from bids_lacuna.mapping import Accumulator, Analysis, Part
 from bids_lacuna.runtime.checkpoint import read_slice, save_slice
 from bids_lacuna.runtime.memory import give_back_freed_memory, memory_budget, resident_bytes
 from bids_lacuna.runtime.plan import BatchPlan

@@ -1,1 +1,26 @@
 """The maps as a BIDS derivative dataset."""
+
+from bids_lacuna.derivatives.dataset import DATASET_FILES, clean_after, prepare_dataset, read_description
+from bids_lacuna.derivatives.history import OUTCOMES, Outcome, Run, read_outcomes
+from bids_lacuna.derivatives.names import map_path, number_label, sidecar_path
+from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, file_hash
+from bids_lacuna.derivatives.writer import DerivativesWriter
+
+__all__ = [
+    "DATASET_FILES",
+    "OUTCOMES",
+    "DerivativesWriter",
+    "LesionRecord",
+    "Outcome",
+    "Run",
+    "claim_pending",
+    "clean_after",
+    "decide",
+    "file_hash",
+    "map_path",
+    "number_label",
+    "prepare_dataset",
+    "read_description",
+    "read_outcomes",
+    "sidecar_path",
+]

@@ -13,7 +13,7 @@ from bids_lacuna.runtime.memory import peak_resident_bytes
 
 FILE = "run.json"
 
-TABLE = "lesions.tsv"
+OUTCOMES = "lesions.tsv"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Outcome:
 def read_outcomes(output_dir: Path) -> list[Outcome]:
     """Read the tables of all runs, the oldest first."""
     outcomes = []
-    for table in sorted(output_dir.glob(f"logs/*/{TABLE}")):
+    for table in sorted(output_dir.glob(f"logs/*/{OUTCOMES}")):
         try:
             rows = read_table(table)
         # The maps are complete without their table.

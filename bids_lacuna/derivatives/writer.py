@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives.history import TABLE
+from bids_lacuna.derivatives.history import OUTCOMES
 from bids_lacuna.derivatives.names import map_path, sidecar_path
 from bids_lacuna.derivatives.records import (
     LesionRecord,
@@ -104,7 +104,7 @@ class DerivativesWriter:
 
     def write_table(self) -> None:
         """Write lesions.tsv: a row for every mask found."""
-        write_outcomes(self.log_dir / TABLE, self.records)
+        write_outcomes(self.log_dir / OUTCOMES, self.records)
 
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
         maps = lesion.results[ANALYSIS]

@@ -11,8 +11,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from bids_lacuna.bids import LesionMask, StatMap
-from bids_lacuna.derivatives.names import map_path, number_label, sidecar_path
-from bids_lacuna.derivatives.records import file_hash
+from bids_lacuna.derivatives import file_hash, map_path, number_label, sidecar_path
 from bids_lacuna.files import read_json_object
 from bids_lacuna.images import open_image
 from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance, round_affine

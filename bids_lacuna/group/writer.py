@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.derivatives.names import number_label
+from bids_lacuna.derivatives import number_label
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
 from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut
 from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums

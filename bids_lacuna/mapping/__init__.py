@@ -1,7 +1,29 @@
-"""What is computed of each lesion: the protocols of an analysis, and functional lesion network mapping."""
+"""Analyses: what is computed for each lesion, and the protocols that passes know them by."""
 
+from bids_lacuna.mapping.analysis import (
+    Accumulator,
+    Analysis,
+    LesionAnalysis,
+    NoResults,
+    NoWorker,
+    Part,
+    Pass,
+    PassStopped,
+)
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 from bids_lacuna.mapping.local import LocalPass
 from bids_lacuna.mapping.maps import NetworkMaps
 
-__all__ = ["FunctionalNetworkMapping", "LocalPass", "NetworkMaps"]
+__all__ = [
+    "Accumulator",
+    "Analysis",
+    "FunctionalNetworkMapping",
+    "LesionAnalysis",
+    "LocalPass",
+    "NetworkMaps",
+    "NoResults",
+    "NoWorker",
+    "Part",
+    "Pass",
+    "PassStopped",
+]

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from bids_lacuna.citations import references
-from bids_lacuna.derivatives.history import TABLE as OUTCOMES
-from bids_lacuna.derivatives.history import Outcome, Run, read_outcomes
+from bids_lacuna.derivatives import OUTCOMES, Outcome, Run, read_outcomes
 from bids_lacuna.files import hash_file, read_json_object, read_table
 from bids_lacuna.group import DICTIONARY, PAGE, PICTURES, TABLE
 from bids_lacuna.report import figures

@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bids_lacuna.derivatives.history import read_outcomes
+from bids_lacuna.derivatives import read_outcomes
 from bids_lacuna.files import read_json_object
 from bids_lacuna.report.pages import anchor
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bids_lacuna.citations import references
-from bids_lacuna.derivatives.history import Run
+from bids_lacuna.derivatives import Run
 from bids_lacuna.files import renamed_when_whole
 from bids_lacuna.provenance import MappingOptions, Provenance
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_lacuna.citations import references
-from bids_lacuna.derivatives.history import TABLE, Outcome, Run, read_outcomes
+from bids_lacuna.derivatives import OUTCOMES, Outcome, Run, read_outcomes
 from bids_lacuna.report.maps_on_disk import MappedLesion, find_mapped_lesions
 from bids_lacuna.report.methods import combine
 from bids_lacuna.report.pages import write_page
@@ -81,7 +81,7 @@ def _describe_runs(
             "headings": headings[log_dir],
             "rows": _run_rows(run),
             "command": run.command,
-            "table": (log_dir / TABLE).relative_to(output_dir).as_posix(),
+            "table": (log_dir / OUTCOMES).relative_to(output_dir).as_posix(),
         }
         for log_dir, run in runs.items()
     ]

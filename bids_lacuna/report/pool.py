@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from bids_lacuna.runtime.processes import prepare_worker
 
 if TYPE_CHECKING:
-    from bids_lacuna.derivatives.records import LesionRecord
+    from bids_lacuna.derivatives import LesionRecord
 
 logger = logging.getLogger(__name__)
 
