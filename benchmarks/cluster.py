@@ -23,7 +23,7 @@ N_LESIONS = 100
 N_SUBJECTS = 128
 
 SLICE_SUBJECTS = 32
-"""Of a connectome of 1,000 subjects."""
+"""Connectome subjects of a slice, as in a connectome of 1,000."""
 
 
 def make_statistics(results: list[LesionData]) -> None:
@@ -52,16 +52,14 @@ def measure(data: Data) -> Iterator[Figure]:
             )
     finally:
         tree.LEAST_SUBJECTS = before
-    note = (
-        f"{N_LESIONS} lesions, {N_SUBJECTS} subjects in slices of {SLICE_SUBJECTS}; with the maps' way to the client"
-    )
+    note = f"{N_LESIONS} lesions, {N_SUBJECTS} subjects in slices of {SLICE_SUBJECTS}; with the transfer of the sums"
     yield Figure("workers_over_process", found["many"] / found["alone"], f"{N_THREADS}x1", at_most=1.2, note=note)
     yield Figure("workers_over_process", found["one"] / found["alone"], f"1x{N_THREADS}", note=note)
     yield from tasks(data)
 
 
 def tasks(data: Data) -> Iterator[Figure]:
-    """Measure a task's overhead beside its mapping: the way to the worker and back, and one merge."""
+    """Measure a task's overhead beside its mapping: the round trip to the worker, and one merge."""
     analysis = FunctionalNetworkMapping(data.store(SLICE_SUBJECTS))
     loaded = [analysis.load(LesionData.from_nifti(mask.path)) for mask in data.masks(N_LESIONS)]
     rows = Rows.of({str(row): analysis.row(lesion) for row, lesion in enumerate(loaded)})
@@ -93,5 +91,5 @@ def tasks(data: Data) -> Iterator[Figure]:
     yield Figure("task_overhead", (found["merge"] + found["nothing"]) / found["map"], case, at_most=0.05, note=note)
     yield Figure("merge_in_subjects", SLICE_SUBJECTS * found["merge"] / found["map"], case, note="mapped meanwhile")
     yield Figure("map_slice_seconds", found["map"], case)
-    yield Figure("merge_seconds", found["merge"], case, note="of two slices' moments on one worker")
+    yield Figure("merge_seconds", found["merge"], case, note="of two slices' sums on one worker")
     yield Figure("task_seconds", found["nothing"], case, note="to the worker and back")

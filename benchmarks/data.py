@@ -34,13 +34,13 @@ BRAIN_CENTRE_MM, BRAIN_RADII_MM = (0.0, -18.0, 18.0), (73.0, 92.0, 81.4)
 N_TIMEPOINTS = 120
 
 N_SUBJECTS = 10
-"""That differ; a store of more holds links to the same files."""
+"""Different connectome subjects; a store of more holds links to the same files."""
 
 N_HDF5_SUBJECTS = 12
-"""Of the HDF5 file."""
+"""Connectome subjects of the HDF5 file."""
 
 N_HDF5_CHUNKS = 4
-"""Of them, those that differ."""
+"""Different connectome subjects of the HDF5 file."""
 
 LESION_RADII_MM = (8.0, 24.0)
 """2 to 58 cm³, 19 on average: 2,400 voxels of 2 mm."""
@@ -57,7 +57,7 @@ class Data:
 
     @cached_property
     def grid(self) -> Grid:
-        """Of the connectome."""
+        """The grid of the connectome."""
         return Grid(in_brain(SHAPE, AFFINE), AFFINE)
 
     @cached_property
@@ -147,7 +147,7 @@ class Data:
 
 
 def in_brain(shape: tuple[int, ...], affine: Array) -> Array:
-    """Tell which voxels of a volume lie in the brain."""
+    """Mark the voxels of a volume that lie in the brain."""
     centres_mm = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
     return np.linalg.norm((centres_mm - BRAIN_CENTRE_MM) / BRAIN_RADII_MM, axis=-1) <= 1
 

@@ -24,7 +24,7 @@ UNLIMITED = Resources(2**40, N_THREADS)
 """Memory for any plan."""
 
 COPIED_BYTES = 2**29
-"""To measure the memory's bandwidth: far more than any cache holds."""
+"""Bytes copied to measure the memory's bandwidth: far more than any cache holds."""
 
 
 def subjects_at_once(data: Data, n_lesions: int) -> int:

@@ -17,7 +17,7 @@ PACKAGES = ("bids-lacuna", "h5py", "nibabel", "nilearn", "numba", "numpy", "pybi
 
 
 def describe() -> dict[str, object]:
-    """Tell the machine, the libraries that decide the speed, and versions."""
+    """Describe the machine, the libraries that decide the speed, and versions."""
     # What it loads is listed below.
     kernels.compile_for(np.dtype("int16"), [])
     return {

@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 from bids_lacuna.runtime.memory import available_cpus
 
 N_THREADS = available_cpus()
-"""Of the kernels, and of BLAS where it is measured alone."""
+"""Threads of the kernels, and of BLAS where it is measured alone."""
 
 PAUSE_SECONDS = 0.2
 """OpenBLAS's threads look out for more work some time after a call, and take the processor from others."""

@@ -18,10 +18,10 @@ from bids_lacuna.runtime.plan import Resources
 LESIONS = (1, 20, 200, 1000)
 
 LARGEST_GB = 6.5
-"""Of 1,000 lesions in one pass."""
+"""Largest peak memory for 1,000 lesions in one pass, in GB."""
 
 N_MASKS = 500
-"""That differ."""
+"""Different masks."""
 
 N_MAPPED = 20
 """Lesions whose maps are made: each takes as much memory as the next."""

@@ -25,7 +25,7 @@ N_IN_MEMORY = 4
 """Connectome subjects whose series are in memory before einsum begins."""
 
 SUBJECTS_AT_ONCE = 2
-"""Of einsum: with more, its memory grows and nothing is gained."""
+"""Lesions per call of einsum: with more, its memory grows without a gain."""
 
 NILEARN_LESIONS = 3
 """Seeds that nilearn extracts; each takes as long as the next."""

@@ -25,7 +25,7 @@ N_LESIONS = 40
 N_LOADED = 1000
 
 N_FILES = 100
-"""That differ among those loaded: all of them are in the page cache either way."""
+"""Different masks among those loaded: all of them are in the page cache either way."""
 
 
 def measure(data: Data) -> Iterator[Figure]:
