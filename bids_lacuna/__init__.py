@@ -30,6 +30,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 # After each kernel, waiting threads would otherwise keep the processor that the reading thread needs: on a machine of
 # two processors a small kernel took 16 ms so, and 0.02 ms with this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
