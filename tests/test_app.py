@@ -386,7 +386,7 @@ def test_a_run_can_be_repeated_and_a_dry_run_tells_its_size(
     assert again.returncode == 0
     assert [line.split()[1] for line in again.stderr.splitlines()] == ["W"]
     rows = [line.split(maxsplit=1)[1] for line in again.stdout.splitlines()[1:5]]
-    assert {" ".join(row.split()) for row in rows} == {"- - skip: its maps are all there"}
+    assert {" ".join(row.split()) for row in rows} == {"- - skip: all its maps exist"}
     assert "about" not in again.stdout
     anew = run(bids, out, "participant", "--config-file", config, "--dry-run", "--overwrite")
     (size, unit) = re.search(r"^disk +about ([\d.]+) (KiB|MiB);", anew.stdout, re.MULTILINE).groups()

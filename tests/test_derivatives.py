@@ -98,7 +98,7 @@ def test_the_right_space_is_chosen(tmp_path: Path) -> None:
     assert [record.status for record in records] == ["pending", "skipped", "failed", "failed"]
     assert "T1w" in records[2].reason
     assert synthetic.SPACE in records[2].reason
-    assert "names no space" in records[3].reason
+    assert "its name has no space" in records[3].reason
 
 
 def test_a_name_that_says_no_space_takes_the_sidecars(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_maps_of_another_option_are_not_taken_for_these(name: str, mask: LesionM
     if name in OF_THE_SUMS:
         assert lesion_provenance(mask, default) != lesion_provenance(mask, other)
         assert record.status == "failed"
-        assert "is there already, made with" in record.reason
+        assert "exists, made with" in record.reason
     else:
         assert expected_maps(mask, default) != expected_maps(mask, other)
 

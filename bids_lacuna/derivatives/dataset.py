@@ -1,4 +1,4 @@
-"""The output folder as a BIDS derivative dataset, which several runs share."""
+"""The output folder: a BIDS derivative dataset that several runs share."""
 
 from __future__ import annotations
 
@@ -15,67 +15,66 @@ from bids_lacuna.files import read_json_object, remove_unfinished, renamed_when_
 from bids_lacuna.runtime.locks import Claim
 
 PROGRAM = "bids-lacuna"
-"""Its name in dataset_description.json; in `derivatives/<folder>/` it has to be part of the folder's name."""
+"""Program name in dataset_description.json; BIDS requires it in the folder's name in `derivatives/<folder>/`."""
 
 DESCRIPTION = "dataset_description.json"
 
 DATASET_FILES = (DESCRIPTION, ".bidsignore")
-"""What all runs write, one after another."""
+"""Files that all runs write, one after another."""
 
 BIDS_VERSION = "1.10.0"
 
 CODE_URL = "https://github.com/bids-lacuna/bids_lacuna"
 
 BIDSIGNORE = ("*.html", "figures", "logs", "sub-*/log", "group_*", "*_stat-*", "*_timeseries.tsv", "*_relmat.tsv")
-"""What the validator does not know. It does not match folders by a trailing slash, nor `*_stat-*_mask.*`."""
+"""Patterns of files unknown to the validator, which matches neither a trailing slash nor `*_stat-*_mask.*`."""
 
 
 def read_description(output_dir: Path) -> dict[str, Any]:
-    """Read the description of the output folder, {} if it has none yet.
+    """Read the dataset description of the output folder; a minimal one if there is none yet.
 
     Raises
     ------
     FileExistsError
-        The folder holds another program's dataset, or is a file.
+        The folder contains another program's dataset, or is a file.
     ValueError
         The description is damaged.
     """
     if output_dir.exists() and not output_dir.is_dir():
-        raise FileExistsError(f"{output_dir} is a file, where a folder for the maps is needed: name another place")
+        raise FileExistsError(f"{output_dir} is a file, but a folder for the maps is needed: choose another path")
     path = output_dir / DESCRIPTION
     there = read_json_object(path) if path.exists() else {"GeneratedBy": [{"Name": PROGRAM}]}
     match there:
         case {"GeneratedBy": [{"Name": name}, *_]} if name == PROGRAM:
             return there
     raise FileExistsError(
-        f"{output_dir} holds another dataset ({there.get('Name')}, by {there.get('GeneratedBy')}): "
-        "choose a folder of its own for the maps"
+        f"{output_dir} contains another dataset ({there.get('Name')}, by {there.get('GeneratedBy')}): "
+        "choose a separate folder for the maps"
     )
 
 
 def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str, str]:
-    """Make the output folder a BIDS derivative dataset, or add to the one that is there.
+    """Make the output folder a BIDS derivative dataset, or add links to the existing one.
 
-    Both files are written by rename. Jobs of one array do so one after another (`Claims.exclusive`), so that what
-    another job linked stays.
+    Both files are written atomically. Jobs of an array write them one after another (`Claims.exclusive`), so that
+    links of other jobs are kept.
 
     Parameters
     ----------
     output_dir
-        The derivative dataset's root; made when missing.
+        Root of the derivative dataset; created if missing.
     datasets
-        Name and root of each dataset that masks come from.
+        Name and root of each dataset with masks.
 
     Returns
     -------
     dict
-        The name that each dataset has in BIDS URIs: its own, or one with a number where an earlier run gave that
-        name to another folder.
+        Name of each dataset in BIDS URIs: its own, with a number if an earlier run gave that name to another folder.
 
     Raises
     ------
     FileExistsError
-        The folder holds another program's dataset, or is a file.
+        The folder contains another program's dataset, or is a file.
     OSError
         The folder cannot be written to.
     """
@@ -103,7 +102,7 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str,
 
 
 def _container(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Tell which container the program runs in, from what its image and Apptainer set."""
+    """Return the container of the program, by the environment variables of its image and of Apptainer."""
     keys = ("Type", "Tag", "URI")
     container = {key: environ[name] for key in keys if environ.get(name := f"BIDS_LACUNA_CONTAINER_{key.upper()}")}
     if image := environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER"):
@@ -117,7 +116,7 @@ def clean_after(output_dir: Path, claim: Claim) -> None:
     by_folder: dict[Path, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for lesion in claim.lesions:
         r_map = output_dir / lesion
-        # The claim is a file that anybody may have written.
+        # Anybody may have written the claim's file.
         if "_stat-r_" in r_map.name and ".." not in r_map.parts and r_map.is_relative_to(output_dir):
             by_folder[r_map.parent][before_statistic(r_map.name)].append(r_map.name)
     for folder, r_maps in by_folder.items():

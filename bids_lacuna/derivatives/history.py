@@ -1,4 +1,4 @@
-"""What a run was, told by itself in logs/<run>/run.json, beside the table of its lesions."""
+"""Records of runs, in logs/<run>/run.json beside the table of outcomes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Run:
     """One run of the participant level."""
 
     command: str
-    """As a shell takes it."""
+    """Command line, quoted for a shell."""
     started: str
-    """ISO 8601."""
+    """Time in ISO 8601."""
     provenance: Provenance
-    """What its maps are made from."""
+    """Sources and settings of the maps."""
     n_connectome_subjects: int
     n_timepoints: int
-    """Timepoints of a connectome subject, the longest if they differ."""
+    """Timepoints per connectome subject, the most if they differ."""
     n_voxels: int
     """Voxels of the connectome."""
     n_lesions: int
@@ -36,31 +36,31 @@ class Run:
     batch_size: int
     n_threads: int
     planned_bytes: int
-    """Largest amount of memory, by the plan."""
+    """Planned peak of memory."""
     available_bytes: int
     memory_limit: str
-    """The limit that decided how much is available."""
+    """Source of the smallest limit on memory."""
     links: dict[str, str]
-    """The name in BIDS URIs of each dataset of the table."""
+    """Name in BIDS URIs of each dataset in the table."""
     reports: bool
-    """Whether pages are written."""
+    """Whether reports are written."""
     seconds: float | None = None
-    """Time that the run has taken; before its end, up to its last finished batch."""
+    """Duration of the run; before its end, up to its last finished batch."""
     peak_bytes: int | None = None
-    """Largest amount of memory that it has occupied, up to then."""
+    """Measured peak of memory, up to the same time."""
     finished: bool = False
 
     def write(self, log_dir: Path) -> None:
-        """Write it into the run's folder of logs."""
+        """Write this record to the run's log folder."""
         write_json(log_dir / FILE, asdict(self))
 
     def until_now(self, started: float, finished: bool = False) -> Run:
-        """Add the time since `time.monotonic()` was `started`, and the memory used since then."""
+        """Return a copy with the seconds since `started` on `time.monotonic()`, and the peak of memory."""
         return replace(self, seconds=time.monotonic() - started, peak_bytes=peak_resident_bytes(), finished=finished)
 
 
 def read_run(log_dir: Path) -> Run | None:
-    """Read the description of a run; None where its folder of logs has none, or that of another version."""
+    """Read the record of a run; None if its log folder has none, or one of another version."""
     try:
         content = read_json_object(log_dir / FILE)
         provenance = dict(content["provenance"])
@@ -78,32 +78,32 @@ def read_run(log_dir: Path) -> Run | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of a run's table: what became of one mask."""
+    """Outcome of one mask: a row of a run's table."""
 
     row: Mapping[str, str]
-    """By the table's columns; `n/a` where something is not known."""
+    """Cells by column; `n/a` for unknown values."""
     log_dir: Path
     run: Run | None
 
     @property
     def status(self) -> str:
-        """Done, failed, skipped or pending."""
+        """Status: done, failed, skipped, not run or pending."""
         return self.row.get("status", "n/a")
 
     @property
     def mask(self) -> tuple[str, str]:
-        """The dataset's name in BIDS URIs, and the mask's path in it."""
+        """Name of the dataset in BIDS URIs, and path of the mask in it."""
         dataset = self.row.get("dataset", "")
         return (self.run.links.get(dataset, dataset) if self.run else dataset), self.row.get("mask", "")
 
 
 def read_outcomes(output_dir: Path) -> list[Outcome]:
-    """Read the tables of all runs, the oldest first."""
+    """Read the outcomes of all runs, oldest run first."""
     outcomes = []
     for table in sorted(output_dir.glob(f"logs/*/{OUTCOMES}")):
         try:
             rows = read_table(table)
-        # The maps are complete without their table.
+        # Maps are valid without a table, so a damaged table is ignored.
         except (OSError, ValueError):
             continue
         run = read_run(table.parent)

@@ -1,4 +1,4 @@
-"""The names of maps: made and taken apart here only."""
+"""File names of maps: the only module that builds and parses them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ ENTITY_ORDER = (
     "atlas", "seg", "scale", "res", "den", "label", "stat", "desc",
 )
 # fmt: on
-"""BIDS's order of entities, with `stat` where fitlins has it."""
+"""Order of entities in BIDS, with `stat` at its position in fitlins."""
 
 LAST_BEFORE_SPACE = ENTITY_ORDER.index("space") - 0.5
-"""Where an entity goes that BIDS does not know."""
+"""Sort key of entities unknown to BIDS."""
 
 
 def map_path(mask: LesionMask, provenance: Provenance, *, stat: str, threshold: float | None = None) -> PurePosixPath:
-    """Name one map, relative to the output's root.
+    """Return the path of one map, relative to the output's root.
 
-    The mask's own `desc` goes before the connectome's name, so that two masks that differ in nothing else have
-    maps of their own. A mask whose name has a `res` gets maps with the connectome's.
+    The mask's `desc` precedes the connectome's name, so that masks that differ in `desc` alone have separate maps.
+    If the mask's name has a `res`, the map's name has the connectome's.
 
     Parameters
     ----------
     stat
-        r, z, t or n.
+        Statistic: r, z, t or n.
     threshold
-        Names the mask of |stat| above it.
+        If given, the path is that of the mask of |stat| above this threshold.
     """
     desc = mask.entities.get("desc", "") + provenance.connectome_name
     if threshold is not None:
@@ -56,18 +56,18 @@ def map_path(mask: LesionMask, provenance: Provenance, *, stat: str, threshold: 
 
 
 def number_label(number: float) -> str:
-    """Write a number with letters and digits only, as BIDS labels want it: 7.5 is 7p5."""
+    """Return a number as a BIDS label, which has letters and digits only: 7.5 is 7p5."""
     return np.format_float_positional(number, trim="-").replace(".", "p")
 
 
 def resolution_label(voxel_sizes_mm: Sequence[float]) -> str:
-    """Write voxel sizes as a BIDS label: 2, or 2x2x3 where the edges differ."""
+    """Return voxel sizes as a BIDS label: 2, or 2x2x3 if they differ."""
     sizes = [number_label(size) for size in voxel_sizes_mm]
     return sizes[0] if len(set(sizes)) == 1 else "x".join(sizes)
 
 
 def expected_maps(mask: LesionMask, provenance: Provenance) -> list[PurePosixPath]:
-    """Name all maps that one mask always gets, relative to the output's root."""
+    """Return the paths of all maps that each mask gets, relative to the output's root."""
     stats = ["r", "z", "t"] if provenance.options.compute_t_map else ["r", "z"]
     return [
         *(map_path(mask, provenance, stat=stat) for stat in stats),
@@ -76,16 +76,16 @@ def expected_maps(mask: LesionMask, provenance: Provenance) -> list[PurePosixPat
 
 
 def sidecar_path(path: Path) -> Path:
-    """Name the JSON file beside an image."""
+    """Return the path of an image's JSON sidecar."""
     return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
 
 
 def before_statistic(name: str) -> str:
-    """Take the part of a map's name that its lesion decides."""
+    """Return the part of a map's name that depends on its lesion."""
     return name.partition("_stat-")[0]
 
 
 def is_of_lesion(name: str, r_map: str) -> bool:
-    """Tell by their names whether a map or its sidecar is of the same lesion and connectome as an r-map."""
+    """Return whether a map or sidecar has the same lesion and connectome as an r-map, by their names."""
     before, after = map(re.escape, r_map.removesuffix("_statmap.nii.gz").rsplit("_stat-r_", 1))
     return bool(re.fullmatch(rf"{before}_stat-[a-z]+_{after}(_statmap|T[0-9p]+_mask)\.(nii\.gz|json)", name))

@@ -1,4 +1,4 @@
-"""What becomes of each mask: which are mapped, skipped or failed, and why."""
+"""Outcomes of masks: mapped, skipped or failed, with reasons."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ DECIDING = {
     "LesionHash": "another mask",
     **OPTION_WORDS,
 }
-"""The keys of a sidecar that decide a map's numbers, and the words for a value that differs."""
+"""Sidecar keys that decide a map's numbers, with phrases for values that differ."""
 
 
 @dataclass
 class LesionRecord:
-    """What became of one mask: a row of lesions.tsv."""
+    """Outcome of one mask: a row of lesions.tsv."""
 
     mask: LesionMask
-    """As found in the dataset."""
+    """Mask in the dataset."""
     status: Literal["pending", "done", "failed", "skipped", "not run"] = "pending"
-    """`pending` only while the run goes on; `not run` where it ended before."""
+    """`pending` while the run lasts; `not run` if the run ended before this mask."""
     reason: str = ""
-    """Why it failed or was skipped."""
+    """Reason why it failed or was skipped; empty otherwise."""
     volume_mm3: float | None = None
-    """On the mask's own grid."""
+    """Volume on the mask's own grid."""
     coverage: float | None = None
-    """Share of the lesion inside the connectome's mask."""
+    """Fraction of the lesion inside the connectome's mask."""
     batch: int | None = None
-    """Counted from 1."""
+    """Number of the batch, counted from 1."""
 
     def set_aside(self, status: Literal["failed", "skipped", "not run"], reason: str) -> None:
-        """Leave the mask out of the run."""
+        """Exclude the mask from mapping."""
         self.status, self.reason = status, reason
 
     def as_lesion(self) -> LesionData:
-        """Make the lesion that is mapped."""
+        """Return the lesion to map."""
         metadata = {"subject_id": f"sub-{self.mask.entities['sub']}", "space": self.mask.space}
         return LesionData.from_nifti(self.mask.path, metadata)
 
     def close(self, lesion: LesionData) -> None:
-        """Take over what became of the lesion."""
+        """Record the outcome of the lesion."""
         self.status = "failed" if lesion.error else "done"
         self.reason = lesion.error or ""
         self.volume_mm3, self.coverage, self.batch = lesion.volume_mm3, lesion.coverage, lesion.batch
@@ -62,16 +62,16 @@ class LesionRecord:
 def decide(
     masks: Sequence[LesionMask], output_dir: Path, provenance: Provenance, overwrite: bool = False
 ) -> list[LesionRecord]:
-    """Decide for each mask whether it is mapped (pending), skipped or failed before it is read.
+    """Decide for each mask whether to map it (pending), skip it or fail it, before reading it.
 
-    A mask in another space than the connectome is skipped where the same lesion is there in the right one, else it
-    fails. Masks whose maps would have the same names fail. A mask whose maps are all there is skipped. One that has
-    maps made from another mask, connectome or weighting fails, and nothing is mixed.
+    A mask in another space than the connectome is skipped if the same lesion exists in the connectome's space, and
+    fails otherwise. Masks whose maps would have the same names fail. A mask with complete maps is skipped. A mask
+    with maps made from another mask or connectome or with other options fails, so that maps are never mixed.
 
     Parameters
     ----------
     overwrite
-        Map again what was mapped before.
+        Map lesions again that have maps.
     """
     records = [LesionRecord(mask) for mask in masks]
     sidecars = Sidecars(output_dir, provenance)
@@ -79,7 +79,7 @@ def decide(
     for record in records:
         if not _has_bids_name(record.mask):
             record.set_aside(
-                "failed", "its name has other characters than letters, digits and + in a label: rename the file"
+                "failed", "its name has characters other than letters, digits and + in an entity: rename the file"
             )
             continue
         by_name[map_path(record.mask, provenance, stat="r")].append(record)
@@ -91,7 +91,8 @@ def decide(
             elif len(right) > 1:
                 others = ", ".join(str(other.mask.path) for other in right if other is not record)
                 record.set_aside(
-                    "failed", f"its maps would have the same names as those of {others}: choose by --bids-filter-file"
+                    "failed",
+                    f"its maps would have the same names as those of {others}: select one with --bids-filter-file",
                 )
             elif not overwrite:
                 _set_aside_if_done(record, provenance, sidecars)
@@ -99,19 +100,19 @@ def decide(
 
 
 def _has_bids_name(mask: LesionMask) -> bool:
-    """Tell whether the maps' names can be made of this mask's: entities and labels go there as they are."""
+    """Return whether entities and labels of a mask's name are valid in its maps' names, which repeat them."""
     return all(re.fullmatch(r"[A-Za-z0-9+]+", part) for entity in mask.entities.items() for part in entity)
 
 
 def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[LesionRecord]) -> None:
     if right:
-        own_space = record.mask.space or "(none named)"
+        own_space = record.mask.space or "(not named)"
         record.set_aside("skipped", f"in space {own_space}; {right[0].mask.path.name} is in {space}")
     elif record.mask.space is None:
         record.set_aside(
             "failed",
-            f"names no space, so it is in the participant's own; the connectome is in {space}: transform the mask "
-            f"to {space} and name it space-{space}, or say SpatialReference in its sidecar",
+            f"its name has no space, so it is in the participant's own, but the connectome is in {space}: transform "
+            f"the mask to {space} and name it space-{space}, or set SpatialReference in its sidecar",
         )
     else:
         record.set_aside("failed", describe_mismatch(record.mask.space, space))
@@ -120,23 +121,23 @@ def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[Lesio
 def claim_pending(
     records: Sequence[LesionRecord], claims: Claims, output_dir: Path, provenance: Provenance, overwrite: bool = False
 ) -> int:
-    """Claim the lesions that are to be mapped; one that another run holds fails, unless its maps are there by now.
+    """Claim the pending lesions; a lesion held by another run fails, unless its maps are complete by now.
 
     Parameters
     ----------
     records
-        As from `decide`.
+        Records from `decide`.
     overwrite
-        As for `decide`.
+        Map lesions again that have maps.
 
     Returns
     -------
     int
-        How many other runs hold.
+        Number of lesions held by other runs.
     """
     pending = {str(map_path(record.mask, provenance, stat="r")): record for record in records if _is_pending(record)}
     held = claims.take(pending)
-    # After the claims were read: what nobody held then, and is not there now, nobody has finished.
+    # Re-check after reading the claims: another run may have just finished a lesion that it no longer holds.
     sidecars = Sidecars(output_dir, provenance)
     for name, record in pending.items():
         if not overwrite:
@@ -144,7 +145,7 @@ def claim_pending(
         if name in held and _is_pending(record):
             record.set_aside(
                 "failed",
-                f"{held[name]} holds this lesion: once it has ended, the same command maps what is left",
+                f"{held[name]} holds this lesion: rerun the same command after that run to map what is left",
             )
     return len(held)
 
@@ -155,7 +156,7 @@ def _is_pending(record: LesionRecord) -> bool:
 
 def _set_aside_if_done(record: LesionRecord, provenance: Provenance, sidecars: Sidecars) -> None:
     try:
-        # The sidecar is written last: a map without one is nobody's finished work.
+        # The sidecar is written last: a map without one is incomplete.
         there = {path.name: sidecar for path, sidecar in sidecars.of(record.mask).items() if path.exists()}
         now = lesion_provenance(record.mask, provenance) if there else {}
         different = {name: words for name, sidecar in there.items() if (words := describe_differences(sidecar, now))}
@@ -168,15 +169,15 @@ def _set_aside_if_done(record: LesionRecord, provenance: Provenance, sidecars: S
         name, words = next(iter(different.items()))
         record.set_aside(
             "failed",
-            f"{name} is there already, made with {words}: --overwrite makes it anew, "
-            "another --connectome-name keeps both",
+            f"{name} exists, made with {words}: replace it with --overwrite, or keep both with another "
+            "--connectome-name",
         )
     elif {path.name for path in expected_maps(record.mask, provenance)} <= set(there):
-        record.set_aside("skipped", "its maps are all there")
+        record.set_aside("skipped", "all its maps exist")
 
 
 class Sidecars:
-    """What sidecars the output has; each folder is listed once, since it may hold thousands of lesions."""
+    """Sidecars in the output; each folder is listed once, since it may contain thousands of lesions."""
 
     def __init__(self, output_dir: Path, provenance: Provenance) -> None:
         self._output_dir = output_dir
@@ -184,7 +185,7 @@ class Sidecars:
         self._by_folder: dict[Path, dict[str, list[str]]] = {}
 
     def of(self, mask: LesionMask) -> dict[Path, Path]:
-        """Give each map of a lesion, there or not, that has a sidecar."""
+        """Return the maps of a lesion that have a sidecar, whether or not the map exists, with that sidecar."""
         r_map = self._output_dir / map_path(mask, self._provenance, stat="r")
         if r_map.parent not in self._by_folder:
             self._by_folder[r_map.parent] = _sidecars_by_lesion(r_map.parent)
@@ -194,7 +195,7 @@ class Sidecars:
 
 
 def _sidecars_by_lesion(folder: Path) -> dict[str, list[str]]:
-    """List a folder's sidecars, by what their names have before the statistic."""
+    """List a folder's sidecars by the part of their names before the statistic."""
     by_lesion = defaultdict(list)
     with suppress(FileNotFoundError, NotADirectoryError):
         for name in sorted(path.name for path in folder.iterdir() if path.name.endswith(".json")):
@@ -203,18 +204,18 @@ def _sidecars_by_lesion(folder: Path) -> dict[str, list[str]]:
 
 
 def describe_differences(sidecar: Path, now: Mapping[str, Any]) -> str:
-    """Tell in what a map on disk differs from what would be made now; "" if in nothing."""
+    """Describe how a map on disk differs from one that would be made now; empty if it does not."""
     try:
         there = read_json_object(sidecar)
     except ValueError:
-        return "a sidecar that is damaged"
+        return "a damaged sidecar"
     return " and ".join(
         words.format(value=there.get(key)) for key, words in DECIDING.items() if there.get(key) != now.get(key)
     )
 
 
 def lesion_provenance(mask: LesionMask, provenance: Provenance) -> dict[str, Any]:
-    """Record what decides the numbers of a lesion's maps, as their sidecars have it."""
+    """Return the sidecar values that decide the numbers of a lesion's maps."""
     return {
         "ConnectomeName": provenance.connectome_name,
         "ConnectomeHash": provenance.connectome_hash,
@@ -224,7 +225,7 @@ def lesion_provenance(mask: LesionMask, provenance: Provenance) -> dict[str, Any
 
 
 def file_hash(path: Path) -> str | None:
-    """Compute the SHA-256 of a file; None where it cannot be read."""
+    """Return the SHA-256 of a file; None if it cannot be read."""
     try:
         return hash_file(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""The callback that writes a batch's maps, with a sidecar each."""
+"""Callback that writes the maps of a batch, each with a sidecar."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from bids_lacuna.runtime.logs import log_failure
 logger = logging.getLogger(__name__)
 
 ANALYSIS = "FunctionalNetworkMapping"
-"""The key of the maps in `LesionData.results`."""
+"""Key of the maps in `LesionData.results`."""
 
 STATISTICS = {
-    # Written first: it is there only where n varies, so that nothing would miss it if the others came before.
+    # Written first: it exists only if n varies, so it would not be missed if a run ended before it was written.
     "n": ("n_map", "Number of connectome subjects with a defined correlation at each voxel"),
     "r": ("correlation_map", "Lesion network map: hyperbolic tangent of the mean Fisher z over connectome subjects"),
     "z": ("z_map", "Lesion network map: mean Fisher z over connectome subjects"),
     "t": ("t_map", "Lesion network map: one-sample t of Fisher z over connectome subjects"),
 }
-"""`stat` entity: the map's key and its description."""
+"""Key and description of each map, by its `stat` entity."""
 
 
 class DerivativesWriter:
-    """Writes each batch's maps, with a sidecar each: a callback of `batch_process`. Keeps lesions.tsv up to date.
+    """Writes each batch's maps with sidecars, as a callback of `batch_process`, and keeps lesions.tsv up to date.
 
-    Each file is written under a temporary name beside its final one and then renamed, so that every file is whole.
+    Each file is written atomically: under a temporary name in the same folder, and then renamed.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class DerivativesWriter:
         Parameters
         ----------
         output_dir
-            The derivative dataset's root.
+            Root of the derivative dataset.
         provenance
-            What all maps are made from.
+            Sources and settings of all maps.
         records
-            All masks found; `as_lesion` of the pending ones makes the lesions that are mapped.
+            Records of all masks found; the lesions come from `as_lesion` of the pending ones.
         log_dir
-            Where lesions.tsv goes.
+            Folder of lesions.tsv.
         links
-            The name in DatasetLinks of each dataset: as from `prepare_dataset`.
+            Name of each dataset in DatasetLinks, from `prepare_dataset`.
         """
         self.output_dir = output_dir
         self.provenance = provenance
@@ -76,7 +76,7 @@ class DerivativesWriter:
         self.links = links
 
     def __call__(self, results: Sequence[LesionData]) -> None:
-        """Write one batch. A lesion whose maps cannot be written gets its `error`; the others are written."""
+        """Write one batch; if a lesion's maps cannot be written, set its `error` and write the others."""
         for lesion in results:
             record = self.record(lesion)
             try:
@@ -87,13 +87,13 @@ class DerivativesWriter:
             record.close(lesion)
 
     def record(self, lesion: LesionData) -> LesionRecord:
-        """Find the record of a lesion, by its mask."""
+        """Return the record of a lesion."""
         if not isinstance(lesion.mask, Path):
             raise TypeError(f"{lesion.name} has no file: DerivativesWriter writes maps of masks in a BIDS dataset")
         return self._record_of[lesion.mask]
 
     def close(self, lesions: Sequence[LesionData]) -> None:
-        """Record the outcome of lesions, also of those that were not mapped, in lesions.tsv."""
+        """Record the outcomes of lesions, mapped or not, in lesions.tsv."""
         for lesion in lesions:
             self.record(lesion).close(lesion)
         try:
@@ -103,7 +103,7 @@ class DerivativesWriter:
             logger.warning("the table of outcomes could not be written: %s", error)
 
     def write_table(self) -> None:
-        """Write lesions.tsv: a row for every mask found."""
+        """Write lesions.tsv, with one row per mask found."""
         write_outcomes(self.log_dir / OUTCOMES, self.records)
 
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
@@ -122,10 +122,10 @@ class DerivativesWriter:
             )
 
     def _remove_stale(self, mask: LesionMask, sidecar: Mapping[str, Any]) -> None:
-        """Remove this lesion's maps that were made from something else, before a new one is taken for theirs."""
+        """Remove this lesion's maps of other origin, so that a new map is not taken for one of theirs."""
         for path, old in Sidecars(self.output_dir, self.provenance).of(mask).items():
             if differences := describe_differences(old, sidecar):
-                logger.info("removed: %s, made with %s", path.name, differences)
+                logger.info("removed %s, made with %s", path.name, differences)
                 path.unlink(missing_ok=True)
                 old.unlink()
 
