@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+from warm_worker import WarmWorker
+
+from bids_lacuna.connectome import workers
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,19 @@ def heed_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def warm_worker() -> Iterator[WarmWorker]:
+    """Keep one worker process for builds."""
+    worker = WarmWorker()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def builds_share_a_worker(warm_worker: WarmWorker) -> Iterator[None]:
+    """Let all builds with one process within the tests' process share their worker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "_processes", warm_worker.processes)
+        yield

@@ -15,6 +15,10 @@ from unittest.mock import patch
 
 from bids_lacuna import cli
 
+# Imported now, since a test that runs as another user may not be allowed to.
+from bids_lacuna.app import connectome as _connectome  # noqa: F401
+from bids_lacuna.app import participant as _participant  # noqa: F401
+
 RUN = Path(__file__).parents[1] / "run.py"
 
 CONNECTOME_PROGRAM = (

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import h5py
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import synthetic
 from program import PATIENCE_S, RUN, Ended, last_line, read_table, run_as_user, status_of, wait_until
@@ -693,6 +694,13 @@ def test_a_full_disk(
     assert not [path for path in out.rglob("*") if ".nii" in path.name or path.name.startswith(".s")]
 
 
+def is_mapping(pid: int, connectome: Path, out: Path) -> bool:
+    """Return whether a process has opened its output, and reads the connectome."""
+    return (out / "logs" / "CITATION.bib").exists() and any(
+        file.path == str(connectome) for file in psutil.Process(pid).open_files()
+    )
+
+
 def test_an_output_folder_that_vanishes(bids: Path, tmp_path: Path) -> None:
     """Where the output's place is taken by a file in the middle of a run, that is told; the file stays as it is."""
     series = [np.random.default_rng(4).random((5, int(BRAIN.sum())), np.float32)] * 2000
@@ -711,7 +719,7 @@ def test_an_output_folder_that_vanishes(bids: Path, tmp_path: Path) -> None:
         "1",
     ]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: list(out.glob("logs/CITATION.bib")) or process.poll() is not None)
+    wait_until(lambda: is_mapping(process.pid, connectome, out) or process.poll() is not None)
     out.rename(tmp_path / "away")
     out.write_text("in the way")
     _, printed = process.communicate(timeout=PATIENCE_S)
