@@ -13,8 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from threadpoolctl import threadpool_limits
-
+from bids_lacuna.kernels import single_threaded_blas
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping import LesionAnalysis, LocalPass, NoResults, Pass, PassStopped
 from bids_lacuna.runtime.checkpoint import Checkpoints, subdivide
@@ -308,7 +307,7 @@ def load_lesions(lesions: list[LesionData], analysis: LesionAnalysis, n_threads:
     """Load lesions, several at a time; one that cannot be loaded gets its reason."""
     with (
         # A lesion's matrices are so small that BLAS's threads would wait for each other.
-        threadpool_limits(1, user_api="blas"),
+        single_threaded_blas(),
         ThreadPoolExecutor(max(1, min(n_threads, LOADED_AT_ONCE)), thread_name_prefix="lesion") as pool,
     ):
         loads = [pool.submit(analysis.load, lesion) for lesion in lesions]

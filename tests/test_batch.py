@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from itertools import chain
 from pathlib import Path
@@ -103,6 +104,21 @@ class Collector:
     def sizes(self) -> list[int]:
         """Count the lesions of each batch."""
         return [len(batch) for batch in self.batches]
+
+
+def test_several_calls_at_once_from_threads(connectome: Path, lesions: list[LesionData]) -> None:
+    """Calls on several threads have the maps of a call on its own, and leave BLAS its threads."""
+    blas = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+    alone = maps(batch_process(lesions, FunctionalNetworkMapping(connectome), n_threads=1), "correlation_map")
+
+    def call(n_threads: int) -> Array:
+        analysis = FunctionalNetworkMapping(connectome)
+        return maps(batch_process(lesions, analysis, n_threads=n_threads), "correlation_map")
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(call, [1, 2, 3, 2, 3, 1, 2, 2], timeout=100):
+            np.testing.assert_array_equal(found, alone)
+    assert blas == [library["num_threads"] for library in threadpoolctl.threadpool_info()]
 
 
 def test_against_numpy(analysis: FunctionalNetworkMapping, lesions: list[LesionData]) -> None:

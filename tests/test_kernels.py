@@ -268,14 +268,16 @@ def test_sums_are_bit_identical() -> None:
             np.testing.assert_array_equal(ours, expected)
 
 
+def blas_threads() -> set[int]:
+    """Return the numbers of threads that BLAS libraries may use."""
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
 def test_threads_are_released() -> None:
     """The kernels use the requested number of threads, which end afterwards; BLAS has one thread meanwhile."""
 
     def fail() -> None:
         raise ZeroDivisionError
-
-    def blas_threads() -> set[int]:
-        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
     before = blas_threads()
     with kernels.threads(3):
@@ -288,3 +290,35 @@ def test_threads_are_released() -> None:
         fail()
     assert blas_threads() == before
     assert not [each for each in threading.enumerate() if "kernel" in each.name]
+
+
+def test_two_blocks_at_once_keep_their_threads() -> None:
+    """The end of another thread's block takes neither helpers nor single-threaded BLAS from ours."""
+    begun, ours_begun = threading.Event(), threading.Event()
+    results: list[list[np.ndarray]] = []
+    subjects = [SUBJECTS["many tiles"]] * 3
+    weights = np.eye(5, 777)
+
+    def other() -> None:
+        with kernels.threads(2):
+            begun.set()
+            assert ours_begun.wait(60)
+            results.append(list(add_subjects(weights, subjects, n_threads=2)))
+
+    before = blas_threads()
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(60)
+    with kernels.threads(3):
+        ours_begun.set()
+        thread.join(60)
+        assert blas_threads() == {1}
+        results.append(list(add_subjects(weights, subjects, n_threads=3)))
+        together = threading.Barrier(3)
+        kernels._distribute(lambda *_: together.wait(60), 3, 1)
+    assert blas_threads() == before
+    expected = list(add_subjects(weights, subjects, n_threads=1))
+    assert len(results) == 2
+    for found in results:
+        for ours, alone in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, alone)

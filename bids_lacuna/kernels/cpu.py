@@ -10,6 +10,7 @@ as long to compile, and their fixed partitions of the work wait for each other o
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from itertools import pairwise
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's np.dot calls this BLAS; once loaded, its threads can be limited
 from numba import njit
-from threadpoolctl import threadpool_limits
+
+from bids_lacuna.kernels.blas import single_threaded_blas
 
 Array = np.ndarray
 Arrays = tuple[np.ndarray, ...]
@@ -365,29 +367,33 @@ def fisher_z(r: np.float32) -> np.float32:
     return np.float32(min(max(z, -Z_LIMIT), Z_LIMIT))
 
 
-_pool: ThreadPoolExecutor | None = None
-"""Threads beside the calling one."""
+class _Helpers(threading.local):
+    """The threads that help the thread which has called `threads`."""
+
+    pool: ThreadPoolExecutor | None = None
+
+
+_helpers = _Helpers()
 
 
 @contextmanager
 def threads(n_threads: int) -> Iterator[None]:
-    """Run `seeds` and `add_fisher_z` on some threads, each with single-threaded BLAS."""
-    global _pool
-    before = _pool
+    """Run this thread's `seeds` and `add_fisher_z` on some threads, each with single-threaded BLAS."""
+    before = _helpers.pool
     with (
         ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="kernel") as pool,
-        threadpool_limits(1, user_api="blas"),
+        single_threaded_blas(),
     ):
-        _pool = pool if n_threads > 1 else None
+        _helpers.pool = pool if n_threads > 1 else None
         try:
             yield
         finally:
-            _pool = before
+            _helpers.pool = before
 
 
 def _distribute(work: Callable[[int, int], None], n: int, pieces_per_thread: int) -> None:
     """Distribute the work on `range(n)` over the threads; `work` gets the start and end of each piece."""
-    pool = _pool
+    pool = _helpers.pool
     n_helpers = pool._max_workers if pool else 0
     n_pieces = max(1, min(n, pieces_per_thread * (n_helpers + 1)))
     ends = [n * piece // n_pieces for piece in range(n_pieces + 1)]
