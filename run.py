@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The BIDS App's entrypoint."""
+"""Entry point of the BIDS App."""
 
 import sys
 

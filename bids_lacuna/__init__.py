@@ -1,4 +1,4 @@
-"""Lesion network mapping: many lesions, one pass over a normative connectome, constant memory."""
+"""Lesion network mapping of many lesions in one pass over a normative connectome, with constant memory."""
 
 import os
 from importlib import import_module
@@ -24,7 +24,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # `--help` and `--version` answer in a tenth of the time when numba and scipy wait until they are needed.
+    # `--help` and `--version` take a tenth of the time if numba and scipy are imported only when needed.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -34,10 +34,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# After each kernel, waiting threads would otherwise keep the processor that the reading thread needs: on a machine of
-# two processors a small kernel took 16 ms so, and 0.02 ms with this.
+# Without this, threads that wait after a kernel occupy the processor that the reading thread needs: on a machine of
+# two processors, a small kernel took 16 ms instead of 0.02 ms.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# numba reads it once, when it is imported, and refuses to import cached kernels where it finds no place for them.
+# numba reads it once, at import, and raises at the import of cached kernels if it finds no writable folder.
 if "NUMBA_CACHE_DIR" not in os.environ:
     keep_in(choose_folder())

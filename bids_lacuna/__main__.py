@@ -1,4 +1,4 @@
-"""`python -m bids_lacuna`: the same program as `bids-lacuna`."""
+"""Entry point of `python -m bids_lacuna`, the same program as `bids-lacuna`."""
 
 import sys
 

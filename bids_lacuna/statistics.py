@@ -12,14 +12,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class LesionStatistics:
-    """One lesion's voxel vectors; NaN where undefined."""
+    """Statistics of one lesion at each voxel; NaN where undefined."""
 
     z: Array
     """Shape (n_voxels,), float32: mean Fisher z over connectome subjects."""
     t: Array
     """Shape (n_voxels,), float32: one-sample t of z over connectome subjects."""
     n: Array
-    """Shape (n_voxels,), int32: connectome subjects with a defined correlation there."""
+    """Shape (n_voxels,), int32: connectome subjects with a defined correlation."""
 
     @property
     def r(self) -> Array:
@@ -28,15 +28,15 @@ class LesionStatistics:
 
     @property
     def n_subjects(self) -> int:
-        """Connectome subjects that any voxel has: the n of the degrees of freedom."""
+        """Largest n of all voxels, from which the degrees of freedom follow."""
         return int(self.n.max(initial=0))
 
 
 def of_sums(total: Array, total_of_squares: Array, n: Array) -> LesionStatistics:
-    """Turn one lesion's sums over connectome subjects into its statistics.
+    """Compute one lesion's statistics from its sums over connectome subjects.
 
-    t is NaN where n < 2 or where z is the same in all subjects: where its spread is below the rounding error of
-    the sums, n subjects times float64's epsilon (at n = 1000, an sd of half a millionth of the mean).
+    t is NaN where n < 2, or where z is constant over subjects: where its spread is below the rounding error of the
+    sums, n times the epsilon of float64 (for n = 1000, a standard deviation of half a millionth of the mean).
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def of_sums(total: Array, total_of_squares: Array, n: Array) -> LesionStatistics
 
 
 def minus_log10_p(t: Array, n: Array) -> Array:
-    """Two-sided p of a one-sample t with n - 1 degrees of freedom, as -log10 p, which does not underflow.
+    """Compute the two-sided p of a one-sample t with n - 1 degrees of freedom, as -log10 p, without underflow.
 
     Parameters
     ----------
@@ -63,15 +63,15 @@ def minus_log10_p(t: Array, n: Array) -> Array:
     Returns
     -------
     shape (n_voxels,), float32
-        NaN where t is.
+        NaN where t is NaN.
     """
     log_p = np.full(t.shape, np.nan)
     defined = np.isfinite(t)
     size, df = np.abs(t[defined]).astype(float), n[defined] - 1.0
-    # Not scipy.stats, whose import would take a fifth of each start.
+    # Not scipy.stats: its import would take a fifth of the program's start.
     with np.errstate(divide="ignore"):
         tail = np.log(special.stdtr(df, -size))
-    # Where the tail is below the smallest float, this is the logarithm of 0.
+    # The logarithm is -inf where the tail is below the smallest float.
     lost = np.isinf(tail)
     tail[lost] = _log_tail_of_t(size[lost], df[lost])
     log_p[defined] = tail + np.log(2)
@@ -80,7 +80,7 @@ def minus_log10_p(t: Array, n: Array) -> Array:
 
 
 def _log_tail_of_t(t: Array, df: Array) -> Array:
-    """Compute log P(T > t) for large t: half the incomplete beta function, as its series (DLMF 8.17.8)."""
+    """Compute log P(T > t) for large t: half the incomplete beta function, by its series (DLMF 8.17.8)."""
     x = df / (df + t**2)
     series = special.hyp2f1(df / 2 + 0.5, 1, df / 2 + 1, x)
     log_beta = np.log(df / 2) + special.betaln(df / 2, 0.5)
@@ -88,12 +88,14 @@ def _log_tail_of_t(t: Array, df: Array) -> Array:
 
 
 def fdr_threshold(t: Array, n: Array, q: float = 0.05) -> float:
-    """Find the smallest |t| that Benjamini and Hochberg's procedure (1995) keeps at rate q over the defined voxels.
+    """Return the smallest |t| that is significant at false discovery rate q over the defined voxels.
+
+    The procedure is that of Benjamini and Hochberg (1995).
 
     Returns
     -------
     float
-        NaN where no voxel is kept.
+        NaN if no voxel is significant.
     """
     defined = np.isfinite(t)
     if not defined.any():

@@ -393,7 +393,7 @@ def test_a_run_can_be_repeated_and_a_dry_run_tells_its_size(
     written = sum(path.stat().st_size for path in out.glob("sub-*/**/*_desc-*") if path.is_file())
     assert float(size) * {"KiB": 2**10, "MiB": 2**20}[unit] == pytest.approx(written, rel=0.3)
     assert re.search(
-        r"^time +about 1 s, after the start \(\d+ ms a connectome subject, timed on 5 of 5\)$",
+        r"^time +about 1 s, after the start \(\d+ ms per connectome subject, timed on 5 of 5\)$",
         anew.stdout,
         re.MULTILINE,
     )

@@ -532,7 +532,7 @@ def test_one_subject_has_no_t(bids: Path, tmp_path: Path, capsys: pytest.Capture
     """A connectome of one subject is mapped, with a warning that there is no t."""
     connectome = synthetic.write_connectome(tmp_path / "one.h5", EQUAL[:1], BRAIN)
     assert map_here(bids, tmp_path / "out", connectome) == 0
-    assert "has one subject: without a second one" in capsys.readouterr().err
+    assert "has one subject, but t needs at least two" in capsys.readouterr().err
     (r_map,), (t_map,) = ((tmp_path / "out").rglob(f"*stat-{stat}*.nii.gz") for stat in "rt")
     assert np.isfinite(nib.load(r_map).get_fdata()[BRAIN]).all()
     assert np.isnan(nib.load(t_map).get_fdata()).all()

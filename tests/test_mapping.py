@@ -337,7 +337,7 @@ def test_which_maps_there_are(
     expected |= {"binary_map", "binary_maps"} if t_threshold else set()
     assert set(maps) == expected
     assert len(maps) == len(expected)
-    with pytest.raises(KeyError, match=r"no 'rmap' here: there are correlation_map, z_map"):
+    with pytest.raises(KeyError, match=r"there is no 'rmap': choose from correlation_map, z_map"):
         maps["rmap"]
 
 

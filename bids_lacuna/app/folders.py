@@ -1,4 +1,4 @@
-"""The folders that a command line names: which are read, which are written, and that the two do not mix."""
+"""Input and output folders of a command line, which must not overlap."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ logger = logging.getLogger(__name__)
 
 
 def name_all_datasets(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Name the datasets that are searched for masks, `source` first; refuse folders that mix input and output."""
+    """Return the datasets to search for masks by name, `source` first; stop if input and output would mix."""
     datasets = {"source": arguments.bids_dir, **name_datasets(arguments.derivatives)}
     check_folders(arguments, datasets)
     return datasets
 
 
 def check_folders(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> None:
-    """Refuse folders that would mix input and output."""
+    """Stop the program if a dataset is missing, or if an output folder lies inside an input."""
     for path in datasets.values():
         if not path.is_dir():
-            raise Stop(Exit.NO_INPUT, f"there is no folder {path}: a dataset with lesion masks is needed there")
+            raise Stop(Exit.NO_INPUT, f"there is no folder {path}: name the folder of a dataset with lesion masks")
     written = {
         "output": arguments.output_dir,
         "work": arguments.work_dir,
@@ -35,22 +35,22 @@ def check_folders(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -
             if folder and lies_in(folder.resolve(), source.resolve()):
                 raise Stop(
                     Exit.USAGE,
-                    f"the {kind} folder {folder} lies inside the input {source}, which stays as it is: use "
-                    f"{arguments.bids_dir / 'derivatives' / 'bids-lacuna'}, or a folder elsewhere",
+                    f"the {kind} folder {folder} lies inside the input {source}, which must not be changed: use "
+                    f"{arguments.bids_dir / 'derivatives' / 'bids-lacuna'} or a folder elsewhere",
                 )
     output = arguments.output_dir.resolve()
     if output.parent.name == "derivatives" and "bids-lacuna" not in output.name:
-        logger.warning("in a folder called derivatives, BIDS wants the name bids-lacuna in %s", output.name)
+        logger.warning("BIDS requires bids-lacuna in the name of %s, a folder in derivatives: rename it", output.name)
 
 
 def lies_in(folder: Path, source: Path) -> bool:
-    """Tell whether a folder is, or is below, an input; a folder of its own in `derivatives` is not."""
+    """Return whether a folder is an input or lies inside one; its subfolders of `derivatives` do not count."""
     derivatives = source / "derivatives"
     return folder.is_relative_to(source) and not (folder.is_relative_to(derivatives) and folder != derivatives)
 
 
 def name_datasets(arguments: Sequence[str]) -> dict[str, Path]:
-    """Read PATH or NAME=PATH of each further dataset; a path without a name is called after its folder."""
+    """Parse PATH or NAME=PATH of each additional dataset; without a name, the folder's name is used."""
     datasets: dict[str, Path] = {}
     for argument in arguments:
         named = re.match(r"([A-Za-z0-9]+)=", argument)
@@ -59,7 +59,7 @@ def name_datasets(arguments: Sequence[str]) -> dict[str, Path]:
         if not name or name in {"source", *datasets}:
             raise Stop(
                 Exit.USAGE,
-                f"-d {argument}: the name {name!r} is taken or empty: give each dataset a name of its own, as in "
+                f"-d {argument}: the name {name!r} is empty or already used: give each dataset a unique name with "
                 "-d NAME=PATH",
             )
         datasets[name] = Path(path)

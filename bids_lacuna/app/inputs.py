@@ -1,4 +1,4 @@
-"""The inputs that the levels share: lesion masks and the connectome."""
+"""Inputs of both levels: lesion masks and the connectome."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from bids_lacuna.connectome import Connectome, is_store
 logger = logging.getLogger(__name__)
 
 STORE_SPEEDUP = 30
-"""Time of a pass over gzipped HDF5 divided by that over a store, by `make bench`."""
+"""Time to read gzipped HDF5 divided by the time to read a store, measured by `make bench`."""
 
 
 def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
-    """Find the masks that the arguments choose."""
+    """Find the masks selected by the arguments."""
     with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
         filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else {}
     database_dir = None if arguments.dry_run else arguments.bids_database_dir
@@ -50,14 +50,14 @@ def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> l
 
 
 def open_connectome(arguments: argparse.Namespace) -> Connectome:
-    """Open the connectome that the arguments name."""
+    """Open the connectome given by the arguments."""
     with ending(Exit.NO_INPUT, FileNotFoundError, PermissionError), ending(Exit.BAD_DATA, ValueError):
         connectome = Connectome.open(
             arguments.connectome, name=arguments.connectome_name, space=arguments.connectome_space
         )
     if not is_store(arguments.connectome):
         logger.warning(
-            "each pass over %s takes about %d times as long to read as one over a store of it: make one, once, with "
+            "reading %s takes about %d times as long as reading a store: build one, once, with "
             "`bids-lacuna-connectome build %s STORE --space %s --name %s`",
             arguments.connectome,
             STORE_SPEEDUP,
@@ -68,8 +68,7 @@ def open_connectome(arguments: argparse.Namespace) -> Connectome:
     warn_of_space(connectome.space)
     if connectome.n_subjects < 2:
         logger.warning(
-            "the connectome %s has one subject: without a second one there is no spread to divide by, and t is NaN "
-            "everywhere",
+            "the connectome %s has one subject, but t needs at least two: t is NaN everywhere",
             connectome.path,
         )
     logger.info(

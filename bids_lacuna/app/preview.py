@@ -1,4 +1,4 @@
-"""What a dry run finds out and prints: the lesions and what becomes of each, the plan, and what it would take."""
+"""Dry run: prints the lesions with their expected outcomes, the plan, and estimates of disk and time."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
     from bids_lacuna.app.participant import Job
 
 SAMPLED_SUBJECTS = 3 * kernels.GROUP
-"""Of the connectome: the first group of them also touches the memory of the moments, the others are timed."""
+"""Connectome subjects of the sample; the first group also allocates the moments, the others are timed."""
 
 ACTIONS = {"pending": "map", "skipped": "skip", "failed": "fail"}
-"""What a run would do with a lesion of each status."""
+"""Action of a run on a lesion, by the lesion's status."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a pass over a few connectome subjects took, and one lesion's maps."""
+    """Measurements of a pass over a few connectome subjects, and of one lesion's maps."""
 
     n_subjects: int
     n_together: int
-    """Connectome subjects of a group: they are mapped together."""
+    """Connectome subjects per group, which are mapped together."""
     seconds_begin: float
-    """Until the first group of connectome subjects was mapped."""
+    """Time until the first group of connectome subjects was mapped."""
     seconds_per_subject: float
-    """Of those after the first group."""
+    """Time per connectome subject after the first group."""
     seconds_per_lesion: float
-    """To write its maps."""
+    """Time to write a lesion's maps."""
     bytes_per_lesion: int
-    """Of its maps on disk."""
+    """Size of a lesion's maps on disk."""
 
     def seconds(self, plan: BatchPlan, n_connectome_subjects: int) -> float:
-        """Estimate what a run takes, from its first pass on."""
+        """Estimate the duration of a run from its first pass on."""
         n_after = max(0, n_connectome_subjects - self.n_together)
         a_pass = self.seconds_begin + n_after * self.seconds_per_subject
         return plan.n_batches * a_pass + plan.n_rows * self.seconds_per_lesion
 
 
 def preview(job: Job, plan: BatchPlan) -> Exit:
-    """Print the lesions and what becomes of each, the plan, and what the run would take."""
+    """Print the lesions with their expected outcomes, the plan, and estimates of disk and time."""
     n_subjects, quiet = job.analysis.n_subjects, job.arguments.quiet
     with above_the_bar():
         lesions = load_records(job.pending, job.analysis, plan.batch_size, job.resources.n_threads, not quiet)
@@ -80,12 +80,12 @@ def load_records(
     n_threads: int,
     show_progress: bool,
 ) -> list[LesionData]:
-    """Read the masks that would be mapped, and record what comes of it.
+    """Read the masks of pending lesions and record volume, coverage and errors.
 
     Parameters
     ----------
     n_kept
-        How many loaded lesions are returned, as a sample; the others leave the memory.
+        Number of loaded lesions to return as a sample; the others are released.
     """
     kept: list[LesionData] = []
     with Progress(len(pending), "reading masks", "mask", shown=show_progress) as progress:
@@ -103,12 +103,12 @@ def load_records(
 
 
 def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sample:
-    """Map lesions in a few connectome subjects, and write one lesion's maps into a folder that is removed again.
+    """Measure the mapping of lesions in a few connectome subjects, and the writing of one lesion's maps.
 
     Raises
     ------
     OSError, MemoryError
-        The connectome cannot be read, there is no room, or the memory ran out.
+        The connectome cannot be read, or there is not enough disk space or memory.
     """
     analysis = job.analysis
     few = FunctionalNetworkMapping.of(analysis.connectome.first(SAMPLED_SUBJECTS), analysis.options)
@@ -140,14 +140,14 @@ def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sam
 
 
 def describe_lesions(records: Sequence[LesionRecord]) -> str:
-    """Lay the masks out as a table, with what becomes of each."""
+    """Return a table of the masks with their expected outcomes."""
     rows = [("lesion", "volume", "coverage", "")]
     for record in records:
         action = ACTIONS[record.status]
         if record.reason:
             action += f": {record.reason}"
         elif record.coverage is not None and record.coverage < LOW_COVERAGE:
-            action += ", the part of it that the connectome covers"
+            action += ", only the part inside the connectome's mask"
         volume = "-" if record.volume_mm3 is None else f"{record.volume_mm3 / 1000:.2f} mL"
         coverage = "-" if record.coverage is None else f"{100 * record.coverage:.0f} %"
         rows.append((record.mask.name, volume, coverage, action))
@@ -159,7 +159,7 @@ def describe_lesions(records: Sequence[LesionRecord]) -> str:
 
 
 def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str:
-    """Lay out the batches and the memory."""
+    """Return a summary of batches and memory."""
     reserved = format_bytes(resources.reserved_bytes)
     return _layout(
         {
@@ -177,19 +177,19 @@ def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str
 def describe_cost(
     sample: Sample, plan: BatchPlan, n_connectome_subjects: int, output_dir: Path, n_report_workers: int
 ) -> str:
-    """Estimate the disk that the maps and pages need, and the time that they take."""
+    """Return estimates of the disk space and time for maps and reports."""
     n_bytes = plan.n_rows * (sample.bytes_per_lesion + (PAGE_BYTES if n_report_workers else 0))
     there = next(path for path in (output_dir, *output_dir.absolute().parents) if path.is_dir())
     free_bytes = shutil.disk_usage(there).free
     seconds = sample.seconds(plan, n_connectome_subjects)
     what = (
-        f"{1000 * sample.seconds_per_subject:.0f} ms a connectome subject, timed on {sample.n_subjects} of "
+        f"{1000 * sample.seconds_per_subject:.0f} ms per connectome subject, timed on {sample.n_subjects} of "
         f"{n_connectome_subjects}"
     )
     if n_report_workers:
         seconds_of_pages = plan.n_rows * PAGE_SECONDS / n_report_workers
         if seconds_of_pages > seconds:
-            seconds, what = seconds_of_pages, f"{PAGE_SECONDS:g} s for each lesion's reports, in {n_report_workers}"
+            seconds, what = seconds_of_pages, f"{PAGE_SECONDS:g} s per lesion for reports, in {n_report_workers}"
             what += " processes" if n_report_workers > 1 else " process"
     return _layout(
         {
@@ -200,7 +200,7 @@ def describe_cost(
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a time for people: 40 s, 12 min, 3.5 h."""
+    """Format a duration for people: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     minutes = seconds / 60

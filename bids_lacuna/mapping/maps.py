@@ -1,4 +1,4 @@
-"""The maps of one lesion, each made when it is asked for."""
+"""Maps of a lesion, each computed on access."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Array = np.ndarray
 
 
 class NetworkMaps(Mapping[str, Any]):
-    """The maps of one lesion, each made when it is asked for.
+    """Maps of one lesion, each computed on access.
 
-    Keys: `correlation_map` (tanh of the mean Fisher z), `z_map` (mean Fisher z), `t_map` where asked for,
-    `binary_map` (|t| above the first threshold; 0 where t is undefined) and `binary_maps` (one for each
-    threshold) where a threshold was given, `n_map` (connectome subjects at each voxel) where n varies,
-    `minus_log10_p_map` (two-sided, of t; 0 outside the connectome's mask), and `summary_statistics`, a plain dict.
-    Maps are `nibabel.Nifti1Image` on the connectome's grid; an undefined value is NaN.
+    Keys: `correlation_map` (tanh of the mean Fisher z), `z_map` (mean Fisher z), `t_map` if requested, `binary_map`
+    (|t| above the first threshold; 0 where t is undefined) and `binary_maps` (one per threshold) if thresholds were
+    given, `n_map` (number of connectome subjects at each voxel) if n varies, `minus_log10_p_map` (two-sided p of t; 0
+    outside the connectome's mask), and `summary_statistics`, a dictionary. Maps are `nibabel.Nifti1Image` on the
+    connectome's grid; undefined values are NaN.
     """
 
     def __init__(
@@ -34,16 +34,16 @@ class NetworkMaps(Mapping[str, Any]):
         options: MappingOptions,
         n_varies: bool,
     ) -> None:
-        """Make the maps of one lesion.
+        """Prepare the maps of one lesion.
 
         Parameters
         ----------
         read_statistics
-            Gives the lesion's voxel vectors, anew at each call, until `keep` or `release`.
+            Returns the lesion's voxel vectors, computed at each call; used until `keep` or `release`.
         grid, space
-            The connectome's.
+            Grid and template space of the connectome.
         options
-            Decide which maps there are.
+            Options that decide which maps exist.
         n_varies
             Whether there is an n-map.
         """
@@ -63,17 +63,17 @@ class NetworkMaps(Mapping[str, Any]):
         )
 
     def __getitem__(self, key: str) -> Any:
-        """Make one map.
+        """Compute one map.
 
         Raises
         ------
         KeyError
-            There is no such map; the message lists those there are.
+            There is no such map; the message lists the available keys.
         RuntimeError
-            The batch's callback has returned, and the maps are gone.
+            The maps were released when the batch's callback returned.
         """
         if key not in self._keys:
-            raise KeyError(f"no {key!r} here: there are {', '.join(self._keys)}")
+            raise KeyError(f"there is no {key!r}: choose from {', '.join(self._keys)}")
         statistics = self.statistics
         match key:
             case "correlation_map":
@@ -93,20 +93,20 @@ class NetworkMaps(Mapping[str, Any]):
         return self._summarize(statistics)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether there is a map, without making it."""
+        """Return whether there is such a map, without computing it."""
         return key in self._keys
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of the maps."""
+        """Iterate over the keys."""
         return iter(self._keys)
 
     def __len__(self) -> int:
-        """Count the maps."""
+        """Return the number of keys."""
         return len(self._keys)
 
     @property
     def statistics(self) -> LesionStatistics:
-        """The voxel vectors that the maps are made from."""
+        """Voxel vectors from which the maps are made."""
         if self._kept is not None:
             return self._kept
         if self._read_statistics is None:
@@ -117,12 +117,12 @@ class NetworkMaps(Mapping[str, Any]):
         return self._read_statistics()
 
     def keep(self) -> None:
-        """Hold the lesion's own voxel vectors from now on, not the batch's moments."""
+        """Keep a copy of the lesion's voxel vectors instead of a reference to the batch's moments."""
         self._kept = self.statistics
         self._read_statistics = None
 
     def release(self) -> None:
-        """Let go of all numbers; no map can be made any more."""
+        """Release all data; no map can be computed afterwards."""
         self._kept = self._read_statistics = None
 
     def _binary(self, statistics: LesionStatistics, threshold: float) -> nib.Nifti1Image:

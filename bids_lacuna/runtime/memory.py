@@ -1,4 +1,4 @@
-"""How much memory and how many processors this process may use."""
+"""Memory and processors available to this process."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from bids_lacuna.text import format_bytes, parse_bytes
 
 logger = logging.getLogger(__name__)
 
-SPARED_SHARE = Fraction(1, 10)
-"""Of measured free memory, left to other processes, the page cache and the user's callback."""
+SPARED_FRACTION = Fraction(1, 10)
+"""Fraction of free memory left to other processes, the page cache and the user's callback."""
 
 IN_MEMORY = ("tmpfs", "ramfs")
-"""File systems whose files take memory."""
+"""Types of file systems that keep files in memory."""
 
 ADDRESS_SPACE = "RLIMIT_AS (ulimit -v)"
-"""The limit on what a process reserves, of which it may occupy little."""
+"""Name of the limit on address space, of which a process may occupy little."""
 
 M_MMAP_THRESHOLD = -3
-"""glibc's number of the size from which memory is taken from the system, and given back to it."""
+"""glibc's number for the size above which arrays are returned to the system when they are freed."""
 
 CGROUP = re.compile(r"^\d+:([^:\n]*):(/.*)$", re.MULTILINE)
 """Controllers and path in a line of /proc/self/cgroup; version 2 names no controllers."""
@@ -43,19 +43,19 @@ MOUNT = re.compile(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S* (\S+)$", re.MU
 
 
 def available_cpus() -> int:
-    """Count the processors that this process may use, by its affinity and its cgroup's quota."""
+    """Return the number of processors that this process may use, by its affinity and its cgroup's quota."""
     return int(joblib.cpu_count())
 
 
 def resident_bytes() -> int:
-    """Measure the memory that this process occupies now."""
+    """Return the bytes of memory that this process occupies now."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_resident_bytes() -> int:
-    """Measure the most memory that this process has occupied so far."""
+    """Return the most bytes of memory that this process has occupied so far."""
     with suppress(OSError, AttributeError):
-        # Linux starts ru_maxrss at the peak of the process that started this one, VmHWM at nothing.
+        # Not ru_maxrss: Linux starts it at the parent's peak, and VmHWM at 0.
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])  # type: ignore[index]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -63,9 +63,9 @@ def peak_resident_bytes() -> int:
 
 
 def give_back_freed_memory() -> None:
-    """Have the C library return each large array to the system when it is freed, where it is glibc.
+    """Make glibc return large arrays to the system when they are freed; does nothing with other C libraries.
 
-    By itself glibc keeps freed arrays of up to 32 MiB for later: 18 to 54 MiB in runs of all kinds.
+    By default, glibc keeps freed arrays of up to 32 MiB for later use: 18 to 54 MiB in all kinds of runs.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -73,12 +73,12 @@ def give_back_freed_memory() -> None:
 
 
 def room_for_files(folder: Path, spare_bytes: int) -> int:
-    """Measure how much may be written to a folder: what its disk has free.
+    """Return the bytes that may be written to a folder: the free space of its disk.
 
     Parameters
     ----------
     spare_bytes
-        Memory that the run leaves: of a folder that lies in memory, as /tmp may, half of it at most.
+        Memory that the run leaves free. If the folder lies in memory, as /tmp may, files may take half of it.
     """
     free_bytes = shutil.disk_usage(folder).free
     kinds = {disk.mountpoint: disk.fstype for disk in psutil.disk_partitions(all=True)}
@@ -89,42 +89,42 @@ def room_for_files(folder: Path, spare_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """One bound on the memory of this process."""
+    """A limit on the memory of this process."""
 
     source: str
-    """Where the bound comes from, for people: "cgroup memory.max of /sys/fs/cgroup/job_1"."""
+    """Source of the limit in words: "cgroup memory.max of /sys/fs/cgroup/job_1"."""
     available_bytes: int
-    """What this process may occupy in all, including what it occupies already."""
+    """Memory that this process may occupy in total, including what it occupies now."""
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What this process may occupy: the smallest of the limits."""
+    """Memory that this process may occupy: the smallest of the limits."""
 
     available_bytes: int
-    """Including what the process occupies already."""
+    """Memory in total, including what the process occupies now."""
     source: str
-    """Of the smallest limit."""
+    """Source of the smallest limit."""
     limits: tuple[MemoryLimit, ...]
-    """All that were found."""
+    """All limits found."""
 
 
 def memory_budget(
     mem_bytes: int | None = None, root: Path = Path("/"), environ: Mapping[str, str] = os.environ
 ) -> MemoryBudget:
-    """Find the smallest limit on the memory of this process.
+    """Return the smallest limit on the memory of this process.
 
-    Limits are what psutil finds available, the cgroups, SLURM, RLIMIT_AS and the user's own. Of what is measured
-    to be free, a tenth is left alone; limits that the user or the scheduler gives are taken as they are.
+    Limits are the available memory by psutil, cgroups, SLURM, RLIMIT_AS and the user's own. A tenth of measured free
+    memory is left unused; limits set by the user or the scheduler are used in full.
 
     Parameters
     ----------
     mem_bytes
         The user's limit, if any.
     root
-        Folder that holds `proc` and the cgroup mounts. A file that is absent or unreadable sets no limit.
+        Folder of `proc` and the cgroup mounts. A missing or unreadable file sets no limit.
     environ
-        Environment variables, for SLURM's.
+        Environment variables, including SLURM's.
     """
     limits = memory_limits(mem_bytes, root, environ)
     for limit in limits:
@@ -135,12 +135,12 @@ def memory_budget(
 
 
 def find_resources(mem_bytes: int | None = None, n_threads: int | None = None) -> Resources:
-    """Find the memory and the processors that a run may use.
+    """Return the memory and processors that a run may use.
 
     Parameters
     ----------
     mem_bytes, n_threads
-        The user's limits, if any; no more threads are used than there are processors.
+        The user's limits, if any; there are at most as many threads as processors.
     """
     budget = memory_budget(mem_bytes)
     n_cpus = available_cpus()
@@ -150,7 +150,7 @@ def find_resources(mem_bytes: int | None = None, n_threads: int | None = None) -
 def memory_limits(
     mem_bytes: int | None = None, root: Path = Path("/"), environ: Mapping[str, str] = os.environ
 ) -> tuple[MemoryLimit, ...]:
-    """Measure all limits on the memory of this process, as `memory_budget` does before it chooses the smallest."""
+    """Return all limits on the memory of this process, from which `memory_budget` chooses the smallest."""
     occupied = resident_bytes()
     return (
         MemoryLimit("the memory free on this machine", occupied + _usable(psutil.virtual_memory().available)),
@@ -162,28 +162,28 @@ def memory_limits(
 
 
 def _usable(free_bytes: int) -> int:
-    return max(0, int(free_bytes * (1 - SPARED_SHARE)))
+    return max(0, int(free_bytes * (1 - SPARED_FRACTION)))
 
 
 def _cgroup_limits(root: Path, occupied: int) -> Iterator[MemoryLimit]:
-    """Read the limits of either version of cgroups; each version has its own file names."""
+    """Read the limits of both versions of cgroups, which have different file names."""
     installed = psutil.virtual_memory().total
     for folder in _cgroup_folders(root):
         current, in_bytes = (_number(root, folder / f"memory.{name}") for name in ("current", "usage_in_bytes"))
-        # Page cache that the kernel gives up before it refuses memory. Version 1 counts it without (inactive_file)
-        # and with (total_inactive_file) the cgroups inside this one, version 2 only with (inactive_file).
+        # The kernel frees this page cache before it refuses memory. Version 1 counts it without (inactive_file) and
+        # with (total_inactive_file) the cgroups inside this one, version 2 only with them (inactive_file).
         inactive = re.findall(r"^(?:total_)?inactive_file (\d+)$", _read(root, folder / "memory.stat"), re.MULTILINE)
-        # A cgroup that hides its usage holds at least this process.
+        # A cgroup without a readable usage contains at least this process.
         used = max(0, (current or in_bytes or occupied) - max(map(int, inactive), default=0))
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
             limit = _number(root, folder / name)
-            # Version 1 writes "no limit" as a number beyond any machine.
+            # Version 1 writes "no limit" as a number above the memory of any machine.
             if limit is not None and limit < installed:
                 yield MemoryLimit(f"cgroup {name} of {folder}", occupied + _usable(limit - used))
 
 
 def _cgroup_folders(root: Path) -> Iterator[PurePosixPath]:
-    """Find the folders of the process's cgroups and of all that contain them, up to where they are mounted."""
+    """Yield the folders of the process's cgroups and of their parents, up to the mount points."""
     mountinfo = MOUNT.findall(_read(root, PurePosixPath("/proc/self/mountinfo")))
     for controllers, cgroup in CGROUP.findall(_read(root, PurePosixPath("/proc/self/cgroup"))):
         if controllers and "memory" not in controllers.split(","):
@@ -194,7 +194,7 @@ def _cgroup_folders(root: Path) -> Iterator[PurePosixPath]:
             for mount_root, mount_point, filesystem, options in mountinfo
             if (filesystem == "cgroup" and "memory" in options.split(",") if controllers else filesystem == "cgroup2")
         ]
-        # A container may see only a part of the tree (the mount's root), and its own path as from outside. The
+        # A container may see only part of the tree (the mount's root), and its own path as seen from outside. The
         # kernel writes the path of a cgroup outside our namespace as /../..
         ours = [] if ".." in path.parts else [mount for mount in mounts if path.is_relative_to(mount[0])]
         for mount_root, mount_point in ours:
@@ -222,7 +222,7 @@ def _number(root: Path, path: PurePosixPath) -> int | None:
 
 
 def _slurm_limits(environ: Mapping[str, str]) -> list[MemoryLimit]:
-    """Read what SLURM gives the job on this node; its 0 means no limit."""
+    """Read the memory that SLURM assigns to the job on this node; 0 means no limit."""
     with suppress(ValueError):
         return [MemoryLimit("SLURM_MEM_PER_NODE", parse_bytes(environ.get("SLURM_MEM_PER_NODE", "")))]
     with suppress(ValueError):
@@ -236,6 +236,6 @@ def _address_space_limits(occupied: int) -> list[MemoryLimit]:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return []
-    # Address space counts libraries that are mapped and never read, which occupy nothing.
+    # Address space includes libraries that are mapped but never read, and so occupy no memory.
     free = limit - int(psutil.Process().memory_info().vms)
     return [MemoryLimit(ADDRESS_SPACE, occupied + max(0, free))]
