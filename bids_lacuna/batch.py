@@ -21,6 +21,7 @@ from bids_lacuna.runtime.logs import log_failure
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.plan import BatchPlan, BatchSize
 from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.text import percent
 from bids_lacuna.weights import Rows
 
 logger = logging.getLogger(__name__)
@@ -361,7 +362,7 @@ def _warn_of_low_coverage(lesions: Sequence[LesionData]) -> None:
     for lesion in lesions:
         if lesion.coverage is not None and lesion.coverage < LOW_COVERAGE:
             logger.warning(
-                "%s: only %.0f %% of the lesion lies inside the connectome's mask; its map describes that part",
+                "%s: only %s of the lesion lies inside the connectome's mask; its map describes that part",
                 lesion.name,
-                100 * lesion.coverage,
+                percent(lesion.coverage),
             )

@@ -18,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_slabs
 from bids_lacuna.spaces import describe_mismatch
+from bids_lacuna.text import percent
 from bids_lacuna.weights import LesionWeights, Weighting, bounds, weigh
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ def load_lesion(
     space: str | None = None,
     weighting: Weighting = "volume",
     threshold: float | None = None,
+    brain: Array | None = None,
 ) -> LesionData:
     """Read a lesion's mask and compute its weights on the connectome's grid.
 
@@ -130,6 +132,9 @@ def load_lesion(
     threshold
         With None, the mask must be binary. With a number, it may be a probability map: voxels of at least this
         value are weighted by their probability, so that 0.6 counts three fifths of a voxel that is surely lesioned.
+    brain : shape (x, y, z), boolean
+        Voxels of the brain if the grid has all voxels of a volume; by default, the grid's voxels are those of the
+        brain.
 
     Returns
     -------
@@ -161,12 +166,14 @@ def load_lesion(
     indices = grid.voxel_indices[_region(first, weights.shape)]
     covered = (weights > 0) & (indices >= 0)
     voxels, weights = indices[covered], weights[covered]
-    if len(voxels) > LARGE_LESION * grid.n_voxels:
+    n_covered, n_brain = (
+        (len(voxels), grid.n_voxels) if brain is None else (int(brain.reshape(-1)[voxels].sum()), int(brain.sum()))
+    )
+    if n_covered > LARGE_LESION * n_brain:
         logger.warning(
-            "%s: the lesion covers %.0f %% of the connectome's brain mask: check that it is not a brain mask or "
-            "inverted",
+            "%s: the lesion covers %s of the connectome's brain mask: check that it is not a brain mask or inverted",
             lesion.name,
-            100 * len(voxels) / grid.n_voxels,
+            percent(n_covered / n_brain),
         )
     coverage = float(weights.sum() * grid.voxel_volume_mm3 / volume_mm3)
     if weighting == "binary":

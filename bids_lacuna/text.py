@@ -1,9 +1,10 @@
-"""Text for people: names that are safe to show, suggestions for typing errors, and amounts of bytes."""
+"""Text for people: names that are safe to show, suggestions for typing errors, percentages, and amounts of bytes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Decimal
 from difflib import get_close_matches
 from fractions import Fraction
 
@@ -30,6 +31,22 @@ def format_bytes(n: int) -> str:
             break
         size /= 1024
     return f"{size:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def percent(fraction: float, digits: int = 3) -> str:
+    """Format a fraction as a percentage for people, as in 12.5 %.
+
+    It is rounded half up to `digits` significant digits; only a fraction of 0 is 0 %, and one below 1 is not 100 %.
+    """
+    if fraction != fraction:
+        return "\N{EN DASH} %"
+    # Seven digits hide the rounding errors of sums of float32.
+    exact = Decimal(f"{100 * fraction:.7g}")
+    last_digit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    rounded = exact.quantize(last_digit, ROUND_HALF_UP)
+    if exact < 100 <= rounded:
+        rounded -= last_digit
+    return f"{rounded.normalize():f} %"
 
 
 def parse_bytes(text: str) -> int:

@@ -569,7 +569,7 @@ def test_low_coverage(analysis: FunctionalNetworkMapping, caplog: pytest.LogCapt
     assert [result.error for result in results] == [None, None]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert "sub-0: only 33 % of the lesion" in warnings[0]
+    assert "sub-0: only 33.3 % of the lesion" in warnings[0]
 
 
 MAP_FILES = """

@@ -185,7 +185,9 @@ def test_an_overlap_is_coloured_above_0(tmp_path: Path) -> None:
     values[blob((40, -18, 12), 12)] = 1
     values[blob((-40, -18, 12), 12)] = 0.05
     path = tmp_path / "overlap.png"
-    figures.draw_overlap(path, figures.Volume(values, TWO_MM), 1, "fraction", str, ("a title", "a sentence"))
+    figures.draw_overlap(
+        path, figures.Volume(values, TWO_MM), (0, 0.5, 1), "fraction", str, ("a title", "a sentence")
+    )
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     axial = pixels[-(192 + mosaic.LABEL_PIXELS) :, : mosaic.PANEL_PIXELS * mosaic.N_CUTS]
     red, green, blue = np.moveaxis(axial, -1, 0)

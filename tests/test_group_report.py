@@ -18,7 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from bids_lacuna.report.group import OF_LESIONS, STAMP
+from bids_lacuna.report.group import OF_LESIONS, STAMP, whole_ticks
 
 Array = np.ndarray
 
@@ -206,6 +206,20 @@ def test_pictures_are_described_and_stamped(grouped: Path, page: Elements) -> No
         assert (second_line < 100).mean() > 0.03
     assert page.text.count(STAMP) == 5
     assert page.text.count(OF_LESIONS) == 2
+
+
+def test_an_overlap_that_is_no_whole_number_is_explained(page: Elements) -> None:
+    """Below the overlap of lesions, the page says how much a lesion counts in a voxel."""
+    assert "a lesion counts as the fraction of the voxel that it covers, so the number need not be whole" in page.text
+
+
+@pytest.mark.parametrize(
+    ("maximum", "ticks"),
+    [(0.25, [0, 1]), (2, [0, 1, 2]), (3, [0, 1, 2, 3]), (5.0000001, [0, 1, 2, 4, 5]), (26.5, [0, 7, 14, 20, 27])],
+)
+def test_the_colour_bar_has_no_more_lesions_than_the_group(maximum: float, ticks: list[int]) -> None:
+    """The bar ends at the whole number above the largest overlap: 5 of 5 lesions, not 8."""
+    assert whole_ticks(maximum) == ticks
 
 
 def test_each_lesion_has_its_own_tile(grouped: Path, page: Elements) -> None:

@@ -231,6 +231,24 @@ def test_few_voxels_in_common_are_a_warning(tmp_path: Path, maps: list[dict[str,
     assert "17 voxels, of 20 that any map has" in warning
 
 
+def test_a_large_lesion_is_compared_with_the_brain(
+    tmp_path: Path, maps: list[dict[str, Array]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning has the fraction of the brain mask, as at the participant level, not of the maps' whole volume."""
+    number = np.arange(385).reshape(synthetic.SHAPE)
+    within = [
+        {stat: np.where(number < 200, values, np.nan).astype(np.float32) for stat, values in lesion.items()}
+        for lesion in maps
+    ]
+    group = write_group(tmp_path, within)
+    synthetic.write_mask(group.lesions[0].mask.path, (number < 125) | (number >= 380))
+    summarize_group(group, tmp_path / "out", {"source": "masks"})
+    large = [message for message in caplog.messages if "brain mask" in message]
+    assert len(large) == 1
+    # Three of the voxels are undefined in all maps: 122 of 197.
+    assert "covers 61.9 % of the connectome's brain mask" in large[0]
+
+
 def test_voxels_of_one_map_count_as_defined(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
     """The voxels of any map include those that are defined in a single map."""
     half = np.arange(385).reshape(synthetic.SHAPE) < 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bids_lacuna.text import format_bytes, one_line, parse_bytes, suggest
+from bids_lacuna.text import format_bytes, one_line, parse_bytes, percent, suggest
 
 MIB = 2**20
 
@@ -21,6 +21,34 @@ MIB = 2**20
 def test_text_for_one_line_has_no_control_codes(text: str, shown: str) -> None:
     """White space becomes spaces, and other characters that terminals do not print are escaped."""
     assert one_line(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [
+        (1 / 8, "12.5 %"),
+        (1 / 16, "6.25 %"),
+        (1 / 32, "3.13 %"),
+        (1 / 3, "33.3 %"),
+        (0.285, "28.5 %"),
+        (0.5, "50 %"),
+        (0.00001, "0.001 %"),
+        (0, "0 %"),
+        (0.9996, "99.9 %"),
+        (0.99999999, "100 %"),
+        (1, "100 %"),
+        (26.5 / 40, "66.3 %"),
+        (float("nan"), "\N{EN DASH} %"),
+    ],
+)
+def test_percentages_have_three_digits(fraction: float, text: str) -> None:
+    """A half is rounded up, and neither is a small part called nothing nor nearly all called all."""
+    assert percent(fraction) == text
+
+
+def test_percentages_with_fewer_digits() -> None:
+    """Where they change each minute, two digits are enough."""
+    assert [percent(fraction, digits=2) for fraction in (0.125, 0.2249, 0.998)] == ["13 %", "22 %", "99 %"]
 
 
 @pytest.mark.parametrize(

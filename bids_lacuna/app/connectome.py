@@ -26,7 +26,7 @@ from bids_lacuna.connectome.importers import layouts
 from bids_lacuna.connectome.importers.source import NothingMatches, Source
 from bids_lacuna.runtime.memory import available_cpus, memory_budget
 from bids_lacuna.runtime.progress import Progress, above_the_bar
-from bids_lacuna.text import format_bytes
+from bids_lacuna.text import format_bytes, percent
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -169,12 +169,12 @@ def describe_rank(store: Store) -> str:
     if store.rank == "full":
         return "full"
     kept = sorted(subject.n_components for subject in store.subjects)
-    saved_percent = 100 * (1 - store.n_bytes / store.full_bytes)
+    saved = percent(1 - store.n_bytes / store.full_bytes)
     rule = f"{store.rank}" if store.rank_tolerance is None else f"{store.rank}, tolerance {store.rank_tolerance:g}"
     counts = f"{kept[0]}" if kept[0] == kept[-1] else f"{kept[0]} to {kept[-1]}, median {median(kept):g}"
     return (
         f"{rule}: components {counts} per subject; {format_bytes(store.full_bytes - store.n_bytes)} saved "
-        f"({saved_percent:.0f} %); bound on the error in r "
+        f"({saved}); bound on the error in r "
         f"{max(subject.r_error_bound for subject in store.subjects):.2g}"
     )
 

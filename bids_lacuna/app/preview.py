@@ -20,7 +20,7 @@ from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass
 from bids_lacuna.report.pool import PAGE_BYTES, PAGE_SECONDS
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import Progress, above_the_bar
-from bids_lacuna.text import format_bytes, one_line
+from bids_lacuna.text import format_bytes, one_line, percent
 from bids_lacuna.weights import Rows
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def describe_lesions(records: Sequence[LesionRecord]) -> str:
         elif record.coverage is not None and record.coverage < LOW_COVERAGE:
             action += ", only the part inside the connectome's mask"
         volume = "-" if record.volume_mm3 is None else f"{record.volume_mm3 / 1000:.2f} mL"
-        coverage = "-" if record.coverage is None else f"{100 * record.coverage:.0f} %"
+        coverage = "-" if record.coverage is None else percent(record.coverage)
         rows.append((record.mask.name, volume, coverage, action))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "".join(

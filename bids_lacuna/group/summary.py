@@ -31,6 +31,7 @@ from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData, load_lesion
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.text import percent
 from bids_lacuna.weights import LesionWeights
 
 logger = logging.getLogger(__name__)
@@ -148,12 +149,16 @@ def _read_lesion(
     """Read a lesion's weights on the maps' grid, and its maps; raises OSError or ValueError."""
     mask = LesionData.from_nifti(lesion.mask.path)
     options = provenance.options
+    maps = {stat: read_lesion_map(maps_dir / path, provenance.grid) for stat, path in lesion.maps.items()}
     lesion_on_grid = load_lesion(
-        mask, provenance.grid, weighting=options.weighting, threshold=options.lesion_threshold
+        mask,
+        provenance.grid,
+        weighting=options.weighting,
+        threshold=options.lesion_threshold,
+        brain=np.isfinite(maps["r"]),
     )
     weights = lesion_on_grid.weights
     assert weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
-    maps = {stat: read_lesion_map(maps_dir / path, provenance.grid) for stat, path in lesion.maps.items()}
     if not np.nanmin(maps["r"], initial=np.inf) < np.nanmax(maps["r"], initial=-np.inf):
         raise ValueError(f"{lesion.maps['r'].name} does not vary: map the lesion again (--overwrite)")
     return weights, maps
@@ -214,8 +219,8 @@ def list_warnings(group: Group, lesions: Sequence[GroupLesion], common: Array, a
     low = [lesion.name for lesion in lesions if lesion.sidecar["LesionCoverage"] < LOW_COVERAGE]
     if low:
         warnings.append(
-            f"lesions of which the connectome covers less than {LOW_COVERAGE:.0%}, so that their maps describe that "
-            f"part only: {', '.join(low)}"
+            f"lesions of which the connectome covers less than {percent(LOW_COVERAGE)}, so that their maps describe "
+            f"that part only: {', '.join(low)}"
         )
     several = [sub for sub, n in Counter(lesion.mask.entities["sub"] for lesion in lesions).items() if n > 1]
     if several:

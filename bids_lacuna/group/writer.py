@@ -18,6 +18,7 @@ from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
 from bids_lacuna.images import open_image
 from bids_lacuna.lesion import ONE_SIDED
 from bids_lacuna.provenance import Provenance
+from bids_lacuna.text import percent
 
 Array = np.ndarray
 
@@ -46,11 +47,12 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "volume": {"Description": "Lesion volume on the mask's own grid", "Units": "mm^3"},
     "coverage": {"Description": "Share of the lesion's volume that the connectome covers"},
     "side": {
-        "Description": f"Hemisphere with at least {ONE_SIDED:.0%} of the lesion's volume, without voxels at x = 0",
+        "Description": f"Hemisphere with at least {percent(ONE_SIDED)} of the lesion's volume, without voxels at x = "
+        "0",
         "Levels": {"left": "x < 0", "right": "x > 0", "both": "Neither has that much"},
     },
     "n_connectome_subjects": {"Description": "People of the connectome that the maps were made with"},
-    "peak_r": {"Description": "Value of the r-map that is farthest from 0; as a rule within the lesion"},
+    "peak_r": {"Description": "Value of the r-map that is farthest from 0, inside or outside the lesion"},
     **{f"peak_r_{axis}": {"Description": f"{axis} of that voxel's centre", "Units": "mm"} for axis in "xyz"},
     "peak_t": {"Description": "Value of the t-map that is farthest from 0; it grows with the connectome's size"},
     **{f"peak_t_{axis}": {"Description": f"{axis} of that voxel's centre", "Units": "mm"} for axis in "xyz"},

@@ -22,6 +22,7 @@ from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_link
 from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import decimal, position, write_page
 from bids_lacuna.report.pictures import Part, Picture, Pictures
+from bids_lacuna.text import percent
 
 STAMP = (
     "Descriptive: such maps resemble a property of the connectome, whatever the symptom; "
@@ -60,7 +61,7 @@ class Row:
     anchor: str
     """HTML id of the lesion's section on that page."""
     volume_ml: float
-    coverage_percent: float
+    coverage: float
     side: str
     n_subjects: int
     peaks: Mapping[str, tuple[float, tuple[float, float, float]]]
@@ -148,7 +149,7 @@ def _describe_row(output_dir: Path, cells: Mapping[str, str], lesion: MappedLesi
         page if (output_dir / page).is_file() else "",
         page_anchor(lesion) if lesion else "",
         _number(cells["volume"]) / 1000,
-        100 * _number(cells["coverage"]),
+        _number(cells["coverage"]),
         cells["side"],
         int(cells["n_connectome_subjects"]),
         {stat: _peak(cells, stat) for stat in "rt"},
@@ -260,16 +261,26 @@ class _Drawing:
         volume = figures.read_map(self._output_dir / self._group["Maps"]["lesions_n"])
         facts = figures.measure_map(volume, 0)
         path = self._pictures.path("lesions.png")
-        # Four steps of whole lesions on the colour bar.
-        most = 4 * max(1, ceil(facts.maximum / 4 - 1e-6))
         title = f"Number of lesions out of {n}, and percentage"
 
         def write(count: float) -> str:
-            return f"{count:.0f}\n({100 * count / n:.0f} %)"
+            return f"{count:.0f}\n({percent(count / n)})"
 
-        figures.draw_overlap(path, volume, most, "lesions", write, (title, OF_LESIONS))
-        what = f"{title}: at most {decimal(facts.maximum)} ({decimal(100 * facts.maximum / n)} %)"
-        return self._add("Lesion overlap", path, f"{what} at {position(facts.maximum_mm)} mm. {OF_LESIONS}")
+        figures.draw_overlap(path, volume, whole_ticks(facts.maximum), "lesions", write, (title, OF_LESIONS))
+        what = f"{title}: at most {decimal(facts.maximum)} ({percent(facts.maximum / n)})"
+        what = f"{what} at {position(facts.maximum_mm)} mm. {self._describe_counting()}"
+        return self._add("Lesion overlap", path, f"{what} {OF_LESIONS}")
+
+    def _describe_counting(self) -> str:
+        """Describe how much a lesion counts in a voxel: the number of lesions need not be whole."""
+        if self._group.get("LesionWeighting") == "binary":
+            return "A lesion counts as 1 in each voxel of which it covers at least half."
+        if self._group.get("LesionThreshold") is not None:
+            return "In each voxel, a lesion counts as its mean probability there, so the number need not be whole."
+        return (
+            "In each voxel, a lesion counts as the fraction of the voxel that it covers, so the number need not be "
+            "whole."
+        )
 
     def _draw_mean(self, stat: str, name: str) -> Picture:
         volume = figures.read_map(self._output_dir / self._group["Maps"][f"mean_{stat}"])
@@ -290,8 +301,8 @@ class _Drawing:
         facts = figures.measure_map(volume, 0)
         path = self._pictures.path(f"{key.removesuffix('_share')}.png")
         title = f"Fraction of the {self._lesions} with {beyond}"
-        figures.draw_overlap(path, volume, 1, "fraction", lambda fraction: f"{100 * fraction:.0f} %", (title, STAMP))
-        most = f"at most {decimal(100 * facts.maximum)} %, at {position(facts.maximum_mm)} mm"
+        figures.draw_overlap(path, volume, (0, 0.25, 0.5, 0.75, 1), "fraction", percent, (title, STAMP))
+        most = f"at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm"
         what = f"{title}: {most if facts.n_above else 'zero in every voxel'}. {STAMP}"
         return self._add(f"Network overlap, {beyond}", path, what)
 
@@ -329,11 +340,11 @@ class _Drawing:
 
     def _draw_distributions(self) -> Picture:
         volumes_ml = [row.volume_ml for row in self._rows]
-        coverage_percent = [row.coverage_percent for row in self._rows]
+        coverages = [row.coverage for row in self._rows]
         path = self._pictures.path("distributions.png")
         title = f"Volume and coverage of {self._lesions}"
-        figures.draw_distributions(path, volumes_ml, coverage_percent, (title, OF_LESIONS))
-        what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverage_percent)} %."
+        figures.draw_distributions(path, volumes_ml, [100 * coverage for coverage in coverages], (title, OF_LESIONS))
+        what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverages, percent)}."
         return self._pictures.add(
             title, path, f"Histograms. {what} {OF_LESIONS}", f"{what} The volume axis is logarithmic. {OF_LESIONS}"
         )
@@ -365,9 +376,14 @@ class _Drawing:
             row.tile = Tile(self._pictures.relative(path), row_in_sheet * height, width, height, alt)
 
 
-def _range(numbers: Sequence[float] | np.ndarray) -> str:
+def whole_ticks(maximum: float) -> list[int]:
+    """Return up to five whole numbers from 0 for a colour bar, the last of them not below the maximum."""
+    return sorted({round(tick) for tick in np.linspace(0, max(1, ceil(maximum - 1e-6)), 5).tolist()})
+
+
+def _range(numbers: Sequence[float] | np.ndarray, write: Callable[[float], str] = decimal) -> str:
     low, middle, high = np.quantile(numbers, (0, 0.5, 1))
-    return f"{decimal(low)} to {decimal(high)} (median {decimal(middle)})"
+    return f"{write(low)} to {write(high)} (median {write(middle)})"
 
 
 def _read_shape(lesion: MappedLesion | None) -> LesionShape:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bids_lacuna._version import __version__
 from bids_lacuna.files import renamed_when_whole
+from bids_lacuna.text import percent
 
 
 def write_page(path: Path, template: str, **context: Any) -> None:
@@ -37,7 +38,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"href": href, "decimal": decimal, "position": position, "anchor": anchor}
+    environment.filters |= {
+        "href": href,
+        "decimal": decimal,
+        "position": position,
+        "anchor": anchor,
+        "percent": percent,
+    }
     return environment
 
 

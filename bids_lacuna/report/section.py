@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bids_lacuna.report.figures import Cluster, LesionShape, MapFacts, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
 from bids_lacuna.report.pages import decimal, position
 from bids_lacuna.report.pictures import Part, Pictures
+from bids_lacuna.text import percent
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ class Section:
     heading: str
     anchor: str
     volume_ml: float | None
-    coverage_percent: float | None
+    coverage: float | None
     n_subjects: int | None
     side: str = "\N{EN DASH}"
     facts: list[tuple[str, str]] = field(default_factory=list)
@@ -56,7 +58,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
         heading,
         page_anchor(lesion),
         None if volume_mm3 is None else volume_mm3 / 1000,
-        None if coverage is None else 100 * coverage,
+        coverage,
         n_subjects if isinstance(n_subjects, int) else None,
     )
     maps = [lesion.r_map, lesion.t_map, lesion.n_map, *lesion.binary_maps.values()]
@@ -64,7 +66,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.facts = [
         ("Volume", f"{decimal(section.volume_ml)} mL"),
-        ("Coverage", f"{decimal(section.coverage_percent)} % inside the connectome's mask"),
+        ("Coverage", f"{percent(nan if coverage is None else coverage)} inside the connectome's mask"),
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
     ]
     try:
@@ -98,8 +100,8 @@ def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) 
     found = []
     if coverage is not None and coverage < LOW_COVERAGE:
         found.append(
-            f"only {100 * coverage:.0f} % of the lesion lies inside the connectome's mask; the maps describe only "
-            "that part."
+            f"only {percent(coverage)} of the lesion lies inside the connectome's mask; the maps describe only that "
+            "part."
         )
     if n_subjects == 1:
         found.append("the connectome has one subject: t is undefined, and the r-map is that of a single brain.")
@@ -166,7 +168,7 @@ def _describe_shape(shape: LesionShape, section: Section) -> list[tuple[str, str
     left = shape.left_fraction
     section.side = name_side(left, 1 - left)
     if section.side == "both":
-        section.side += f" (left {100 * left:.0f} %)"
+        section.side += f" (left {percent(left)})"
     extents = zip("xyz", shape.low_mm, shape.high_mm, strict=True)
     return [
         ("Side", section.side),
@@ -222,8 +224,8 @@ def _draw_map(
 
 
 def _describe_counts(facts: MapFacts) -> str:
-    above, below = (100 * n / facts.n_defined for n in (facts.n_above, facts.n_below))
-    return f"{decimal(above)} % of the voxels are above the threshold, {decimal(below)} % below its negative"
+    above, below = (percent(n / facts.n_defined) for n in (facts.n_above, facts.n_below))
+    return f"{above} of the voxels are above the threshold, {below} below its negative"
 
 
 def _draw_binary_map(

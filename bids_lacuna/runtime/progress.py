@@ -12,6 +12,8 @@ from typing import Self
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from bids_lacuna.text import percent
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 60
@@ -101,7 +103,7 @@ class Progress:
                 return f"{tqdm.format_sizeof(number, divisor=1024)}"
             return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 
-        fraction = f"{100 * self.n / self.total:.0f} % of {sized(self.total)} {self._unit}"
+        fraction = f"{percent(self.n / self.total, digits=2)} of {sized(self.total)} {self._unit}"
         if rate <= 0:
             return fraction
         left = tqdm.format_interval((self.total - self.n) / rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -48,6 +48,8 @@ class Scale:
     """Voxels with a greater absolute value are shown."""
     tick_label: Callable[[float], str] = two_digits
     """Formats the numbers of the colour bar."""
+    ticks: Sequence[float] = ()
+    """Numbers of the colour bar of a scale from 0; those of a symmetric one follow from the threshold."""
 
 
 def one_colour_scale(colour: str) -> Scale:
@@ -86,7 +88,7 @@ def draw_colour_bar(axes: Axes, scale: Scale) -> None:
     """Draw the colour bar, with a line at each threshold."""
     low, high, threshold = scale.limits.vmin or 0, scale.limits.vmax or 0, scale.threshold
     bar = axes.figure.colorbar(ScalarMappable(scale.limits, scale.colours), cax=axes, extend="both" if low else None)
-    ticks = _two_sided_ticks(high, threshold) if low else np.linspace(0, high, 5).tolist()
+    ticks = _two_sided_ticks(high, threshold) if low else list(scale.ticks)
     for edge in (-threshold, threshold) if low else ():
         axes.axhline(edge, color="black", linewidth=2)
     bar.set_ticks(ticks, labels=[scale.tick_label(tick) for tick in ticks])

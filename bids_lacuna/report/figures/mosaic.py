@@ -116,14 +116,19 @@ def draw_map(
 
 
 def draw_overlap(
-    path: Path, volume: Volume, highest: float, name: str, tick_label: Callable[[float], str], title: tuple[str, str]
+    path: Path,
+    volume: Volume,
+    ticks: Sequence[float],
+    name: str,
+    tick_label: Callable[[float], str],
+    title: tuple[str, str],
 ) -> None:
     """Draw the voxels above 0 of a map of counts or fractions on the template.
 
     Parameters
     ----------
-    highest
-        Value at the end of the colours.
+    ticks
+        Numbers on the colour bar, from 0 to the end of the colours.
     name
         Title of the colour bar.
     tick_label
@@ -133,7 +138,7 @@ def draw_overlap(
     """
     # Without the palest colours, which look like the background.
     colours = ListedColormap(mpl.colormaps["YlOrRd"](np.linspace(0.2, 1, 256)))
-    scale = Scale(colours, Normalize(0, highest), name, tick_label=tick_label)
+    scale = Scale(colours, Normalize(0, ticks[-1]), name, tick_label=tick_label, ticks=ticks)
     _draw_mosaic(path, WHOLE_BRAIN_CUTS, volume, scale, title=title)
 
 
