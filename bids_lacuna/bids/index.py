@@ -157,25 +157,6 @@ def parse_name(path: Path) -> dict[str, str]:
     return entities | {"suffix": suffix, "extension": dot + extension, "datatype": path.parent.name}
 
 
-def read_sidecar(image: Image) -> dict[str, Any]:
-    """Read the JSON file beside an image; {} if there is none or it cannot be read."""
-    path = image.path.with_name(image.path.name.removesuffix(image.name["extension"]) + ".json")
-    # No warning about a broken link: a DataLad clone has thousands before `datalad get`.
-    if not path.exists():
-        return {}
-    try:
-        return read_json_object(path)
-    except (OSError, ValueError) as error:
-        logger.warning("a sidecar was ignored: %s", error)
-        return {}
-
-
-def find_space(image: Image) -> str | None:
-    """Return the space of an image, from its name or else its sidecar."""
-    space = image.name.get("space") or read_sidecar(image).get("SpatialReference")
-    return space if space and isinstance(space, str) else None
-
-
 def read_filter_file(path: Path, kind: str = "lesion") -> dict[str, Any]:
     """Read the filters for one kind of file from a BIDS filter file.
 

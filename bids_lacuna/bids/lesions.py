@@ -8,33 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bids_lacuna.bids.attribution import describe_loose_name, describe_wrong_name, folder_label
 from bids_lacuna.bids.index import (
     Image,
     check_dataset,
     check_labels,
     explain_nothing,
-    find_space,
     fits,
     list_images,
     listing,
     parse_name,
     read_filters,
-    read_sidecar,
 )
+from bids_lacuna.bids.metadata import Metadata
+from bids_lacuna.bids.rule import LESION_RULE, LESION_WORDS, MASK_SUFFIXES, is_lesion
 
 logger = logging.getLogger(__name__)
-
-MASK_SUFFIXES = ("mask", "roi")
-"""Suffixes of masks: `mask` in BIDS, `roi` in older datasets, which fMRIPrep still reads."""
-
-LESION_WORDS = ("lesion", "infarct", "stroke")
-"""Words in a label or desc that mark a lesion, as in label-acuteinfarct or desc-T1lesion."""
-
-LESION_RULE = (
-    "suffix mask or roi; and label L, or lesion, infarct or stroke in the label or desc, "
-    'or "Type": "Lesion" in the JSON file beside it'
-)
-"""Definition of a lesion mask without filters, in words."""
 
 
 class NoLesionMasks(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
@@ -50,11 +39,13 @@ class LesionMask:
     entities: dict[str, str]
     """Labels by short entity name, in the file name's order, without suffix and extension."""
     space: str | None
-    """Space in the name, or else the SpatialReference in the mask's sidecar, or else None."""
+    """Space in the name, or else the SpatialReference in a JSON file beside the mask or higher up, or else None."""
     dataset: str
     """`source` for the BIDS dataset itself, or else the name of the additional dataset."""
     dataset_path: Path
     """Absolute path of the dataset's root."""
+    problem: str = ""
+    """Why it is unclear whose mask this is, with advice; empty if it is clear."""
 
     @property
     def name(self) -> str:
@@ -74,9 +65,9 @@ def find_lesion_masks(
     """Find the lesion masks of a BIDS dataset and of additional datasets.
 
     Without filters, a lesion mask has the suffix mask or roi and either the label L, or "lesion", "infarct" or
-    "stroke" in its label or desc, or `"Type": "Lesion"` in its sidecar. A filter on label, desc or suffix replaces
-    the rule about label, desc and sidecar; a filter on suffix also replaces the rule about suffixes. A file with
-    `stat` in its name is a map of a lesion, not its mask, unless a filter on `stat` selects it.
+    "stroke" in its label or desc, or `"Type": "Lesion"` in a JSON file beside it or higher up. A filter on label,
+    desc or suffix replaces the rule about label, desc and JSON file; a filter on suffix also replaces the rule about
+    suffixes. A file with `stat` in its name is a map of a lesion, not its mask, unless a filter on `stat` selects it.
 
     Parameters
     ----------
@@ -128,12 +119,24 @@ def find_lesion_masks(
     ]
     _warn_about_missing_labels(listed)
     images = [
-        image for image in listed if "sub" in image.name and (not participants or image.name["sub"] in participants)
+        image
+        for image in listed
+        if "sub" in image.name and (not participants or not _labels(image, "sub").isdisjoint(participants))
     ]
-    masks = [
-        LesionMask(image.path, image.entities, find_space(image), image.dataset, image.root)
+    metadata = Metadata()
+    chosen = [
+        image
         for image in images
-        if (not sessions or image.name.get("ses") in sessions) and fits(image, query) and _is_lesion(image, query)
+        if (not sessions or not _labels(image, "ses").isdisjoint(sessions))
+        and fits(image, query)
+        and is_lesion(image, metadata, query)
+    ]
+    _warn_about_loose_names(chosen)
+    masks = [
+        LesionMask(
+            image.path, image.entities, metadata.space(image), image.dataset, image.root, describe_wrong_name(image)
+        )
+        for image in chosen
     ]
     if not masks:
         asked = {"participants": participants, "sessions": sessions, "filters": filters}
@@ -142,16 +145,19 @@ def find_lesion_masks(
     return sorted(masks, key=lambda mask: mask.path)
 
 
-def _is_lesion(image: Image, filtered: Collection[str] = ()) -> bool:
-    """Apply the rules for lesion masks that no filter replaces."""
-    if "suffix" not in filtered and image.name["suffix"] not in MASK_SUFFIXES:
-        return False
-    if "stat" not in filtered and "stat" in image.name:
-        return False
-    if not {"label", "desc", "suffix"}.isdisjoint(filtered) or image.name.get("label") == "L":
-        return True
-    names = f"{image.name.get('label')} {image.name.get('desc')}".lower()
-    return any(word in names for word in LESION_WORDS) or read_sidecar(image).get("Type") == "Lesion"
+def _labels(image: Image, level: str) -> set[str | None]:
+    """Return the participant's or session's label in an image's name, and the one of its folder if that differs."""
+    name, folder = image.name.get(level), folder_label(image, level)
+    # A folder adds nothing to a name without a session: such a mask belongs to no session.
+    return {name} if name is None or folder is None else {name, folder}
+
+
+def _warn_about_loose_names(masks: Sequence[Image]) -> None:
+    """Warn about names of masks that are only partly understood."""
+    loose = {image.path: words for image in masks if (words := describe_loose_name(image))}
+    if loose:
+        first = min(loose)
+        logger.warning("masks whose names lose something: %d, such as %s: %s", len(loose), first, loose[first])
 
 
 def _warn_about_missing_labels(images: Sequence[Image]) -> None:
@@ -180,9 +186,10 @@ def _explain_no_masks(
     database_dir: Path | None,
 ) -> str:
     """List the request, the labels that exist instead, and what may help."""
+    metadata = Metadata()
     near = sorted(
         (image for image in images if image.name["suffix"] in MASK_SUFFIXES),
-        key=lambda image: (not _is_lesion(image), image.path),
+        key=lambda image: (not is_lesion(image, metadata), image.path),
     )
     names = ("suffix", "label", "desc", "space", "ses", *query)
     lines = explain_nothing("lesion mask", datasets.values(), asked, LESION_RULE, names, images, near)
@@ -190,7 +197,7 @@ def _explain_no_masks(
     for folder in [derivatives, *sorted(derivatives.glob("*/"))]:
         paths = folder.glob("sub-*/**/*.nii*")
         if folder not in datasets.values() and any(
-            _is_lesion(Image(folder.name, folder, path, parse_name(path))) for path in paths
+            is_lesion(Image(folder.name, folder, path, parse_name(path)), metadata) for path in paths
         ):
             lacks = (
                 "" if (folder / "dataset_description.json").exists() else ", and give it a dataset_description.json"

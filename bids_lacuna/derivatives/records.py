@@ -77,6 +77,9 @@ def decide(
     sidecars = Sidecars(output_dir, provenance)
     by_name: dict[PurePosixPath, list[LesionRecord]] = defaultdict(list)
     for record in records:
+        if record.mask.problem:
+            record.set_aside("failed", record.mask.problem)
+            continue
         if not _has_bids_name(record.mask):
             record.set_aside(
                 "failed", "its name has characters other than letters, digits and + in an entity: rename the file"
