@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.analyze import AnalyzeHeader
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
@@ -28,6 +29,9 @@ LARGEST_VOLUME = 2**26
 
 MOST_COMPRESSION = 1032
 """Maximum compression ratio of gzip: see "Maximum Compression Factor" in zlib's technical details."""
+
+GOOD_RAS_FLAG = slice(28, 30)
+"""Bytes of a FreeSurfer image that are 0 if its header has no directions and no centre."""
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -206,9 +210,25 @@ def read_brain_mask(image: SpatialImage, path: Path) -> np.ndarray:
 
 def has_usable_affine(image: SpatialImage) -> bool:
     """Return whether an image's header defines the positions of its voxels."""
-    # Without either code, nibabel invents an affine with the origin in the middle of the volume.
-    has_no_code = (
-        isinstance(image.header, nib.Nifti1Header) and not image.header["sform_code"] + image.header["qform_code"]
-    )
     affine = image.affine
-    return not (affine is None or has_no_code or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0)
+    if affine is None or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        return False
+    return _states_affine(image)
+
+
+def _states_affine(image: SpatialImage) -> bool:
+    """Return whether an image has its affine from its file or its maker: nibabel invents one where it is missing."""
+    header = image.header
+    if isinstance(header, nib.Nifti1Header):
+        # Without either code, nibabel puts the origin in the middle of the volume.
+        return bool(header["sform_code"] + header["qform_code"])
+    path = image.get_filename()
+    if path is None:
+        return True
+    if isinstance(header, AnalyzeHeader):
+        # The header says neither which side is left nor, in most files, where the origin is; SPM's .mat file does.
+        return not np.array_equal(image.affine, header.get_best_affine())
+    if isinstance(header, nib.freesurfer.mghformat.MGHHeader):
+        with ImageOpener(path) as file:
+            return bool(int.from_bytes(file.read(GOOD_RAS_FLAG.stop)[GOOD_RAS_FLAG], "big"))
+    return True

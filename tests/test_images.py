@@ -10,7 +10,7 @@ import pytest
 import synthetic
 
 from bids_lacuna import images
-from bids_lacuna.images import open_image, read_brain_mask, read_volume
+from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask, read_volume
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 5 * 7 * 4 * 2, 2**18])
@@ -72,3 +72,49 @@ def test_a_brain_mask_has_three_axes(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.ones((*synthetic.SHAPE, 2), np.float32), synthetic.OBLIQUE), path)
     with pytest.raises(ValueError, match="a 3D image is needed"):
         read_brain_mask(open_image(path, "mask"), path)
+
+
+def write_image(path: Path, image_type: type[nib.spatialimages.SpatialImage]) -> Path:
+    """Write an image of another format than NIfTI; SPM's get no .mat file."""
+    nib.save(image_type(np.ones(synthetic.SHAPE, np.int16), synthetic.RADIOLOGICAL), path)
+    path.with_suffix(".mat").unlink(missing_ok=True)
+    return path
+
+
+@pytest.mark.parametrize("image_type", [nib.AnalyzeImage, nib.Spm99AnalyzeImage, nib.Spm2AnalyzeImage])
+def test_analyze_images_state_no_positions(tmp_path: Path, image_type: type[nib.spatialimages.SpatialImage]) -> None:
+    """An Analyze file has no usable affine: its header does not say which side is left. One in memory has its own."""
+    assert not has_usable_affine(open_image(write_image(tmp_path / "a.img", image_type), "mask"))
+    assert has_usable_affine(image_type(np.ones(synthetic.SHAPE, np.int16), synthetic.RADIOLOGICAL))
+
+
+def test_analyze_image_with_a_mat_file(tmp_path: Path) -> None:
+    """The .mat file that SPM writes beside an Analyze file has an affine."""
+    nib.save(nib.Spm99AnalyzeImage(np.ones(synthetic.SHAPE, np.int16), synthetic.OBLIQUE), tmp_path / "a.img")
+    image = open_image(tmp_path / "a.img", "mask")
+    assert has_usable_affine(image)
+    np.testing.assert_allclose(image.affine, synthetic.OBLIQUE, atol=1e-5)
+
+
+# nibabel leaves files of this format open.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("good_ras", [0, 1])
+def test_freesurfer_image_without_directions(tmp_path: Path, good_ras: int) -> None:
+    """A FreeSurfer file whose flag says that it has no directions has no usable affine."""
+    path = write_image(tmp_path / "a.mgh", nib.MGHImage)
+    content = bytearray(path.read_bytes())
+    content[28:30] = good_ras.to_bytes(2, "big")
+    path.write_bytes(content)
+    assert has_usable_affine(open_image(path, "mask")) == bool(good_ras)
+
+
+@pytest.mark.parametrize("image_type", [nib.Nifti1Image, nib.Nifti1Pair, nib.Nifti2Image])
+@pytest.mark.parametrize("codes", [(0, 0), (0, 1), (4, 0)])
+def test_nifti_without_codes(tmp_path: Path, image_type: type[nib.Nifti1Pair], codes: tuple[int, int]) -> None:
+    """A NIfTI file has a usable affine if its sform or qform has a code."""
+    image = image_type(np.ones(synthetic.SHAPE, np.int16), synthetic.RADIOLOGICAL)
+    image.set_sform(synthetic.RADIOLOGICAL, codes[0])
+    image.set_qform(synthetic.RADIOLOGICAL, codes[1])
+    path = tmp_path / ("a.img" if image_type is nib.Nifti1Pair else "a.nii")
+    nib.save(image, path)
+    assert has_usable_affine(open_image(path, "mask")) == any(codes)
