@@ -91,8 +91,8 @@ def batch_process(
         all lesions are kept and returned.
     checkpoint_dir
         A folder of this run's own. The sums of the current batch are saved there now and then, and when the process
-        is told to end (SIGINT, SIGTERM); called again with the same lesions, it resumes from them. A run that ends
-        well leaves the folder empty.
+        is told to end (SIGINT, SIGTERM, SIGHUP, SIGUSR2, SIGXCPU); called again with the same lesions, it resumes
+        from them. A run that ends well leaves the folder empty.
     checkpoint_minutes
         Minutes between checkpoints.
     show_progress

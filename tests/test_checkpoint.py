@@ -31,6 +31,7 @@ from bids_lacuna.batch import batch_process
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 from bids_lacuna.runtime.checkpoint import Checkpoints
+from bids_lacuna.runtime.signals import TERMINATING, Terminated, terminations_raised
 
 pytestmark = pytest.mark.usefixtures("heed_interrupts")
 
@@ -127,6 +128,21 @@ def test_an_interrupted_pass_goes_on_to_the_same_bits(
     counted: list[None] = []
     resumed = map_all(analysis, lesions, keep(analysis, tmp_path / "kept"), lambda: counted.append(None))
     assert len(counted) == N_SUBJECTS
+    for ours, expected in zip(resumed, undisturbed, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("number", TERMINATING)
+def test_a_signal_that_terminates_saves_the_pass(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], tmp_path: Path, number: int
+) -> None:
+    """After any of these signals, the next call resumes after the connectome subject at which it came."""
+    undisturbed = map_all(analysis, lesions)
+    with pytest.raises(Terminated), terminations_raised():
+        map_all(analysis, lesions, keep(analysis, tmp_path / "kept"), signal_after(6, number))
+    (saved,) = (tmp_path / "kept").glob("*.sums")
+    assert saved.stat().st_size > 0
+    resumed = map_all(analysis, lesions, keep(analysis, tmp_path / "kept"))
     for ours, expected in zip(resumed, undisturbed, strict=True):
         np.testing.assert_array_equal(ours, expected)
 
@@ -297,7 +313,13 @@ def test_memory_that_runs_out_halves_the_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow)],
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        *[
+            pytest.param(number, id=number.name, marks=pytest.mark.slow)
+            for number in (*TERMINATING[1:], signal.SIGKILL)
+        ],
+    ],
 )
 def test_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
     """A run that is ended in the middle of its pass goes on there, and leaves what an undisturbed run leaves."""
@@ -315,7 +337,7 @@ def test_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
     assert ended.poll() is None
     ended.send_signal(number)
     _, said = ended.communicate(timeout=PATIENCE_S)
-    assert ended.returncode != 0
+    assert ended.returncode == (-number if number == signal.SIGKILL else 143)
     assert not list(tmp_path.glob("out/sub-*/func/*.nii.gz"))
     assert ("saved the sums" in said) or number == signal.SIGKILL
     resumed = map_lesions(bids, tmp_path / "out", connectome, *options)

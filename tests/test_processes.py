@@ -30,10 +30,11 @@ def worker() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def test_ctrl_c_is_left_to_the_parent(worker: ProcessPoolExecutor) -> None:
-    """A worker that receives SIGINT continues to work."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_are_left_to_the_parent(worker: ProcessPoolExecutor, number: int) -> None:
+    """A worker continues to work after signals that terminals and schedulers send to groups of processes."""
     pid = worker.submit(os.getpid).result()
-    os.kill(pid, signal.SIGINT)
+    os.kill(pid, number)
     time.sleep(0.1)
     assert worker.submit(os.getpid).result() == pid
 

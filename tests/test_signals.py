@@ -16,13 +16,13 @@ import pytest
 import synthetic
 
 from bids_lacuna import cli
-from bids_lacuna.runtime.signals import Terminated, signals_held, sigterm_raised, sigusr1_ignored
+from bids_lacuna.runtime.signals import TERMINATING, Terminated, signals_held, sigusr1_ignored, terminations_raised
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+HANDLED = (signal.SIGINT, signal.SIGUSR1, *TERMINATING)
 
 Block = Callable[[], AbstractContextManager[object]]
 
-BLOCKS: list[Block] = [sigterm_raised, sigusr1_ignored, lambda: signals_held(True)]
+BLOCKS: list[Block] = [terminations_raised, sigusr1_ignored, lambda: signals_held(True)]
 
 
 def ours(_number: int, _frame: object) -> None:
@@ -88,7 +88,7 @@ def test_the_program_gives_signals_back(
         assert (run() if on_main_thread else in_thread(run)) == 0
     finally:
         logging.getLogger("bids_lacuna").removeHandler(watch)
-    assert handlers() == [ours] * 3
+    assert handlers() == [ours] * len(HANDLED)
     assert watch.seen
     assert (ours in watch.seen) == (not on_main_thread)
 
@@ -109,51 +109,67 @@ def test_a_block_that_fails_gives_signals_back(block: Block) -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert during != [ours] * 3
-    assert handlers() == [ours] * 3
+    assert during != [ours] * len(HANDLED)
+    assert handlers() == [ours] * len(HANDLED)
     assert in_thread(succeed_on_another_thread) == 0
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_what_is_ignored_stays_ignored(block: Block) -> None:
-    """SIGINT in a background job, and SIGTERM where it is ignored, do not end the program."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """SIGINT in a background job, SIGHUP under nohup, and others that are ignored do not end the program."""
+    for number in (signal.SIGINT, *TERMINATING):
         signal.signal(number, signal.SIG_IGN)
+    expected = [signal.SIG_IGN, ours, *[signal.SIG_IGN] * len(TERMINATING)]
     with block():
-        assert handlers()[:2] == [signal.SIG_IGN] * 2
-    assert handlers() == [signal.SIG_IGN, signal.SIG_IGN, ours]
+        assert [handlers()[0], *handlers()[2:]] == [expected[0], *expected[2:]]
+    assert handlers() == expected
 
 
-def test_sigterm_is_raised_once() -> None:
-    """The first SIGTERM ends the block, and a second one does not interrupt the cleanup."""
+@pytest.mark.parametrize("further", TERMINATING)
+@pytest.mark.parametrize("first", TERMINATING)
+def test_a_termination_is_raised_once(first: int, further: int) -> None:
+    """The first signal ends the block, and a further one does not interrupt the cleanup."""
     cleaned_up = []
 
     def work() -> None:
-        with sigterm_raised():
+        with terminations_raised():
             try:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(first)
             finally:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(further)
                 cleaned_up.append(True)
 
-    with pytest.raises(Terminated):
+    with pytest.raises(Terminated) as end:
         work()
+    assert end.value.number == first
     assert cleaned_up
+    assert handlers() == [ours] * len(HANDLED)
 
 
-def test_a_held_signal_is_sent_again_when_the_block_ends() -> None:
-    """SIGTERM is raised after the block; SIGUSR1 is only noted, however often it comes."""
+@pytest.mark.parametrize("number", TERMINATING)
+def test_a_held_signal_is_sent_again_when_the_block_ends(number: int) -> None:
+    """A signal that ends the program is raised after the block; SIGUSR1 is only noted, however often it comes."""
     noted: list[set[int]] = []
 
     def work() -> None:
-        with sigterm_raised(), signals_held(True) as received:
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR1):
-                signal.raise_signal(number)
+        with terminations_raised(), signals_held(True) as received:
+            for each in (number, signal.SIGUSR1, signal.SIGUSR1):
+                signal.raise_signal(each)
             noted.append(set(received))
 
-    with pytest.raises(Terminated):
+    with pytest.raises(Terminated) as end:
         work()
-    assert noted == [{signal.SIGTERM, signal.SIGUSR1}]
+    assert end.value.number == number
+    assert noted == [{number, signal.SIGUSR1}]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU])
+def test_signals_that_come_twice_by_themselves_are_held(number: int) -> None:
+    """A closed terminal sends SIGHUP twice, and the kernel SIGXCPU each second: they do not interrupt the saving."""
+    with signals_held(True) as received:
+        for _ in range(3):
+            signal.raise_signal(number)
+        assert received == {number}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -176,7 +192,7 @@ def test_a_second_signal_is_not_held(number: int) -> None:
 def test_nothing_is_held_without_need() -> None:
     """Without checkpoints there is nothing to save: signals are handled at once."""
     with signals_held(False) as received:
-        assert handlers() == [ours] * 3
+        assert handlers() == [ours] * len(HANDLED)
     assert received == set()
 
 
@@ -201,9 +217,59 @@ sys.exit(run_command(Parser(prog="program"), [], run, "interrupted"))
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), *[(number, 143) for number in TERMINATING]])
 def test_a_signal_in_a_callback_is_not_lost(number: int, status: int) -> None:
     """A signal that arrives in a callback, whose exceptions Python drops, ends the program a moment later."""
     result = subprocess.run([sys.executable, "-c", DROPPED, str(int(number))], capture_output=True, text=True)
     assert result.returncode == status
     assert result.stderr.startswith("program: interrupted")
+
+
+CPU_LIMIT = """
+import resource, sys, time
+from bids_lacuna.app.command import Exit, Parser, run_command
+from bids_lacuna.runtime.signals import signals_held
+
+def run(arguments):
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + 1, resource.RLIM_INFINITY))
+    with signals_held(True) as received:
+        while not received:
+            pass
+        while time.process_time() < used + 3.5:
+            pass
+        print("saved")
+    return Exit.OK
+
+sys.exit(run_command(Parser(prog="program"), [], run, "interrupted"))
+"""
+
+
+def test_a_limit_on_processor_time_does_not_interrupt_the_saving() -> None:
+    """The kernel repeats SIGXCPU each second: the first one ends the program once its block is over."""
+    result = subprocess.run([sys.executable, "-c", CPU_LIMIT], capture_output=True, text=True)
+    assert result.stdout == "saved\n"
+    assert result.returncode == 143
+    assert result.stderr == "program: interrupted (SIGXCPU)\n"
+
+
+NOHUP = """
+import os, signal, sys
+from bids_lacuna.app.command import Exit, Parser, run_command
+from bids_lacuna.runtime.signals import signals_held
+
+def run(arguments):
+    with signals_held(True) as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(received)
+    return Exit.OK
+
+sys.exit(run_command(Parser(prog="program"), [], run, "interrupted"))
+"""
+
+
+def test_nohup_survives_a_closed_terminal() -> None:
+    """A program that nohup has started neither notes SIGHUP nor ends."""
+    result = subprocess.run(["nohup", sys.executable, "-c", NOHUP], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "set()\n"), result.stderr

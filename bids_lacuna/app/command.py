@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from signal import Signals
 from typing import Any, NoReturn
 
 import argcomplete
 
 from bids_lacuna._version import __version__
 from bids_lacuna.runtime import logs
-from bids_lacuna.runtime.signals import Terminated, sigterm_raised
+from bids_lacuna.runtime.signals import Terminated, terminations_raised
 from bids_lacuna.spaces import nearest_template
 from bids_lacuna.text import suggest
 
@@ -42,6 +43,7 @@ class Exit(IntEnum):
     """The Dask cluster cannot be reached; rerunning the same command resumes."""
     INTERRUPTED = 130
     TERMINATED = 143
+    """Ended by SIGTERM, SIGHUP, SIGUSR2 or SIGXCPU."""
 
 
 class Stop(Exception):  # noqa: N818  not every status is an error
@@ -98,7 +100,7 @@ def run_command(
     run
         The command; it raises `Stop` to exit with a sentence.
     interrupted
-        Sentence printed after Ctrl-C or SIGTERM.
+        Sentence printed after Ctrl-C, SIGTERM or another signal that ends the program.
 
     Returns
     -------
@@ -112,7 +114,7 @@ def run_command(
         flags = [flag for action in arguments.parser._actions for flag in action.option_strings]
         near = suggest(first, flags) if first.startswith("-") else ""
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
-    with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), sigterm_raised():
+    with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), terminations_raised():
         try:
             return run(arguments)
         except Stop as stop:
@@ -125,8 +127,8 @@ def run_command(
                 ".venv/bin/python, or `pip install .`\n"
             )
             return Exit.FAILED
-        except Terminated:
-            sys.stderr.write(f"{parser.prog}: {interrupted} (SIGTERM)\n")
+        except Terminated as end:
+            sys.stderr.write(f"{parser.prog}: {interrupted} ({Signals(end.number).name})\n")
             return Exit.TERMINATED
         except KeyboardInterrupt:
             sys.stderr.write(f"{parser.prog}: {interrupted}\n")

@@ -32,7 +32,7 @@ ERRORS = {
     Exit.INPUT_OUTPUT: "The output could not be written",
     Exit.TEMPORARY: "The Dask cluster cannot be reached; rerunning the same command resumes",
     Exit.INTERRUPTED: "Interrupted",
-    Exit.TERMINATED: "Terminated by SIGTERM",
+    Exit.TERMINATED: "Terminated by SIGTERM, SIGHUP, SIGUSR2 or SIGXCPU",
 }
 
 

@@ -229,7 +229,7 @@ def _add_resources(parser: Parser) -> None:
         default=10,
         metavar="MINUTES",
         help="interval between checkpoints, from which rerunning the same command resumes; they are also saved on "
-        "SIGTERM, SIGINT and SIGUSR1. 0: no checkpoints (default: %(default)s)",
+        "signals that end the program, and on SIGUSR1. 0: no checkpoints (default: %(default)s)",
     )
     group.add_argument(
         "--stop-on-first-crash",

@@ -24,7 +24,7 @@ THREAD_VARIABLES = (
 def prepare_worker(niceness: int = 0) -> None:
     """Prepare a spawned process to work for the process that started it.
 
-    The worker leaves Ctrl-C to its parent, ends when its parent ends, computes in one thread, and returns freed
+    The worker leaves signals to its parent, ends when its parent ends, computes in one thread, and returns freed
     memory to the system. Call this in the worker, as or in the initializer of a process pool.
 
     Parameters
@@ -32,8 +32,9 @@ def prepare_worker(niceness: int = 0) -> None:
     niceness
         Added to the worker's own niceness: above 0, other processes come first.
     """
-    # A terminal sends Ctrl-C to the whole group of processes; the parent decides what becomes of the work.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Terminals and schedulers signal the whole group of processes; the parent decides what becomes of the work.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.nice(niceness)
     # There is a worker for each processor; and one thread adds in the same order each time.

@@ -1,7 +1,7 @@
 """Signal handlers: set on the main thread only, and restored when a block ends.
 
-Python can set handlers on the main thread only; on another thread, each block leaves signals as they are. SIGINT and
-SIGTERM stay ignored if they were ignored before, as SIGINT is in a shell's background job.
+Python can set handlers on the main thread only; on another thread, each block leaves signals as they are. Signals
+that were ignored before stay ignored, as SIGINT is in a shell's background job, and SIGHUP under nohup.
 """
 
 from __future__ import annotations
@@ -17,38 +17,53 @@ from typing import Any, NoReturn
 
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
-"""The signals of Ctrl-C, and of schedulers before they kill a job."""
+TERMINATING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU)
+"""The signals that schedulers send before they kill a job, that a closed terminal sends, and of a used-up CPU limit.
+
+Grid Engine sends SIGUSR2 (`qsub -notify`), LSF also at the run limit, and the kernel SIGXCPU once per second.
+"""
+
+ENDING = (signal.SIGINT, *TERMINATING)
+"""The signals of Ctrl-C, and those that terminate the program."""
+
+INSISTING = (signal.SIGINT, signal.SIGTERM)
+"""The signals that a user sends twice to end a program at once; others come twice by themselves."""
 
 SAVING = signal.SIGUSR1
 """The signal to save a checkpoint and continue, as sent by `sbatch --signal=USR1@120`."""
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised on SIGTERM, so that the program cleans up as after Ctrl-C."""
+    """Raised on a signal of `TERMINATING`, so that the program cleans up as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"terminated by {signal.Signals(number).name}")
+        self.number = number
 
 
 @contextmanager
-def sigterm_raised() -> Iterator[None]:
-    """Raise `Terminated` on the first SIGTERM, and ignore further ones, until the block ends."""
+def terminations_raised() -> Iterator[None]:
+    """Raise `Terminated` on the first signal of `TERMINATING`, and ignore further ones, until the block ends."""
 
     def terminate(number: int, _frame: FrameType | None) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)
-        raise Terminated
+        # A scheduler may send several signals, which must not interrupt the cleanup.
+        for each in TERMINATING:
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(number)
 
     def raise_again(lost: Any) -> None:
         # Python drops exceptions in callbacks, such as those of modules that are being imported.
         if not isinstance(lost.exc_value, KeyboardInterrupt):
             hook(lost)
             return
-        number = signal.SIGINT
+        number: int = signal.SIGINT
         if isinstance(lost.exc_value, Terminated):
-            number = signal.SIGTERM
+            number = lost.exc_value.number
             signal.signal(number, terminate)
         threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
     hook = sys.unraisablehook
-    with _handled([signal.SIGTERM], terminate) as is_main_thread:
+    with _handled(TERMINATING, terminate) as is_main_thread:
         if not is_main_thread:
             yield
             return
@@ -86,7 +101,7 @@ def signals_held(hold: bool) -> Iterator[set[int]]:
         return
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if number in received and number != SAVING:
+        if number in received and number in INSISTING:
             raise KeyboardInterrupt
         received.add(number)
 
