@@ -568,7 +568,7 @@ def test_one_subject_has_no_t(bids: Path, tmp_path: Path, capsys: pytest.Capture
         (["--connectome-space", "../MNI"], 64, "letters and digits"),
         (["-d", "nowhere"], 66, "no folder nowhere"),
         (["-d", "some/where"], 66, "no folder some/where"),
-        (["-d", "source=."], 64, "taken"),
+        (["-d", "source=."], 64, "already used"),
         (["-w", "/proc/none"], 73, "cannot be created"),
         (["--bids-database-dir", "/proc/none"], 73, "cannot be created"),
         (["--bids-filter-file", "nowhere.json"], 66, "nowhere.json"),
