@@ -1,4 +1,4 @@
-"""A Dask cluster of real processes, whose workers come and go as a test wants."""
+"""A Dask cluster of real processes, to which a test adds workers, and whose workers it kills."""
 
 from __future__ import annotations
 

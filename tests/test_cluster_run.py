@@ -1,4 +1,4 @@
-"""The same maps on a Dask cluster of real processes, whatever becomes of workers, scheduler and client."""
+"""Maps from a Dask cluster of real processes: the same with any number of workers, some lost, resumed or not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from synthetic import (
 )
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
-from bids_lacuna.cluster import ClusterPass, reduction
+from bids_lacuna.cluster import ClusterPass, pool, reduction
 from bids_lacuna.mapping.analysis import NoWorker
 from bids_lacuna.runtime.plan import Resources
 
@@ -47,7 +48,7 @@ BOXES = [box((0, 0, 0)), box((1, 2, 3)), box((2, 4, 6), (3, 2, 2)), box((3, 5, 9
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start a cluster for all tests; each says how many workers it wants."""
+    """Start a Dask cluster for all tests; each test sets the number of workers."""
     with started(tmp_path_factory.mktemp("cluster"), "--host", "127.0.0.1") as one:
         yield one
 
@@ -82,21 +83,21 @@ def undisturbed(cluster: Cluster, connectome: Path, lesions: list[LesionData]) -
 
 
 def numbers(results: Sequence[LesionData]) -> list[Array]:
-    """Give z, t and n of each lesion."""
+    """Return z, t and n of each lesion."""
     assert [lesion.error for lesion in results] == [None] * len(results)
     statistics = [lesion.results[NAME].statistics for lesion in results]
     return [array for each in statistics for array in (each.z, each.t, each.n)]
 
 
 def same(ours: Sequence[Array], others: Sequence[Array]) -> bool:
-    """Compare bit by bit."""
+    """Return whether arrays are bit-identical."""
     return all(np.array_equal(*pair, equal_nan=True) for pair in zip(ours, others, strict=True))
 
 
 def map_on(
     client: Client, connectome: Path, lesions: Sequence[LesionData], on_subject: Callable[[], Any] = lambda: None
 ) -> list[Array]:
-    """Map in one pass, and do something after each connectome subject."""
+    """Map in one pass, and call a function after each connectome subject."""
     analysis = FunctionalNetworkMapping(connectome)
     pass_ = ClusterPass(analysis, client, Resources(2**40, 1))
     loaded = [analysis.load(lesion) for lesion in lesions]
@@ -104,7 +105,7 @@ def map_on(
 
 
 def after(n_subjects: dict[int, Callable[[], Any]]) -> Callable[[], None]:
-    """Do something after some numbers of connectome subjects."""
+    """Return a callback that calls functions after some numbers of connectome subjects."""
     seen: list[None] = []
 
     def on_subject() -> None:
@@ -121,7 +122,7 @@ def test_any_number_of_workers_gives_the_same_bits(
     undisturbed: list[Array],
     expected: list[Array],
 ) -> None:
-    """One, two and three workers make the same maps, which are those made without Dask but for rounding."""
+    """One, two and three workers make bit-identical maps; without Dask, only rounding differs."""
     for n_workers in (2, 3):
         assert same(map_on(cluster.have(n_workers), connectome, lesions), undisturbed)
     for ours, without in zip(undisturbed, expected, strict=True):
@@ -131,7 +132,7 @@ def test_any_number_of_workers_gives_the_same_bits(
 def test_workers_killed_in_the_run_change_nothing(
     cluster: Cluster, connectome: Path, lesions: list[LesionData], undisturbed: list[Array]
 ) -> None:
-    """Of three workers two are killed, one after the other, and one joins: each subject counts once."""
+    """When two of three workers are killed and a new one joins, each connectome subject still counts once."""
     client = cluster.have(3)
     counted: list[None] = []
     disturb = after({9: cluster.kill_one, 17: cluster.add_worker, 33: cluster.kill_one})
@@ -142,7 +143,7 @@ def test_workers_killed_in_the_run_change_nothing(
 def test_batches_with_a_callback(
     cluster: Cluster, connectome: Path, lesions: list[LesionData], expected: list[Array], tmp_path: Path
 ) -> None:
-    """Batches go through one after another; a mask that cannot be read stops no other; no checkpoint is left."""
+    """Several batches work, an unreadable mask affects no other lesion, and no checkpoint is left."""
     missing = LesionData.from_nifti(tmp_path / "missing.nii.gz")
     found: list[Array] = []
     results = batch_process(
@@ -168,7 +169,7 @@ def test_moments_travel_in_blocks(
     undisturbed: list[Array],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No message between workers is larger than a block, or one row; smaller ones change no bit."""
+    """No message between workers is larger than a block, or one row; the block size changes no bit."""
     client = cluster.have(2)
 
     def largest(dask_worker: Any) -> int:
@@ -186,6 +187,20 @@ def test_moments_travel_in_blocks(
     assert moved < 16 * N_VOXELS * len(BOXES)
 
 
+def test_a_transfer_may_take_longer_than_a_poll(
+    cluster: Cluster,
+    connectome: Path,
+    lesions: list[LesionData],
+    undisturbed: list[Array],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looking for workers meanwhile does not begin a slow transfer to the client anew."""
+    client = cluster.have(1)
+    monkeypatch.setattr(pool, "POLL_S", 1e-5)
+    with ThreadPoolExecutor(1) as thread:
+        assert same(thread.submit(map_on, client, connectome, lesions).result(DEADLINE_S), undisturbed)
+
+
 def test_a_worker_without_the_connectome_is_left_out(
     cluster: Cluster,
     connectome: Path,
@@ -195,7 +210,7 @@ def test_a_worker_without_the_connectome_is_left_out(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Workers that have no connectome, or another one, are named with their host and left out; all is an error."""
+    """A warning names each worker without the client's connectome, and it is left out; an error if all are."""
     # Each process has its own: those that run already have no connectome there.
     path = Path("/proc/self/cwd/study")
     monkeypatch.chdir(connectome.parent)
@@ -230,7 +245,7 @@ def run_app(connectome: Path, folder: Path, *options: str) -> subprocess.Popen[s
 
 
 def stop_workers(cluster: Cluster, folder: Path, running: subprocess.Popen[str]) -> None:
-    """Stop the workers in the middle of a pass, once a slice is saved that was not there before."""
+    """Stop the workers in the middle of a pass, once a new slice is saved."""
     before = set(folder.glob("work/checkpoints/*/*.slice"))
 
     def is_saved() -> bool:
@@ -246,7 +261,7 @@ def stop_workers(cluster: Cluster, folder: Path, running: subprocess.Popen[str])
 def test_client_and_scheduler_may_go(
     cluster: Cluster, connectome: Path, undisturbed: list[Array], tmp_path: Path
 ) -> None:
-    """After the client was killed, and then the scheduler, the same lesions are mapped to the same bits."""
+    """A run resumes after its client and then its scheduler are killed, with bit-identical maps."""
     cluster.have(2)
     killed = run_app(connectome, tmp_path, "--dask-scheduler", str(cluster.file))
     stop_workers(cluster, tmp_path, killed)
@@ -284,7 +299,7 @@ def test_client_and_scheduler_may_go(
 
 
 def test_without_the_options_nothing_of_dask_is_imported() -> None:
-    """What maps lesions needs no Dask."""
+    """Mapping without a Dask cluster does not import Dask."""
     code = (
         "import sys, bids_lacuna.batch, bids_lacuna.cli, bids_lacuna.derivatives.writer\n"
         "sys.exit(', '.join({'dask', 'distributed'} & set(sys.modules)) or 0)"
@@ -294,7 +309,7 @@ def test_without_the_options_nothing_of_dask_is_imported() -> None:
 
 @contextmanager
 def second_namespace() -> Iterator[tuple[str, str, str]]:
-    """Make a network namespace with a link to this one: its name, the link's, and the address at our end."""
+    """Make a network namespace with a link to it; yield its name, the link's name and the address on this side."""
     name, link = f"lacuna{os.getpid()}", f"lac{os.getpid() % 100_000}"
     network = f"10.211.{os.getpid() % 250}"
     made = [
@@ -324,7 +339,7 @@ def second_namespace() -> Iterator[tuple[str, str, str]]:
 def test_workers_over_a_network_that_fails(
     connectome: Path, lesions: list[LesionData], undisturbed: list[Array], tmp_path: Path
 ) -> None:
-    """With a worker in another network namespace, and the link to it cut for ten seconds, maps are the same."""
+    """A network link that is cut for ten seconds changes no bit."""
     with second_namespace() as (name, link, address), started(tmp_path, "--host", address) as cluster:
         cluster.add_worker(prefix=("ip", "netns", "exec", name))
         client = cluster.have(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -191,13 +192,19 @@ class WorkerPool:
 
     def wait_for(self, future: Future[Any], address: str) -> Any:
         """Wait for the result of a worker's task; return None if the worker is lost, which `poll` still reports."""
+        # Future.result with a timeout would begin a transfer that takes longer anew each time.
+        transfer = asyncio.run_coroutine_threadsafe(
+            self.client.gather(future, asynchronous=True),
+            self.client.loop.asyncio_loop,  # type: ignore[union-attr]
+        )
+        transfer.add_done_callback(lambda _: self._something_done.set())
         while address in self.states:
             self.pause()
             self._lost = self.poll()
-            if future.status == "error":
-                raise future.exception()
-            with suppress(TimeoutError, CancelledError):
-                return future.result(timeout=POLL_S)
+            if transfer.done():
+                with suppress(CancelledError):
+                    return transfer.result()
+        transfer.cancel()
         return None
 
     def _add(self, address: str, state: Future[Any], info: Future[Any]) -> None:

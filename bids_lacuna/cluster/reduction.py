@@ -45,9 +45,11 @@ class Batch:
 class BatchTasks:
     """Submits the tasks of one batch to workers that have its weights; these leave the client once."""
 
-    def __init__(self, pool: WorkerPool, batch: Batch) -> None:
+    def __init__(self, pool: WorkerPool, batch: Batch, accumulator_bytes: int) -> None:
         self._pool = pool
         self._batch = batch
+        rows_per_message = int(ROWS_FRACTION * BLOCK_BYTES * len(batch.rows) / accumulator_bytes)
+        self._n_messages = ceil(len(batch.rows) / max(1, rows_per_message))
         self._states: dict[str, Future[Any]] = {}
         """Each worker's `WorkerState` with this batch, by its address."""
         self._pieces: list[list[Future[Any]]] = []
@@ -61,6 +63,26 @@ class BatchTasks:
     def forget(self, address: str) -> None:
         """Forget a worker that is lost."""
         self._states.pop(address, None)
+
+    def cut(self, held: Held) -> Iterator[Future[Any]]:
+        """Have a worker cut its sums into messages, each when the iterator advances."""
+        for index in range(self._n_messages):
+            yield self.submit(held.address, worker.cut, held.future, index, self._n_messages, priority=1)
+
+    def fetch(self, held: Held, accumulator: Accumulator) -> Accumulator | None:
+        """Fetch a worker's sums into an empty accumulator; return None if the worker is lost before."""
+        messages = self.cut(held)
+        # One is cut while another is on its way.
+        under_way = deque(islice(messages, 2))
+        while under_way:
+            parts = self._pool.wait_for(under_way.popleft(), held.address)
+            if parts is None:
+                return None
+            accumulator.merge(parts)
+            # Free this message before the next one is in memory.
+            del parts
+            under_way.extend(islice(messages, 1))
+        return accumulator
 
     def _send_batch(self, address: str) -> Future[Any]:
         if not self._states:
@@ -293,12 +315,10 @@ class Reduction:
         self._can_hold = can_hold
         self._on_subject = on_subject
         self._root: Node = (0, len(slices))
-        self._tasks = BatchTasks(pool, batch)
+        self._tasks = BatchTasks(pool, batch, empty().nbytes)
         self._checkpoints = NodeCheckpoints(checkpoints, batch.rows.hashes, slices)
         self._nodes = Nodes()
         self._n_reported = 0
-        rows_per_message = int(ROWS_FRACTION * BLOCK_BYTES * len(batch.rows) / empty().nbytes)
-        self._n_messages = ceil(len(batch.rows) / max(1, rows_per_message))
 
     def run(self, signals: set[int]) -> Accumulator | None:
         """Run the pass; return None if a signal ended it.
@@ -320,7 +340,7 @@ class Reduction:
             else:
                 self._merge_pairs()
                 if self._root in self._nodes.held and not self._checkpoints.is_saving:
-                    finished = self._fetch()
+                    finished = self._tasks.fetch(self._nodes.held[self._root], self._empty())
                     # A signal that came meanwhile has the sum saved first.
                     if finished is not None and not (self._checkpoints.are_kept and signals - {SIGUSR1}):
                         return finished
@@ -399,25 +419,6 @@ class Reduction:
         ours, theirs = sorted(pair, key=lambda half: self._nodes.load(half.address))
         other: Any = theirs.future
         if theirs.address != ours.address:
-            other = list(self._cut(theirs))
+            other = list(self._tasks.cut(theirs))
         future = self._tasks.submit(ours.address, worker.merge, ours.future, other, priority=1)
         self._nodes.merging[node] = Merging(future, ours.address, theirs.address)
-
-    def _cut(self, held: Held) -> Iterator[Future[Any]]:
-        """Have a worker cut its sums into messages."""
-        for index in range(self._n_messages):
-            yield self._tasks.submit(held.address, worker.cut, held.future, index, self._n_messages, priority=1)
-
-    def _fetch(self) -> Accumulator | None:
-        """Fetch the sum of all slices in messages; return None if its worker is lost before."""
-        root, accumulator = self._nodes.held[self._root], self._empty()
-        messages = self._cut(root)
-        # One is cut while another is on its way.
-        under_way = deque(islice(messages, 2))
-        while under_way:
-            parts = self._pool.wait_for(under_way.popleft(), root.address)
-            if parts is None:
-                return None
-            accumulator.merge(parts)
-            under_way.extend(islice(messages, 1))
-        return accumulator

@@ -17,7 +17,7 @@ from functools import partial
 from distributed import Client
 
 from bids_lacuna.cluster.pool import WorkerPool, reporting_a_lost_scheduler
-from bids_lacuna.cluster.reduction import Batch, Reduction
+from bids_lacuna.cluster.reduction import BLOCK_BYTES, Batch, Reduction
 from bids_lacuna.cluster.tree import divide, held_at_most
 from bids_lacuna.cluster.worker import WorkerInfo
 from bids_lacuna.mapping import Accumulator, Analysis, NoWorker, PassStopped
@@ -34,7 +34,7 @@ LIMIT_FRACTION = 0.6
 
 
 class ClusterPass:
-    """Takes the rows of a batch through the connectome on a Dask cluster: see `mapping.analysis.Pass`."""
+    """Passes over the connectome on a Dask cluster; see `mapping.analysis.Pass`."""
 
     def __init__(
         self, analysis: Analysis, client: Client, resources: Resources, n_threads: int | None = None
@@ -105,7 +105,8 @@ class ClusterPass:
         n_accumulators = n * held_at_most(len(self._slices)) + has_client
         occupied = sum(info.resident_bytes for info in workers)
         if has_client:
-            occupied += resident_bytes()
+            # The client receives the result in messages.
+            occupied += resident_bytes() + BLOCK_BYTES
         # All workers of a host share its free memory.
         available = [occupied + info.available_bytes - info.resident_bytes for info in workers]
         available += [self.resources.available_bytes] if has_client else []
