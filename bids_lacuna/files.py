@@ -22,6 +22,46 @@ UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(.+)")
 NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 """Errors of file systems that cannot sync a folder or do not let it be opened."""
 
+ADVICE = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.ENOENT: "make the file available, and check its path",
+    errno.EIO: "check the disk or the network, and try again",
+    errno.ESTALE: "the file server has replaced it meanwhile; rerun the same command",
+    errno.ETIMEDOUT: "rerun the same command once the file server answers",
+    errno.EHOSTDOWN: "rerun the same command once the file server answers",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENOMEM: "free some memory",
+}
+"""What helps against the system's errors of reading, which copying a file does not."""
+
+
+def advise(error: BaseException, otherwise: str) -> str:
+    """Return what helps against an error of reading: by its errno, or else `otherwise`, for damaged content."""
+    number = error.errno if isinstance(error, OSError) else None
+    return otherwise if number is None else ADVICE.get(number, otherwise)
+
+
+FIRST_BYTES = {
+    b"/annex/objects/": "it is git-annex's pointer to a file: `datalad get` it",
+    b"version https://git-lfs": "it is Git LFS's pointer to a file: `git lfs pull` gets it",
+    b"<!DOCTYPE html": "it is a web page, perhaps that of a login: download the file again",
+    b"<html": "it is a web page, perhaps that of a login: download the file again",
+    b"PK\x03\x04": "it is a zip archive: unpack it",
+    b"BZh": "it is compressed by bzip2: decompress it (bunzip2)",
+    b"\xfd7zXZ": "it is compressed by xz: decompress it (unxz)",
+    b"\x1f\x8b": "it is gzipped: decompress it (gunzip), or give it a name that ends in .gz",
+}
+"""What a file is whose first bytes are these, where another kind of file is needed."""
+
+
+def recognize(path: Path) -> str:
+    """Describe a file of a wrong kind by its first bytes, and what to do; "" if they are not known."""
+    with path.open("rb") as file:
+        start = file.read(max(map(len, FIRST_BYTES))).lstrip()
+    return next((words for known, words in FIRST_BYTES.items() if start.lower().startswith(known.lower())), "")
+
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that must contain an object.

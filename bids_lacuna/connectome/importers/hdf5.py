@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import h5py
 import numpy as np
 
 from bids_lacuna.connectome.importers import chunks
+from bids_lacuna.connectome.importers.opening import (
+    check_not_being_written,
+    describe_broken_links,
+    explain,
+    files_behind,
+    open_hdf5,
+)
 from bids_lacuna.connectome.importers.source import Source, SourceSubject, read_dtype
+from bids_lacuna.files import advise
 from bids_lacuna.grid import Grid, order_voxels
 from bids_lacuna.images import LARGEST_VOLUME, check_file
 
@@ -59,6 +67,8 @@ class Hdf5File:
     """Bytes of memory needed to get one subject's numbers out of the file."""
     gains_from_readers: bool
     """Whether several threads read faster: each chunk holds one subject and is inflated outside HDF5's lock."""
+    others: tuple[Path, ...]
+    """Other files that hold this file's series, by links."""
 
     @classmethod
     def open(cls, path: Path) -> Hdf5File:
@@ -71,18 +81,19 @@ class Hdf5File:
         """
         check_file(path, "connectome file")
         try:
-            with chunks.HDF5, h5py.File(path) as file:
+            check_not_being_written(path)
+            with chunks.HDF5, open_hdf5(path) as file:
                 return cls._from(file, path)
         except PermissionError as error:
             raise PermissionError(f"the connectome file {path} may not be read: check its permissions") from error
         except DAMAGE as error:
-            raise ValueError(
-                f"{path} cannot be read as HDF5 ({error}): it may be truncated or of another kind; copy it again"
-            ) from error
+            raise ValueError(explain(error, path)) from error
 
     @classmethod
     def _from(cls, file: h5py.File, path: Path) -> Hdf5File:
         needed = ("timeseries", "mask_indices", "mask_affine")
+        if broken := describe_broken_links(file, path, needed):
+            raise ValueError(broken)
         missing = [name for name in needed if not isinstance(file.get(name), h5py.Dataset)]
         missing += [] if "mask_shape" in file.attrs else ["the attribute mask_shape"]
         if missing:
@@ -129,7 +140,13 @@ class Hdf5File:
         dtype = read_dtype(timeseries.dtype)
         file_bytes = chunks.reading_bytes(timeseries, dtype)
         gains = chunks.is_inflatable(timeseries) and timeseries.chunks[0] == 1
-        return cls(path, grid, n_subjects, n_timepoints, dtype, order, file_bytes, gains)
+        others = files_behind(timeseries, path)
+        return cls(path, grid, n_subjects, n_timepoints, dtype, order, file_bytes, gains, others)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that hold the series."""
+        return (self.path, *self.others)
 
     @property
     def reading_bytes(self) -> int:
@@ -166,12 +183,12 @@ class Hdf5Run:
     def read(self, grid: Grid) -> Array:  # noqa: ARG002  the file has the grid's voxels only
         """See `Run.read`."""
         try:
-            with chunks.HDF5, h5py.File(self.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as stored:
+            with chunks.HDF5, open_hdf5(self.path, rdcc_nbytes=CHUNK_CACHE_BYTES) as stored:
                 timeseries = chunks.read_subject(stored["timeseries"], self.index, self.file.dtype)
         except (*DAMAGE, ValueError) as error:
+            advice = advise(error, "the file may be damaged; copy it again")
             raise OSError(
-                f"subject {self.index} of the connectome file {self.path} cannot be read ({error}): "
-                "the file may be damaged; copy it again"
+                f"subject {self.index} of the connectome file {self.path} cannot be read ({error}): {advice}"
             ) from error
         order = self.file.order
         return timeseries if order is None else np.take(timeseries, order, axis=1)
@@ -202,15 +219,19 @@ class Hdf5Source(Source):
         """Bytes of memory needed to read one subject, at most."""
         return max(file.reading_bytes for file in self.files)
 
+    def files_of(self, subject: SourceSubject) -> list[Path]:
+        """Return the files that `read` reads; they may hold other subjects, too."""
+        return [path for run in subject.runs for path in cast("Hdf5Run", run).file.files]
+
     @cached_property
     def content_hash(self) -> str:
         """Hash that distinguishes this connectome from others of the same name, without reading all of it.
 
-        SHA-256 over each file's size and 64 evenly spaced blocks of 64 KiB, in the order of the files. Files of up to
-        4 MiB are read completely.
+        SHA-256 over each file's size and 64 evenly spaced blocks of 64 KiB, in the order of the files; a file that
+        holds another one's series follows that one. Files of up to 4 MiB are read completely.
         """
         digest = hashlib.sha256()
-        for path in (file.path for file in self.files):
+        for path in (path for file in self.files for path in file.files):
             size = path.stat().st_size
             digest.update(size.to_bytes(8, "little"))
             step = max(HASH_BLOCK_BYTES, size // HASH_BLOCKS)
@@ -290,7 +311,7 @@ def _list_files(path: Path) -> list[Path]:
 
 
 def _recorded_space(path: Path) -> str | None:
-    with chunks.HDF5, h5py.File(path) as file:
+    with chunks.HDF5, open_hdf5(path) as file:
         space = file.attrs.get("space")
     space = space.item() if isinstance(space, np.ndarray) and space.size == 1 else space
     space = space.decode() if isinstance(space, bytes) else space

@@ -16,8 +16,9 @@ import numpy as np
 from scipy.io import loadmat, whosmat
 from scipy.io.matlab import MatReadError
 
+from bids_lacuna.connectome.importers.opening import is_hdf5, open_hdf5
 from bids_lacuna.connectome.importers.source import Source, group_by_subject, read_dtype
-from bids_lacuna.files import read_json_object
+from bids_lacuna.files import advise, read_json_object
 from bids_lacuna.grid import Grid, order_voxels
 from bids_lacuna.images import LARGEST_VOLUME, check_file
 
@@ -269,17 +270,18 @@ def _opened(path: Path) -> Iterator[h5py.File | BinaryIO]:
     """Open a MATLAB file, version 7.3 as HDF5; damage found while it is open is raised as ValueError."""
     try:
         with path.open("rb") as file:
-            if h5py.is_hdf5(path):
-                with h5py.File(path) as hdf5:
+            if is_hdf5(file):
+                with open_hdf5(path) as hdf5:
                     yield hdf5
             else:
+                file.seek(0)
                 yield file
     except PermissionError:
         raise
     except DAMAGE as error:
         raise ValueError(
             f"{path} cannot be read as a MATLAB file ({error or type(error).__name__}): "
-            "it may be truncated or of another kind; copy it again"
+            + advise(error, "it may be truncated or of another kind; copy it again")
         ) from error
 
 
