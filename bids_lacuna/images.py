@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
 import zlib
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +19,10 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
+
+from bids_lacuna.files import advise, recognize
+
+logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 """Exceptions of nibabel and gzip for a damaged file."""
@@ -32,6 +39,18 @@ MOST_COMPRESSION = 1032
 
 GOOD_RAS_FLAG = slice(28, 30)
 """Bytes of a FreeSurfer image that are 0 if its header has no directions and no centre."""
+
+GZIP = b"\x1f\x8b"
+"""First bytes of a gzipped file."""
+
+PLAIN = (b"\x5c\x01", b"\x00\x00", b"\x1c\x02")
+"""First bytes of a NIfTI file that is not compressed: the length of its header, in either byte order."""
+
+NOT_GZIPPED = "Not a gzipped file"
+"""Words of Python's error for bytes that do not begin a gzip stream."""
+
+QUATERNION_TOLERANCE = 1e-5
+"""Excess over 1 of b² + c² + d², by rounding, up to which a quaternion is a rotation by 180°."""
 
 
 def check_file(path: Path, kind: str) -> None:
@@ -72,25 +91,70 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     check_file(path, kind)
     try:
         # nibabel reports a file without read permission as one of unknown type.
-        path.open("rb").close()
-        image: SpatialImage = nib.load(path)  # type: ignore[assignment]
+        problem = _describe_content(path)
+        image = None if problem else _load(path)
     except PermissionError as error:
         raise PermissionError(f"the {kind} {path} cannot be read: check its permissions") from error
     # nibabel raises a TypeError for an image that is not a volume, Python for an offset that is not a number.
     except (*UNREADABLE, TypeError, ValueError, OverflowError) as error:
-        raise OSError(
-            f"the {kind} {path} cannot be read as NIfTI ({error}): copy it again, or save it again"
-        ) from error
-    if problem := _describe_mismatch(image):
-        raise OSError(f"the {kind} {path} cannot be read as NIfTI: {problem}; copy it again, or save it again")
+        advice = advise(error, "copy it again, or save it again")
+        raise OSError(f"the {kind} {path} cannot be read as NIfTI ({error}): {advice}") from error
+    if image is None or (problem := _describe_mismatch(image)):
+        raise OSError(f"the {kind} {path} cannot be read as NIfTI: {problem}")
     return image
+
+
+def _describe_content(path: Path) -> str:
+    """Describe content of another kind than the file's name promises, and what to do; "" if there is none."""
+    suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        start = file.read(len(GZIP))
+    if suffix in (".nii", ".img", ".hdr") and start == GZIP:
+        return f"it is gzipped: rename it to {path.name}.gz"
+    if suffix == ".gz" and start == GZIP:
+        return ""
+    if suffix == ".gz" and start.startswith(PLAIN):
+        return f"it is not compressed: rename it to {path.name.removesuffix(path.suffix)}"
+    return recognize(path) if suffix in (".nii", ".img", ".hdr", ".gz") else ""
+
+
+def _load(path: Path) -> SpatialImage:
+    """Load an image, also where NIfTI's own library accepts a header that nibabel does not."""
+    try:
+        image: SpatialImage = nib.load(path)  # type: ignore[assignment]
+    except ValueError:
+        if (rounded := _load_rounded(path)) is None:
+            raise
+        image = rounded
+    stored = image.dataobj
+    if not (isinstance(image, nib.Nifti1Image) and isinstance(stored, ArrayProxy)):
+        return image
+    smallest = image.header.single_vox_offset
+    if stored.offset >= smallest:
+        return image
+    # Some programs leave vox_offset 0, which would read the header as voxels.
+    spec = (stored.shape, stored.dtype, smallest, stored.slope, stored.inter)
+    return type(image)(ArrayProxy(stored.file_like, spec), image.affine, image.header)
+
+
+def _load_rounded(path: Path) -> nib.Nifti1Image | None:
+    """Load an image whose quaternion is longer than 1 by rounding; None if it is not."""
+    with ImageOpener(str(path)) as file:
+        header = nib.Nifti1Header.from_fileobj(file)
+    quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], float)
+    length = np.linalg.norm(quaternion)
+    if not 1 < length**2 <= 1 + QUATERNION_TOLERANCE:
+        return None
+    for axis, value in zip("bcd", quaternion / length, strict=True):
+        header[f"quatern_{axis}"] = value
+    return nib.Nifti1Image(ArrayProxy(str(path), header.copy()), header.get_best_affine(), header)
 
 
 def _describe_mismatch(image: SpatialImage) -> str:
     """Describe how the header contradicts the file's size, before any memory is allocated; "" if it does not."""
     stored = image.dataobj
     if min(image.shape, default=0) < 1:
-        return f"its header has the shape {image.shape}"
+        return f"its header has the shape {image.shape}; save it again"
     if not (isinstance(stored, ArrayProxy) and isinstance(stored.file_like, str)):
         return ""
     needed = int(stored.offset) + prod(map(int, stored.shape)) * stored.dtype.itemsize
@@ -99,7 +163,10 @@ def _describe_mismatch(image: SpatialImage) -> str:
     held = {".nii": size, ".img": size, ".gz": MOST_COMPRESSION * size}.get(suffix)
     if held is None or needed <= held:
         return ""
-    return f"its header requires {needed} bytes, the file has {size}, so it is truncated or damaged"
+    return (
+        f"its header requires {needed} bytes, the file has {size}, so it is truncated or damaged; copy it again, or "
+        "save it again"
+    )
 
 
 def read_slabs(image: SpatialImage, kind: str) -> Iterator[np.ndarray]:
@@ -126,9 +193,8 @@ def read_slabs(image: SpatialImage, kind: str) -> Iterator[np.ndarray]:
         yield from _slabs(image)
     # nibabel raises a ValueError for a file that ends too early.
     except (*UNREADABLE, ValueError) as error:
-        raise OSError(
-            f"the {kind}'s voxels cannot be read ({error}): the file is truncated or damaged; copy it again"
-        ) from error
+        advice = advise(error, "the file is truncated or damaged; copy it again")
+        raise OSError(f"the {kind}'s voxels cannot be read ({error}): {advice}") from error
 
 
 def read_volume(
@@ -178,8 +244,27 @@ def _stream(stored: ArrayProxy) -> Iterator[np.ndarray]:
                 raise EOFError(f"it ends after {start} of {n_slices} slices")
             slab = np.frombuffer(content, stored.dtype).reshape(-1, n_y, n_x)
             yield apply_read_scaling(slab, stored.slope, stored.inter)
+        read_to_end(file, stored.file_like)
+
+
+def read_to_end(file: IO[bytes] | ImageOpener, path: str | Path) -> None:
+    """Read the rest of an image's file, at whose end gzip stores its checksum.
+
+    Other bytes behind the end of the gzip stream are ignored with a warning, as gunzip does.
+
+    Raises
+    ------
+    OSError, EOFError, zlib.error
+        The file is damaged.
+    """
+    try:
         while file.read(SLAB_BYTES):
             pass
+    except gzip.BadGzipFile as error:
+        # The stream before these bytes had its end and the right checksum.
+        if not str(error).startswith(NOT_GZIPPED):
+            raise
+        logger.warning("%s: the bytes after the end of its gzip stream are ignored", path)
 
 
 def read_brain_mask(image: SpatialImage, path: Path) -> np.ndarray:

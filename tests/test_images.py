@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -118,3 +120,82 @@ def test_nifti_without_codes(tmp_path: Path, image_type: type[nib.Nifti1Pair], c
     path = tmp_path / ("a.img" if image_type is nib.Nifti1Pair else "a.nii")
     nib.save(image, path)
     assert has_usable_affine(open_image(path, "mask")) == any(codes)
+
+
+def write_map(path: Path, change_header: Callable[[nib.Nifti1Header], object] = lambda _: None) -> np.ndarray:
+    """Write a map of random numbers without an sform, and return its values."""
+    values = np.random.default_rng(3).standard_normal(synthetic.SHAPE).astype(np.float32)
+    image = nib.Nifti1Image(values, synthetic.RADIOLOGICAL)
+    image.header.set_sform(None, 0)
+    image.header.set_qform(synthetic.RADIOLOGICAL, 4)
+    nib.save(image, path)
+    header = nib.load(path).header
+    change_header(header)
+    plain = path.suffix == ".nii"
+    content = path.read_bytes() if plain else gzip.decompress(path.read_bytes())
+    content = header.binaryblock + content[len(header.binaryblock) :]
+    path.write_bytes(content if plain else gzip.compress(content))
+    return values
+
+
+@pytest.mark.parametrize("name", ["map.nii", "map.nii.gz"])
+def test_a_file_without_an_offset_begins_behind_its_header(tmp_path: Path, name: str) -> None:
+    """The voxels of a single file with vox_offset 0 are taken from byte 352 on, as NIfTI's own library does."""
+    values = write_map(tmp_path / name, lambda header: header.set_data_offset(0))
+    image = open_image(tmp_path / name, "map")
+    np.testing.assert_array_equal(read_volume(image, "map"), values)
+    np.testing.assert_array_equal(image.affine, synthetic.RADIOLOGICAL)
+    assert int(image.header["qform_code"]) == 4
+
+
+def test_bytes_after_the_gzip_stream_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An image with other bytes behind it is read with a warning; without its checksum, it is damaged."""
+    path = tmp_path / "map.nii.gz"
+    values = write_map(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"trailing bytes")
+    np.testing.assert_array_equal(read_volume(open_image(path, "map"), "map"), values)
+    assert f"{path}: the bytes after the end of its gzip stream are ignored" in caplog.text
+    path.write_bytes(whole[:-8] + b"trailing bytes")
+    with pytest.raises(OSError, match=r"CRC check failed.*copy it again"):
+        read_volume(open_image(path, "map"), "map")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("map.nii", "gzipped", "it is gzipped: rename it to map.nii.gz"),
+        ("map.nii.gz", "plain", "it is not compressed: rename it to map.nii"),
+        ("map.nii.gz", b"/annex/objects/MD5E-s7--0.nii.gz\n", "git-annex's pointer to a file: `datalad get` it"),
+        ("map.nii", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS's pointer to a file: `git lfs pull`"),
+        ("map.nii.gz", b"\n<!doctype HTML><title>Log in</title>", "a web page, perhaps that of a login"),
+        ("map.nii.gz", b"PK\x03\x04" + bytes(500), "a zip archive: unpack it"),
+        ("map.nii", b"BZh9" + bytes(500), "compressed by bzip2: decompress it"),
+    ],
+    ids=["gzipped", "plain", "annex", "lfs", "page", "zip", "bzip2"],
+)
+def test_what_a_file_is_instead(tmp_path: Path, name: str, content: bytes | str, words: str) -> None:
+    """A file of another kind is named by its first bytes, with what helps; copying it does not."""
+    path = tmp_path / name
+    if isinstance(content, str):
+        write_map(tmp_path / ("a.nii.gz" if content == "gzipped" else "a.nii"))
+        content = (tmp_path / ("a.nii.gz" if content == "gzipped" else "a.nii")).read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"cannot be read as NIfTI: it is .*{words[6:]}") as caught:
+        open_image(path, "map")
+    assert "copy it again" not in str(caught.value)
+
+
+def test_a_quaternion_that_is_longer_than_1_by_rounding(tmp_path: Path) -> None:
+    """A rotation by 180° whose quaternion was rounded up is that rotation; a longer one is an error."""
+
+    def lengthen(header: nib.Nifti1Header) -> None:
+        header["quatern_c"] = 1.000003
+
+    values = write_map(tmp_path / "map.nii.gz", lengthen)
+    image = open_image(tmp_path / "map.nii.gz", "map")
+    np.testing.assert_allclose(image.affine, synthetic.RADIOLOGICAL, atol=1e-6)
+    np.testing.assert_array_equal(read_volume(image, "map"), values)
+    write_map(tmp_path / "long.nii", lambda header: header.structarr.__setitem__("quatern_c", 1.01))
+    with pytest.raises(OSError, match="w2 should be positive"):
+        open_image(tmp_path / "long.nii", "map")

@@ -7,6 +7,8 @@ from tokenize import TokenError
 
 import numpy as np
 
+from bids_lacuna.files import recognize
+
 NOT_NUMPY = (ValueError, EOFError, OverflowError, SyntaxError, TokenError, TypeError)
 """Exceptions that NumPy raises for a damaged file."""
 
@@ -35,5 +37,6 @@ def read_array_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except NOT_NUMPY as error:
-        raise ValueError(f"{path} cannot be read as a NumPy array ({error}): copy it again") from error
+        advice = recognize(path) or "copy it again"
+        raise ValueError(f"{path} cannot be read as a NumPy array ({error}): {advice}") from error
     return array.shape, array.dtype

@@ -19,8 +19,9 @@ from bids_lacuna.connectome.importers.source import (
     read_dtype,
     subject_name,
 )
+from bids_lacuna.files import advise
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image, read_brain_mask
+from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image, read_brain_mask, read_to_end
 
 Array = np.ndarray
 
@@ -67,11 +68,11 @@ class NiftiRun:
                 for t in range(self.n_timepoints):
                     volume = np.frombuffer(file.read(n_bytes), stored.dtype)
                     timeseries[t] = apply_read_scaling(volume[indices], stored.slope, stored.inter)
-                while file.read(2**20):
-                    pass
+                read_to_end(file, self.path)
         except (*UNREADABLE, ValueError, IndexError) as error:
             raise OSError(
-                f"the series {self.path} cannot be read to its end ({error}): it may be truncated; copy it again"
+                f"the series {self.path} cannot be read to its end ({error}): "
+                + advise(error, "it may be truncated; copy it again")
             ) from error
         return timeseries
 
