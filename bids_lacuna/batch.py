@@ -49,7 +49,7 @@ class Observer(Protocol):
 
 
 class Unobserved:
-    """The observer of a run that nobody observes."""
+    """Observer that does nothing."""
 
     def on_started(self, lesions: Sequence[LesionData]) -> None:
         """Do nothing."""
@@ -83,7 +83,7 @@ def batch_process(
         "vectorized": batches of `lesion_batch_size`, each in one pass over the connectome. "sequential": batches
         of one lesion.
     lesion_batch_size
-        "auto": as many as the memory holds, in batches of equal size. A number: that many. None: all at once.
+        "auto": as many as fit the memory, in batches of equal size. A number: that many. None: all at once.
         Oversized batches are split, with a warning.
     batch_result_callback
         Called after each batch with the list of its mapped lesions; its return value is ignored. Once it returns,
@@ -290,7 +290,7 @@ class _Batches:
         return batch
 
     def _map(self, loaded: Mapping[str, LesionData]) -> dict[str, LesionData]:
-        """Take loaded lesions through the connectome."""
+        """Map loaded lesions in the connectome."""
         rows = Rows.of({key: self.analysis.row(lesion) for key, lesion in loaded.items()})
         accumulator = self.pass_.run(rows, self.plan, self.checkpoints, lambda: self.advance(len(loaded)))
         mapped = {}

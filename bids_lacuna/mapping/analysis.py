@@ -1,4 +1,4 @@
-"""What an analysis is to the batches, the checkpoints and the Dask cluster, which know these protocols alone."""
+"""Protocols of analyses, the only interface of batches, checkpoints and Dask clusters to them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Part = tuple[int, int, Array]
 
 
 class ReadBlock(Protocol):
-    """Reads an accumulator's blocks, one after another, from where they were saved."""
+    """Reads saved blocks of an accumulator, one after another."""
 
     shapes: Sequence[tuple[int, ...]]
     """Shape of each block."""
 
     def __call__(self, array: Array) -> Array:
-        """Fill an array, a block or some of its rows, with the next numbers, and return it."""
+        """Fill an array, either a block or some of its rows, with the next saved numbers, and return it."""
 
 
 class Accumulator(Protocol):
@@ -37,7 +37,7 @@ class Accumulator(Protocol):
         """Memory of the sums in bytes."""
 
     def blocks(self) -> Sequence[Array]:
-        """Give all numbers in C-contiguous arrays, in a fixed order: for checkpoints and messages."""
+        """Return all numbers as C-contiguous arrays in a fixed order, for checkpoints and messages."""
 
     def merge(self, parts: Iterable[Part]) -> None:
         """Add parts of another accumulator's blocks: same rows, other connectome subjects.
@@ -51,9 +51,9 @@ class Accumulator(Protocol):
         Parameters
         ----------
         read
-            Gives the blocks in order.
+            Reads the blocks in order.
         rows
-            For each row of this accumulator, its index in the saved one.
+            Index in the saved accumulator of each row of this one.
         """
 
 
@@ -61,30 +61,30 @@ class Analysis(Protocol):
     """A computation in one pass over the connectome subjects."""
 
     name: str
-    """The key of its results."""
+    """Key of its results."""
 
     @property
     def options(self) -> MappingOptions:
-        """The options, made once."""
+        """Options of the analysis."""
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """All that decides the sums, beside the rows: checkpoints of another identity are not used."""
+        """Everything but the rows that decides the sums; checkpoints with another identity are not used."""
 
     @property
     def n_subjects(self) -> int:
         """Number of connectome subjects."""
 
     def footprint(self, n_rows: int) -> Footprint:
-        """Say how much memory a run of so many rows occupies."""
+        """Return the memory that a run with this number of rows needs."""
 
     def prepare(self, n_threads: int) -> None:
-        """Take the memory that every pass needs, such as that of compiled kernels, before a plan is made."""
+        """Allocate the memory that every pass needs, such as for compiled kernels, before planning."""
 
     def opener(self) -> Callable[[], Analysis]:
-        """Give a small function that opens the same analysis in another process, on any machine.
+        """Return a small function that opens the same analysis in another process, on any machine.
 
-        It raises ValueError or OSError where the data there are missing or differ.
+        The function raises ValueError or OSError if the data there are missing or differ.
         """
 
     def subjects(self, first: int, n_ahead: int, keep_cached: bool = True) -> Generator[Any, None, None]:
@@ -93,68 +93,68 @@ class Analysis(Protocol):
         Parameters
         ----------
         first
-            Index of the first one.
+            Index of the first subject.
         n_ahead
-            How many are read ahead.
+            Number of subjects read ahead.
         keep_cached
             Whether the files may stay in the system's page cache for the next pass.
         """
 
     def new_accumulator(self, rows: Rows) -> Accumulator:
-        """Make sums of no connectome subject."""
+        """Return an accumulator of zeros, without connectome subjects."""
 
     def add(self, subjects: Sequence[Any], rows: Rows, accumulator: Any) -> None:
-        """Add connectome subjects in order, up to the footprint's `group`; their grouping changes no bit."""
+        """Add up to the footprint's `group` connectome subjects in order; the grouping changes no bit."""
 
 
 class Results(Protocol):
-    """What an analysis found for one lesion; made from the batch's accumulator when it is asked for."""
+    """Results of an analysis for one lesion, computed on access from the batch's accumulator."""
 
     def keep(self) -> None:
-        """Hold the lesion's own numbers from now on, not the batch's accumulator."""
+        """Keep a copy of the lesion's numbers instead of a reference to the batch's accumulator."""
 
     def release(self) -> None:
-        """Let go of all numbers."""
+        """Release all data."""
 
     def __getitem__(self, key: str, /) -> Any:
-        """Make one result."""
+        """Compute one result."""
 
 
 class LesionAnalysis(Analysis, Protocol):
     """An analysis whose rows are lesions."""
 
     def load(self, lesion: LesionData) -> LesionData:
-        """Read a lesion's mask; raise ValueError or OSError with the reason where it cannot be used."""
+        """Read a lesion's mask; raise ValueError or OSError with the reason if it is unusable."""
 
     def row(self, lesion: LesionData) -> LesionWeights:
-        """Give the row of a loaded lesion."""
+        """Return the row of a loaded lesion."""
 
     def results(self, lesion: LesionData, accumulator: Any, row: int) -> Results:
-        """Make the results of one lesion, once all connectome subjects are added to its row.
+        """Return the results of one lesion, after all connectome subjects have been added to its row.
 
         Raises
         ------
         NoResults
-            The row has none; the message has the reason.
+            The row has no results; the message gives the reason.
         """
 
 
 class Pass(Protocol):
-    """Takes the rows of a batch through the whole connectome: in this process, or on a Dask cluster."""
+    """Maps the rows of a batch in the whole connectome, in this process or on a Dask cluster."""
 
     @property
     def analysis(self) -> Analysis:
-        """What is computed."""
+        """Analysis that the pass computes."""
 
     @property
     def resources(self) -> Resources:
-        """The part of this machine that the run may use."""
+        """Resources of this machine that the run may use."""
 
     def plan(self, n_rows: int, batch_size: BatchSize = "auto", keep_results: bool = False) -> BatchPlan:
-        """Divide rows into batches that the memory holds: see `plan_batches`."""
+        """Divide rows into batches that fit the memory (`plan_batches`)."""
 
     def fitting_now(self, plan: BatchPlan) -> int:
-        """Count the rows that fit what other processes leave of the memory by now, at least one."""
+        """Return the number of rows that fit the memory left by other processes now, at least one."""
 
     def run(
         self,
@@ -168,12 +168,12 @@ class Pass(Protocol):
         Parameters
         ----------
         rows
-            At most the plan's `batch_size`.
+            At most the plan's `batch_size` rows.
         plan
-            As from `plan`.
+            Plan from `plan`.
         checkpoints
-            Where the sums are saved now and then, and when a signal ends the run, and where they are resumed.
-            Signals are held meanwhile: the pass ends between connectome subjects.
+            Where the sums are saved at intervals and when a signal ends the run, and from which they are resumed.
+            Signals are held during a pass, so that it ends between connectome subjects.
         on_subject
             Called after each connectome subject, also for those that an earlier run added.
 
@@ -191,8 +191,8 @@ class NoResults(ValueError):  # noqa: N818  a fact about a lesion
 
 
 class PassStopped(Exception):  # noqa: N818  an end that is no fault of the lesions
-    """The pass cannot continue, as without a Dask cluster: the run ends, and resumes when it is started again."""
+    """The pass cannot continue, for example without a Dask cluster; the run ends, and a rerun resumes it."""
 
 
 class NoWorker(ValueError):  # noqa: N818  a fact about the cluster
-    """No worker of a Dask cluster can map."""
+    """No worker of a Dask cluster is able to map."""

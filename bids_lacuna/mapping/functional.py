@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray
 
 LIBRARIES = ("numpy", "scipy", "numba", "nibabel", "nilearn", "matplotlib")
-"""Libraries that numbers and pictures come from."""
+"""Libraries that produce numbers and pictures."""
 
 MOMENT_BYTES = 16
 """Bytes per voxel and lesion: the sums of z and of z², float64."""
@@ -77,7 +77,7 @@ class FunctionalNetworkMapping:
     """
 
     name = "FunctionalNetworkMapping"
-    """The key of these results in `LesionData.results`."""
+    """Key of these results in `LesionData.results`."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class FunctionalNetworkMapping:
 
     @classmethod
     def of(cls, connectome: Connectome, options: MappingOptions) -> Self:
-        """Make the analysis with options that were made before."""
+        """Return the analysis with existing options."""
         analysis = cls(connectome)
         analysis.options = options
         return analysis
@@ -106,7 +106,7 @@ class FunctionalNetworkMapping:
 
     @property
     def identity(self) -> dict[str, str]:
-        """All that decides the moments, beside the lesions."""
+        """Everything but the lesions that decides the moments."""
         return {
             "software": __version__,
             "connectome": self.connectome.content_hash,
@@ -115,7 +115,7 @@ class FunctionalNetworkMapping:
 
     @property
     def provenance(self) -> Provenance:
-        """What the maps are made from."""
+        """Sources and settings of the maps."""
         connectome = self.connectome
         return Provenance.on(
             connectome.grid,
@@ -127,7 +127,7 @@ class FunctionalNetworkMapping:
         )
 
     def footprint(self, n_rows: int) -> Footprint:  # noqa: ARG002  the moments of a row do not depend on their number
-        """Say how much memory a run occupies."""
+        """Return the memory that a run needs."""
         connectome = self.connectome
         n_voxels = connectome.grid.n_voxels
         weight_bytes = WEIGHT_BYTES * n_voxels // VOXELS_PER_LESION_VOXEL
@@ -144,12 +144,12 @@ class FunctionalNetworkMapping:
         )
 
     def prepare(self, n_threads: int) -> None:
-        """Compile the kernels, or load them from the cache, so that the memory they take can be measured."""
+        """Compile the kernels, or load them from the cache, so that their memory can be measured."""
         logger.info("loading the kernels; the first run compiles them, in up to half a minute")
         kernels.compile_for(self.connectome.series_dtype, self.connectome.standardized_dtypes, n_threads)
 
     def opener(self) -> Callable[[], FunctionalNetworkMapping]:
-        """Give a small function that opens the same analysis in another process, on any machine."""
+        """Return a small function that opens the same analysis in another process, on any machine."""
         connectome = self.connectome
         return partial(
             _open_same,
@@ -167,7 +167,7 @@ class FunctionalNetworkMapping:
         return self.connectome.subjects(n_ahead, keep_cached, first)
 
     def new_accumulator(self, rows: Rows) -> RunningMoments:
-        """Make moments of no connectome subject."""
+        """Return moments without connectome subjects."""
         return RunningMoments(len(rows), self.connectome.grid.n_voxels)
 
     def add(self, subjects: Sequence[ConnectomeSubject], rows: Rows, accumulator: RunningMoments) -> None:
@@ -182,20 +182,20 @@ class FunctionalNetworkMapping:
             accumulator.count_subject(np.any(subject_seeds, axis=1), subject_scale > 0)
 
     def load(self, lesion: LesionData) -> LesionData:
-        """Read one lesion's mask and weigh it on the connectome's grid; raises what `load_lesion` raises."""
+        """Read a lesion's mask and compute its weights on the connectome's grid; see `load_lesion` for errors."""
         connectome = self.connectome
         return load_lesion(
             lesion, connectome.grid, connectome.space, self.options.weighting, self.options.lesion_threshold
         )
 
     def row(self, lesion: LesionData) -> LesionWeights:
-        """Give the weights of a loaded lesion."""
+        """Return the weights of a loaded lesion."""
         if lesion.weights is None:
             raise ValueError(f"{lesion.name} is not loaded: call load first")
         return lesion.weights
 
     def results(self, lesion: LesionData, accumulator: RunningMoments, row: int) -> NetworkMaps:
-        """Make the maps of one lesion, each when it is asked for.
+        """Return the maps of one lesion, each computed on access.
 
         Raises
         ------
@@ -223,7 +223,7 @@ class FunctionalNetworkMapping:
 def _open_same(
     path: Path, name: str, space: str, content_hash: str, options: MappingOptions
 ) -> FunctionalNetworkMapping:
-    """Open a connectome by its path, and make sure that it is the same."""
+    """Open a connectome by its path, and check that it is the same."""
     connectome = Connectome.open(path, name=name, space=space)
     if connectome.content_hash != content_hash:
         raise ValueError(f"{path} is another connectome than the client's: give all machines the same one")

@@ -19,7 +19,7 @@ from bids_lacuna.weights import Rows
 
 @dataclass(frozen=True)
 class LocalPass:
-    """Takes the rows of a batch through the connectome, in this process: see `Pass`."""
+    """Maps the rows of a batch in the connectome, in this process (see `Pass`)."""
 
     analysis: Analysis
     resources: Resources
@@ -38,7 +38,7 @@ class LocalPass:
         )
 
     def fitting_now(self, plan: BatchPlan) -> int:
-        """Count the rows that fit what other processes leave of the memory by now, at least one."""
+        """Return the number of rows that fit the memory left by other processes now, at least one."""
         # The address space that threads have reserved by now is not missing.
         limits = [limit.available_bytes for limit in memory_limits() if limit.source != ADDRESS_SPACE]
         return max(1, (min(plan.available_bytes, *limits) - plan.fixed_bytes) // plan.bytes_per_row)

@@ -1,4 +1,4 @@
-"""The running moments of Fisher z: what functional lesion network mapping adds up over connectome subjects."""
+"""Running moments of Fisher z over connectome subjects, for functional lesion network mapping."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RunningMoments:
             self.left_out.append((~seed_is_defined, np.packbits(voxel_is_defined)))
 
     def blocks(self) -> tuple[Array, Array, Array, Array]:
-        """Give all numbers in C-contiguous arrays.
+        """Return all numbers as C-contiguous arrays.
 
         Returns
         -------
@@ -118,16 +118,16 @@ class RunningMoments:
         return n
 
     def statistics(self, row: int) -> LesionStatistics:
-        """Turn one row's sums into statistics: `statistics.of_sums`."""
+        """Compute the statistics of one row from its sums (`statistics.of_sums`)."""
         return of_sums(self.total[row], self.total_of_squares[row], self.n(row))
 
 
 def packed_bytes(n: int) -> int:
-    """Count the bytes that hold so many bits."""
+    """Return the number of bytes needed for a number of bits."""
     return (n + 7) // 8
 
 
 def _unpack(numbers: Array, n_rows: int) -> list[tuple[Array, Array]]:
-    """Give entries of `RunningMoments.left_out` from a block of them."""
+    """Return entries of `RunningMoments.left_out` from a block of them."""
     rows, voxels = np.split(numbers, [packed_bytes(n_rows)], axis=1)
     return list(zip(np.unpackbits(rows, axis=1, count=n_rows).astype(bool), voxels, strict=True))

@@ -13,7 +13,7 @@ from bids_lacuna.text import format_bytes
 logger = logging.getLogger(__name__)
 
 BatchSize = int | Literal["auto"] | None
-"""Rows of a batch: a number, as many as the memory holds, or all of them."""
+"""Rows per batch: a number, "auto" for as many as fit the memory, or None for all."""
 
 TILE_BYTES = 5 * 2**20
 """Bytes per thread for the cached tile of Fisher z and for its series."""
@@ -84,7 +84,7 @@ class BatchPlan:
     n_batches: int
     """Passes over the connectome."""
     fixed_bytes: int
-    """Memory that the run occupies whatever the batch size."""
+    """Memory that the run occupies at any batch size."""
     bytes_per_row: int
     """Memory that each row of a batch adds."""
     n_ahead: int
@@ -181,7 +181,7 @@ def plan_batches(
 
 
 def _describe_need(needed: int, available_bytes: int, kept_bytes: int, n_rows: int) -> str:
-    """Say how much memory one lesion needs, how much there is, and what to do."""
+    """Describe the memory that one lesion needs and that is available, and what to do."""
     advice = "use a coarser connectome or raise --mem, or the limit of the job or container"
     if needed - kept_bytes <= available_bytes:
         advice = (
