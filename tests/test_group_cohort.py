@@ -128,8 +128,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path, str], object], str, str]] = {
         lambda root, sub: edit_sidecars(root, f"sub-{sub}_*stat-z*.json", ConnectomeHash="f00d"), "mixed", "z-map"),
     "another name": (lambda root, sub: redo(root, sub, connectome="HCP"), "mixed", "HCP"),
     "another weighting": (lambda root, sub: redo(root, sub, LesionWeighting="binary"), "mixed", "binary weighting"),
-    "another threshold": (lambda root, sub: redo(root, sub, thresholds=(5,)), "mixed", "|t| > 5"),
-    "no threshold": (lambda root, sub: redo(root, sub, thresholds=()), "mixed", "no threshold"),
+    "another lesion threshold": (lambda root, sub: redo(root, sub, LesionThreshold=0.5), "mixed", "threshold 0.5"),
     "another grid": (lambda root, sub: redo(root, sub, affine=SHIFTED), "mixed", "from (12, -12, -20)"),
 }  # fmt: skip
 
@@ -167,6 +166,30 @@ def test_unfit_lesions_are_refused_or_left_out(mixed: Group) -> None:
         assert f": {named}: " in str(refused.value)
         assert f": {ignored}: " not in str(refused.value)
     assert all(f"sub-{sub}_label-lesion" in str(all_of_them.value) for sub in UNFIT.values())
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "of_all", "others"),
+    [((5,), (), (2, 3, 5)), ((3, 5, 7), (3,), (2, 5, 7)), ((), (), (2, 3)), ((2, 3, 9), (2, 3), (9,))],
+)
+def test_masks_of_other_thresholds_do_not_divide_a_group(
+    root: Path, thresholds: tuple[float, ...], of_all: tuple[float, ...], others: tuple[float, ...]
+) -> None:
+    """r, z and t are the same whatever masks a lesion has: the group has the thresholds that all have masks for."""
+    redo(root, "03", thresholds=thresholds)
+    group = choose(root)
+    assert len(group.lesions) == 5
+    assert group.left_out == group.not_asked == ()
+    assert (group.provenance.options.t_thresholds, group.other_thresholds) == (of_all, others)
+
+
+def test_only_the_lesions_of_a_group_decide_its_thresholds(root: Path) -> None:
+    """Masks of a lesion that was left out or not requested count for nothing."""
+    redo(root, "03", thresholds=())
+    redo(root, "04", thresholds=(9,), connectome="HCP")
+    group = choose(root, participants=("01", "02", "04"))
+    assert [lesion.kind for lesion in group.left_out] == ["mixed"]
+    assert (group.provenance.options.t_thresholds, group.other_thresholds) == ((2, 3), ())
 
 
 def test_thresholds_that_are_asked_for_need_no_masks(root: Path) -> None:

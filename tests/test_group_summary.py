@@ -222,6 +222,13 @@ def test_several_lesions_of_a_participant_are_a_warning(tmp_path: Path, maps: li
     assert warning.endswith(": sub-02")
 
 
+def test_thresholds_of_some_lesions_are_a_warning(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
+    """The overlaps that are not made since some lesions lack the mask are named, with the option that adds them."""
+    group = replace(write_group(tmp_path, maps), other_thresholds=(5.0, 7.5))
+    (warning,) = list_warnings(group, group.lesions[:2], ALL, ALL)
+    assert "masks for |t| > 5, 7.5, others do not: --t-threshold adds the overlaps" in warning
+
+
 def test_few_voxels_in_common_are_a_warning(tmp_path: Path, maps: list[dict[str, Array]]) -> None:
     """Fewer than 90 % of the voxels of any map in all maps give a warning with both numbers; exactly 90 % do not."""
     group = write_group(tmp_path, maps)

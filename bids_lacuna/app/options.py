@@ -142,7 +142,7 @@ def _add_maps(parser: Parser) -> None:
         metavar="T",
         action="extend",
         help="write a mask of |t| > T for each T; at the group level, write maps of the fraction of lesions with t > "
-        "T and with t < -T (default there: the thresholds of the existing masks)",
+        "T and with t < -T (default there: the thresholds that all lesions have masks for)",
     )
     group.add_argument("--no-t-map", action="store_true", help="do not write t-maps")
     group.add_argument(
@@ -172,7 +172,7 @@ def _add_group(parser: Parser) -> None:
         metavar="missing|mixed",
         action="extend",
         help="leave out lesions whose maps are missing or damaged, or were made with another connectome, weighting "
-        "or threshold than most (default: stop and name these lesions)",
+        "or lesion threshold than most (default: stop and name these lesions)",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn
 
@@ -73,6 +73,8 @@ class Group:
     """Requested lesions that cannot be in the group."""
     not_asked: tuple[PurePosixPath, ...]
     """r-maps of the same provenance whose masks were not requested."""
+    other_thresholds: tuple[float, ...] = ()
+    """Thresholds of some lesions' masks that are not the group's."""
 
 
 def choose_group(
@@ -97,7 +99,8 @@ def choose_group(
     connectome_name, connectome_hash
         Connectome of the maps; by default the one that most lesions were mapped with.
     t_thresholds
-        Thresholds of |t| for the group; by default those of the lesions' masks, which must then be equal for all.
+        Thresholds of |t| for the group; by default those that all lesions have masks for. Overlaps are made from the
+        t-maps, so lesions with masks for different thresholds form one group.
 
     Raises
     ------
@@ -106,7 +109,7 @@ def choose_group(
     UnfitLesions
         Several settings have the most lesions, equally many each.
     """
-    provenances, damaged = _read_provenances(maps, maps_dir, tuple(sorted(set(t_thresholds))))
+    provenances, damaged = _read_provenances(maps, maps_dir)
     on_disk = {stat_map.path for stat_map in maps}
     names = {
         provenance: {
@@ -139,7 +142,11 @@ def choose_group(
     not_asked = sorted(
         path for path, provenance in provenances.items() if provenance == group and path not in by_name
     )
-    return Group(group, tuple(lesions), tuple(left_out), tuple(not_asked))
+    of_all, others = tuple(sorted(set(t_thresholds))), ()
+    if not of_all:
+        of_all, others = _shared_thresholds(maps, maps_dir, [lesion.maps["r"] for lesion in lesions])
+    with_thresholds = replace(group, options=replace(group.options, t_thresholds=of_all))
+    return Group(with_thresholds, tuple(lesions), tuple(left_out), tuple(not_asked), others)
 
 
 def refuse(left_out: Collection[LeftOut], n_lesions: int, ignored: Collection[str]) -> None:
@@ -167,17 +174,27 @@ class _Unfit(ValueError):  # noqa: N818  a fact about a lesion
         self.kind = kind
 
 
-def _read_provenances(
-    maps: Sequence[StatMap], maps_dir: Path, t_thresholds: tuple[float, ...]
-) -> tuple[dict[PurePosixPath, Provenance], dict[PurePosixPath, str]]:
-    """Read the provenance of each r-map, and why some r-maps cannot be used."""
-    thresholds: dict[PurePosixPath, set[float]] = defaultdict(set)
-    provenances: dict[PurePosixPath, Provenance] = {}
-    damaged: dict[PurePosixPath, str] = {}
-    for stat_map in maps if not t_thresholds else ():
+def _shared_thresholds(
+    maps: Sequence[StatMap], maps_dir: Path, r_maps: Sequence[PurePosixPath]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the thresholds that all lesions have masks for, and those that only some have; NaN is nobody's."""
+    found: dict[PurePosixPath, set[float]] = {r_map: set() for r_map in r_maps}
+    for stat_map in maps:
         if stat_map.suffix == "mask":
             r_map, threshold = _thresholded(stat_map.path, maps_dir)
-            thresholds[r_map].add(threshold)
+            if r_map in found and threshold == threshold:
+                found[r_map].add(threshold)
+    of_any = set().union(*found.values())
+    of_all = of_any.intersection(*found.values())
+    return tuple(sorted(of_all)), tuple(sorted(of_any - of_all))
+
+
+def _read_provenances(
+    maps: Sequence[StatMap], maps_dir: Path
+) -> tuple[dict[PurePosixPath, Provenance], dict[PurePosixPath, str]]:
+    """Read the provenance of each r-map, and why some r-maps cannot be used."""
+    provenances: dict[PurePosixPath, Provenance] = {}
+    damaged: dict[PurePosixPath, str] = {}
     for stat_map in maps:
         # The sidecar is written last: a map without one is unfinished.
         if stat_map.suffix != "statmap" or stat_map.entities["stat"] != "r" or not _has_sidecar(stat_map, maps_dir):
@@ -198,7 +215,7 @@ def _read_provenances(
                 space,
                 tuple(image.shape),
                 round_affine(image.affine),
-                MappingOptions(**options, t_thresholds=t_thresholds or tuple(sorted(thresholds[stat_map.path]))),
+                MappingOptions(**options),
                 {PROGRAM: str(sidecar.get("SoftwareVersion"))},
             )
         except KeyError as error:
@@ -235,7 +252,7 @@ def _choose_provenance(counts: Mapping[Provenance, int], maps_dir: Path, connect
     if len(best) > 1:
         lines = [f"several settings have the most lesions, {most} each:"]
         lines += [f"  {provenance.describe()}" for provenance in best]
-        lines.append("choose with --connectome-name, --participant-label or --t-threshold")
+        lines.append("choose with --connectome-name or --participant-label")
         raise UnfitLesions("\n".join(lines))
     return best[0]
 

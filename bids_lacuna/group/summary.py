@@ -236,6 +236,12 @@ def list_warnings(group: Group, lesions: Sequence[GroupLesion], common: Array, a
     versions = sorted({str(lesion.sidecar.get("SoftwareVersion")) for lesion in lesions})
     if len(versions) > 1:
         warnings.append(f"the maps were made by several versions of the program: {', '.join(versions)}")
+    if group.other_thresholds:
+        thresholds = ", ".join(f"{threshold:g}" for threshold in group.other_thresholds)
+        warnings.append(
+            f"some lesions have masks for |t| > {thresholds}, others do not: --t-threshold adds the overlaps, which "
+            "are made from the t-maps"
+        )
     if group.not_asked:
         warnings.append(
             f"{len(group.not_asked)} lesions with maps, such as {group.not_asked[0].name}, are not in the group: "
