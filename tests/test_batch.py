@@ -572,6 +572,15 @@ def test_low_coverage(analysis: FunctionalNetworkMapping, caplog: pytest.LogCapt
     assert "sub-0: only 33.3 % of the lesion" in warnings[0]
 
 
+def test_half_a_lesion_is_enough(analysis: FunctionalNetworkMapping, caplog: pytest.LogCaptureFixture) -> None:
+    """A lesion of which exactly half lies in the brain mask is mapped without a warning."""
+    voxels = np.zeros(MASK.shape)
+    voxels[tuple(np.argwhere(MASK)[11])] = voxels[tuple(np.argwhere(~MASK)[3])] = 1
+    (result,) = batch_process([make_lesion(voxels)], analysis)
+    assert (result.coverage, result.error) == (0.5, None)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 MAP_FILES = """
 import sys
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process

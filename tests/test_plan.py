@@ -9,11 +9,12 @@ import sys
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from bids_lacuna.runtime.memory import memory_budget, resident_bytes
+from bids_lacuna.runtime.memory import memory_budget, resident_bytes, room_for_files
 from bids_lacuna.runtime.plan import Footprint, Resources, plan_batches
 from bids_lacuna.text import format_bytes
 
@@ -321,6 +322,33 @@ def test_the_log_names_every_limit_and_the_smallest(tmp_path: Path, caplog: pyte
     assert "--mem: 13 MiB" in details
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
     assert told == ["using at most 11 MiB of memory, by SLURM_MEM_PER_NODE"]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "room"),
+    [
+        ({"/": "ext4"}, "disk"),
+        ({"/": "ext4", "{}": "tmpfs"}, "memory"),
+        ({"/": "ext4", "{}": "ramfs"}, "memory"),
+        ({"/": "tmpfs", "{}": "ext4"}, "disk"),
+        ({"/": "ext4", "{}": "tmpfs", "{}/work": "ext4"}, "disk"),
+        ({"/": "ext4", "{}/w": "tmpfs"}, "disk"),
+        ({}, "disk"),
+    ],
+)
+def test_files_in_memory_get_half_of_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: dict[str, str], room: str
+) -> None:
+    """A folder on a disk may take what the disk has free, one in memory half of what the run leaves, at most."""
+    disks = [SimpleNamespace(mountpoint=path.format(tmp_path), fstype=kind) for path, kind in mounts.items()]
+    monkeypatch.setattr("psutil.disk_partitions", lambda *, all: disks if all else [])  # noqa: A006  its name
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1009))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    for place in (folder, tmp_path / "link"):
+        assert room_for_files(place, 2 * 997) == {"memory": 997, "disk": 1009}[room]
+        assert room_for_files(place, 2 * 1013) == 1009
 
 
 ADDRESS_SPACE_CHILD = """

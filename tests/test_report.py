@@ -271,6 +271,16 @@ def test_markup_in_names_stays_text(odd: Path) -> None:
     assert all(set(attributes) <= {"href", "class", "download"} for attributes in page.all("a"))
 
 
+@pytest.mark.parametrize(("coverage", "is_low"), [(0.5, False), (np.nextafter(0.5, 0), True)])
+def test_a_lesion_less_than_half_inside_has_a_warning(odd: Path, coverage: float, is_low: bool) -> None:
+    """The page warns if less than half of a lesion lies inside the connectome's mask."""
+    (sidecar,) = odd.glob("sub-x/func/*.json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"LesionCoverage": coverage}))
+    write_participant_report(odd, "x")
+    warned = "of the lesion lies inside the connectome" in Elements((odd / "sub-x.html").read_text()).text
+    assert warned == is_low
+
+
 def test_what_cannot_be_drawn_is_reported(odd: Path) -> None:
     """Without the map's image, the page is written and says what is missing; so does the return value."""
     (problem,) = write_participant_report(odd, "x")
