@@ -142,7 +142,8 @@ def choose_group(
     not_asked = sorted(
         path for path, provenance in provenances.items() if provenance == group and path not in by_name
     )
-    of_all, others = tuple(sorted(set(t_thresholds))), ()
+    of_all: tuple[float, ...] = tuple(sorted(set(t_thresholds)))
+    others: tuple[float, ...] = ()
     if not of_all:
         of_all, others = _shared_thresholds(maps, maps_dir, [lesion.maps["r"] for lesion in lesions])
     with_thresholds = replace(group, options=replace(group.options, t_thresholds=of_all))
