@@ -40,10 +40,11 @@ def run_level(arguments: argparse.Namespace) -> Exit:
     """Run the level that the arguments choose. --help and --version need not wait for what it imports."""
     level = arguments.analysis_level
     if level not in LEVELS:
+        misplaced = {str(arguments.bids_dir), str(arguments.output_dir)} & set(LEVELS)
         raise Stop(
             Exit.UNKNOWN_LEVEL,
             f"there is no {level} level: participant maps each lesion, group describes all maps"
-            + suggest(level, LEVELS),
+            + (": name the level after BIDS_DIR and OUTPUT_DIR" if misplaced else suggest(level, LEVELS)),
         )
     if arguments.reports_only:
         from bids_lacuna.app import reports

@@ -11,6 +11,9 @@ from fractions import Fraction
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 """Units of memory, each 1024 times the one before."""
 
+SIMILAR = 0.75
+"""Smallest similarity, from 0 to 1, of a word and a suggestion: words with fewer letters in common are others."""
+
 
 def one_line(text: str) -> str:
     """Escape text for one line of a table or log: file names may contain newlines and terminal control codes."""
@@ -20,7 +23,8 @@ def one_line(text: str) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Suggest the known word that is most similar, as in ": did you mean X?"; empty if none is similar."""
-    return "".join(f": did you mean {near}?" for near in get_close_matches(word, list(known), n=1))
+    near = get_close_matches(word, list(known), n=1, cutoff=SIMILAR)
+    return "".join(f": did you mean {other}?" for other in near)
 
 
 def format_bytes(n: int) -> str:

@@ -53,7 +53,13 @@ def test_percentages_with_fewer_digits() -> None:
 
 @pytest.mark.parametrize(
     ("word", "suggestion"),
-    [("participan", ": did you mean participant?"), ("groups", ": did you mean group?"), ("cohort", ""), ("", "")],
+    [
+        ("participan", ": did you mean participant?"),
+        ("groups", ": did you mean group?"),
+        ("cohort", ""),
+        ("patient", ""),
+        ("", ""),
+    ],
 )
 def test_a_similar_word_is_suggested(word: str, suggestion: str) -> None:
     """The most similar of the known words is suggested, or none."""

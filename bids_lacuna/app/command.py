@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 import argcomplete
 
 from bids_lacuna._version import __version__
+from bids_lacuna.app.suggestions import suggest_option
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.signals import Terminated, terminations_raised
 from bids_lacuna.spaces import nearest_template
-from bids_lacuna.text import suggest
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -77,10 +77,39 @@ class Parser(argparse.ArgumentParser):
             help="show only warnings and errors, and no progress bar; the log file is complete",
         )
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse a command line, and keep in mind which argument takes which words."""
+        self._taken: list[tuple[argparse.Action, list[str]]] = []
+        return super().parse_known_args(*args, **kwargs)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse has no public place where an argument and its words are known before they are checked.
+        self._taken.append((action, list(arg_strings)))
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, and exit."""
         self.print_usage(sys.stderr)
-        self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
+        self.exit(Exit.USAGE, f"{self.prog}: error: {message}{self._describe_taken(message)}\n")
+
+    def _describe_taken(self, error: str) -> str:
+        """Describe what took the words of missing positional arguments; empty if nothing did."""
+        taken = getattr(self, "_taken", [])
+        needed = [action for action in self._actions if not action.option_strings]
+        if {id(action) for action, _ in taken} >= {id(action) for action in needed}:
+            return ""
+        following = [*(action for action, _ in taken[1:]), None][: len(taken)]
+        suspects = [
+            f"{action.option_strings[0]} took {' '.join(words)}"
+            for (action, words), after in zip(taken, following, strict=True)
+            if action.option_strings and len(words) > (0 if action.nargs is None and after in needed else 1)
+        ]
+        read = [f"{words[0]} is read as {action.metavar}" for action, words in taken if action in needed]
+        # After other errors, the words that follow have not been read yet.
+        if not suspects and not error.startswith("the following arguments are required"):
+            return ""
+        advice = f"; put {' '.join(str(action.metavar) for action in needed)} before the options" if suspects else ""
+        return f": {', '.join([*suspects, *read])}{advice}" if suspects or read else ""
 
 
 def complete_words(parser: Parser) -> None:
@@ -112,7 +141,7 @@ def run_command(
         # By default, argparse would print the usage of the program instead of the command's.
         first = unknown[0].partition("=")[0]
         flags = [flag for action in arguments.parser._actions for flag in action.option_strings]
-        near = suggest(first, flags) if first.startswith("-") else ""
+        near = suggest_option(first, flags) if first.startswith("-") else ""
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
     with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), terminations_raised():
         try:
