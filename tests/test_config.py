@@ -39,6 +39,25 @@ def test_options_of_a_file_are_those_of_a_command_line(tmp_path: Path) -> None:
     assert there == here
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_files_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    """Windows' editors and shells write a byte order mark, or UTF-16: the file means the same."""
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    (tmp_path / "options.toml").write_bytes(f'{mark}# Läsionen\r\nconnectome = "Größe"\r\n'.encode(encoding))
+    arguments = parse(f"--config-file={tmp_path / 'options.toml'}")
+    assert arguments["connectome"] == Path("Größe")
+
+
+def test_a_file_of_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is not Unicode is an error that says what to do."""
+    (tmp_path / "options.toml").write_bytes('connectome = "Größe"'.encode("latin-1"))
+    with pytest.raises(SystemExit) as end:
+        parse(f"--config-file={tmp_path / 'options.toml'}")
+    assert end.value.code == 64
+    assert "options.toml is not valid TOML" in (error := capsys.readouterr().err)
+    assert "save it as UTF-8" in error
+
+
 def test_the_command_line_takes_precedence(tmp_path: Path) -> None:
     """An option of the command line, or one that excludes it there, replaces that of the file."""
     config = write(tmp_path, "t-threshold = [5, 7]\nno-reports = true\nnprocs = 3\n")

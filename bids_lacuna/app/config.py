@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import shlex
 import sys
@@ -14,8 +15,8 @@ from typing import Any
 import tomli_w
 
 from bids_lacuna.app.command import Exit
+from bids_lacuna.app.suggestions import suggest_option
 from bids_lacuna.files import renamed_when_whole
-from bids_lacuna.text import suggest
 
 FLAG = "--config-file"
 
@@ -49,7 +50,7 @@ def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
     if path is None:
         return argv
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(_decode(path.read_bytes()))
     except OSError as error:
         parser.exit(Exit.NO_INPUT, f"{parser.prog}: error: the config file {path} cannot be read ({error})\n")
     except ValueError as error:
@@ -60,7 +61,7 @@ def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
     for key, value in content.items():
         name = key.replace("_", "-")
         if name not in options:
-            parser.error(f"the config file {path} has {key!r}, which is not an option{suggest(name, options)}")
+            parser.error(f"the config file {path} has {key!r}, which is not an option{suggest_option(name, options)}")
         if options[name].dest not in given:
             try:
                 words += _words(options[name], name, value)
@@ -68,6 +69,16 @@ def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
                 parser.error(f"the config file {path}: {error}")
     # argv is decoded in the user's locale, the file is UTF-8.
     return [os.fsdecode(word.encode()) for word in words] + argv
+
+
+def _decode(content: bytes) -> str:
+    """Decode UTF-8, or the Unicode encoding that a byte order mark names, which Windows' editors and shells write."""
+    encodings = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((name for mark, name in encodings.items() if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{error}: save it as UTF-8") from error
 
 
 def write_config(path: Path, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
