@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from bids_lacuna.app import connectome_options
-from bids_lacuna.app.command import Exit, Stop, complete_words, make_folder, run_command
+from bids_lacuna.app.command import Exit, Stop, complete_words, make_folder, run_command, tolerate_lost_output
 from bids_lacuna.app.config import add_config_file
 from bids_lacuna.app.folders import name_all_datasets
 from bids_lacuna.app.options import build_parser
@@ -18,6 +18,7 @@ INTERRUPTED = "interrupted: finished batches are on disk; rerun the same command
 LEVELS = ("participant", "group")
 
 
+@tolerate_lost_output("bids-lacuna")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the BIDS App.
 
@@ -65,6 +66,7 @@ def run_level(arguments: argparse.Namespace) -> Exit:
     return participant.run(arguments, datasets)
 
 
+@tolerate_lost_output("bids-lacuna-connectome")
 def connectome_main(argv: Sequence[str] | None = None) -> int:
     """Run bids-lacuna-connectome.
 

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import wraps
 from pathlib import Path
 from signal import Signals
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import argcomplete
 
@@ -20,9 +21,17 @@ from bids_lacuna._version import __version__
 from bids_lacuna.app.suggestions import suggest_option
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.signals import Terminated, terminations_raised
+from bids_lacuna.runtime.streams import lenient_streams
 from bids_lacuna.spaces import nearest_template
 
 logger = logging.getLogger("bids_lacuna")
+
+
+class Main(Protocol):
+    """The main function of a program."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Return the exit status for command-line arguments, by default those of the process."""
 
 
 class Exit(IntEnum):
@@ -42,6 +51,8 @@ class Exit(IntEnum):
     TEMPORARY = 75
     """The Dask cluster cannot be reached; rerunning the same command resumes."""
     INTERRUPTED = 130
+    BROKEN_PIPE = 141
+    """The reader of stdout has ended, as `head` does."""
     TERMINATED = 143
     """Ended by SIGTERM, SIGHUP, SIGUSR2 or SIGXCPU."""
 
@@ -162,6 +173,40 @@ def run_command(
         except KeyboardInterrupt:
             sys.stderr.write(f"{parser.prog}: {interrupted}\n")
             return Exit.INTERRUPTED
+
+
+def tolerate_lost_output(program: str) -> Callable[[Main], Main]:
+    """Decorate the main function of a program: what it cannot write to stdout or stderr does not stop it.
+
+    The program ends as otherwise, except that a success without its output has the exit status `BROKEN_PIPE`, or
+    `INPUT_OUTPUT` and a sentence.
+    """
+
+    def decorate(main: Main) -> Main:
+        @wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            with lenient_streams() as output:
+                try:
+                    status = main(argv)
+                except SystemExit as end:
+                    output.finish()
+                    if end.code or not output.failure:
+                        raise
+                    status = Exit.OK
+                output.finish()
+                if status != Exit.OK or not output.failure:
+                    return status
+                if isinstance(output.failure, BrokenPipeError):
+                    return Exit.BROKEN_PIPE
+                sys.stderr.write(
+                    f"{program}: error: stdout could not be written ({output.failure}): redirect it to a file on "
+                    "another disk\n"
+                )
+                return Exit.INPUT_OUTPUT
+
+        return run
+
+    return decorate
 
 
 @contextmanager

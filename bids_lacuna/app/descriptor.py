@@ -32,6 +32,7 @@ ERRORS = {
     Exit.INPUT_OUTPUT: "The output could not be written",
     Exit.TEMPORARY: "The Dask cluster cannot be reached; rerunning the same command resumes",
     Exit.INTERRUPTED: "Interrupted",
+    Exit.BROKEN_PIPE: "The output could not be written, since its reader has ended",
     Exit.TERMINATED: "Terminated by SIGTERM, SIGHUP, SIGUSR2 or SIGXCPU",
 }
 

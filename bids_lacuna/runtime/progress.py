@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class Progress:
         self._what = what
         self._unit = unit
         self._in_bytes = in_bytes
-        # disable=None: no bar if stderr is not a terminal.
+        # disable=None: no bar if stderr is not a terminal. It is None if it was closed.
         self._bar = tqdm(
             total=total,
             initial=initial,
@@ -60,7 +61,7 @@ class Progress:
             unit=unit,
             unit_scale=in_bytes,
             unit_divisor=1024,
-            disable=None if shown else True,
+            disable=None if shown and sys.stderr is not None else True,
         )
         self._level = logging.INFO if self._bar.disable else logging.DEBUG
         self._last_line = (time.monotonic(), initial)
