@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,51 @@ def advise(error: BaseException, otherwise: str) -> str:
     """Return what helps against an error of reading: by its errno, or else `otherwise`, for damaged content."""
     number = error.errno if isinstance(error, OSError) else None
     return otherwise if number is None else ADVICE.get(number, otherwise)
+
+
+class ChangedMeanwhile(OSError):  # noqa: N818  a fact about a file, not a defect of the program
+    """An input has changed since it was opened: results would be recorded under a hash that is not theirs."""
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What distinguishes a file from itself before it was written to, and from one that has replaced it."""
+
+    n_bytes: int
+    mtime_ns: int
+    """Time of the last change of its content."""
+    inode: int
+    ctime_ns: int
+    """Time of the last change of its content, name or owner."""
+
+    @classmethod
+    def of(cls, path: Path) -> FileState:
+        """Read the state of a file; raises OSError if there is none."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+
+    def difference(self, now: FileState) -> str:
+        """Describe how the file differs by now; "" if it is the same."""
+        if now.n_bytes != self.n_bytes:
+            return f"it has {now.n_bytes} bytes instead of {self.n_bytes}"
+        # Some network file systems number files anew now and then, which changes no time.
+        if now.inode != self.inode and now.ctime_ns != self.ctime_ns:
+            return "it was replaced"
+        return "it was written to" if now.mtime_ns != self.mtime_ns else ""
+
+
+def check_unchanged(states: Mapping[Path, FileState]) -> None:
+    """Raise ChangedMeanwhile if a file is no longer in the state that it was in."""
+    for path, before in states.items():
+        try:
+            difference = before.difference(FileState.of(path))
+        except FileNotFoundError:
+            difference = "it was deleted"
+        if difference:
+            raise ChangedMeanwhile(
+                f"{path} has changed while it was in use ({difference}): leave the input as it is, and rerun the "
+                "same command"
+            )
 
 
 FIRST_BYTES = {

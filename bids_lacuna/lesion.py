@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from bids_lacuna.files import FileState, check_unchanged
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_slabs
+from bids_lacuna.images import LARGEST_VOLUME, check_file, has_usable_affine, open_image, read_slabs
 from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.text import percent
 from bids_lacuna.weights import LesionWeights, Weighting, bounds, weigh
@@ -74,6 +75,8 @@ class LesionData:
     """Reason why the lesion has no results, otherwise None. A callback may set it for results it could not use."""
     batch: int | None = None
     """Number of the batch in which the lesion was mapped, counted from 1."""
+    state: FileState | None = None
+    """State of the mask's file when it was read; None before, and for an image in memory."""
 
     @classmethod
     def from_nifti(
@@ -154,11 +157,13 @@ def load_lesion(
     lesion_space = lesion.metadata.get("space")
     if lesion_space and space and lesion_space != space:
         raise ValueError(describe_mismatch(lesion_space, space))
-    image = open_image(lesion.mask, "mask") if isinstance(lesion.mask, Path) else lesion.mask
+    image, state = _open_mask(lesion.mask)
     check_header(image)
     if disagreement := describe_disagreement(image):
         logger.warning("%s: %s", lesion.name, disagreement)
     corner, box = read_mask(image, threshold)
+    if isinstance(lesion.mask, Path) and state:
+        check_unchanged({lesion.mask: state})
     affine = image.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
     volume_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
@@ -186,7 +191,17 @@ def load_lesion(
         weights=LesionWeights(voxels, weights.astype(np.float32)),
         volume_mm3=float(volume_mm3),
         coverage=min(coverage, 1.0),
+        state=state,
     )
+
+
+def _open_mask(mask: Path | SpatialImage) -> tuple[SpatialImage, FileState | None]:
+    """Open a mask, and return the state of its file before that."""
+    if not isinstance(mask, Path):
+        return mask, None
+    check_file(mask, "mask")
+    state = FileState.of(mask)
+    return open_image(mask, "mask"), state
 
 
 def _outside(coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...]) -> str:

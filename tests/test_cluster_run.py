@@ -33,6 +33,7 @@ from synthetic import (
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
 from bids_lacuna.cluster import ClusterPass, pool, reduction
+from bids_lacuna.files import ChangedMeanwhile
 from bids_lacuna.mapping.analysis import NoWorker
 from bids_lacuna.runtime.plan import Resources
 
@@ -137,6 +138,20 @@ def test_workers_killed_in_the_run_change_nothing(
     disturb = after({9: cluster.kill_one, 17: cluster.add_worker, 33: cluster.kill_one})
     assert same(map_on(client, connectome, lesions, lambda: (disturb(), counted.append(None))), undisturbed)
     assert len(counted) == N_SUBJECTS
+
+
+def test_a_connectome_that_changes_on_the_workers(
+    cluster: Cluster, connectome: Path, lesions: list[LesionData], tmp_path: Path
+) -> None:
+    """Workers notice that the connectome's file was replaced by another one of the same size: there is no map."""
+    path = shutil.copytree(connectome, tmp_path / "study") / "part0.h5"
+    other = tmp_path / "other.h5"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    os.utime(other, ns=(0, path.stat().st_mtime_ns))
+    with pytest.raises(ChangedMeanwhile, match=rf"{path} has changed while it was in use \(it was replaced\)"):
+        map_on(cluster.have(2), path.parent, lesions, after({9: lambda: other.replace(path)}))
 
 
 def test_batches_with_a_callback(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, make_mask, make_series, write_connectome, write_connectome_folder
 
-from bids_lacuna.connectome import Connectome, ConnectomeSubject
+from bids_lacuna.connectome import Connectome, ConnectomeSubject, build_store
 from bids_lacuna.connectome.importers import hdf5
+from bids_lacuna.files import ChangedMeanwhile
 
 Array = np.ndarray
 
@@ -327,6 +329,76 @@ def test_file_that_changed_after_opening(file: Path, change: str) -> None:
     else:
         file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(OSError, match=r"study\.h5"):
+        next(connectome.subjects())
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """Replace a file at once by another one, of another time."""
+    other = path.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=(0, path.stat().st_mtime_ns + 1))
+    other.replace(path)
+
+
+def as_store(tmp_path: Path) -> Path:
+    """Build a store of the file's subjects."""
+    source = write_connectome(tmp_path / "source" / "study.h5", EQUAL, MASK)
+    build_store(hdf5.open_source(source), source.parent, tmp_path / "store", name="GSP", space="MNI152NLin6Asym")
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("n_read", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["hdf5", "store"])
+def test_a_file_with_other_content_while_it_is_in_use(tmp_path: Path, kind: str, n_read: int) -> None:
+    """Other content of the same size is noticed when the next subject is read, or after the last one."""
+    store = kind == "store"
+    path = as_store(tmp_path) if store else write_connectome(tmp_path / "study.h5", EQUAL, MASK)
+    changed = path / "sub-0003_scale.npy" if store else path
+    subjects = Connectome.open(path).subjects()
+    for _ in range(n_read):
+        next(subjects)
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    rewrite(changed, bytes(content))
+    with pytest.raises(ChangedMeanwhile, match=rf"{changed} has changed while it was in use \(it was replaced\)"):
+        list(subjects)
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "store"])
+def test_a_file_with_the_same_content_while_it_is_in_use(tmp_path: Path, kind: str) -> None:
+    """A file that is written anew with the same content, as a copy of a folder that is repeated, changes nothing."""
+    store = kind == "store"
+    path = as_store(tmp_path) if store else write_connectome(tmp_path / "study.h5", EQUAL, MASK)
+    connectome = Connectome.open(path)
+    subjects = connectome.subjects()
+    next(subjects)
+    for file in connectome.recordings.states:
+        rewrite(file, file.read_bytes())
+    assert [subject.name for subject in subjects] == ["0002", "0003"]
+    assert len(list(connectome.subjects())) == 3
+
+
+def test_a_folder_that_is_replaced_while_it_is_in_use(tmp_path: Path) -> None:
+    """A store whose folder is renamed, or replaced by another store, is noticed."""
+    store = as_store(tmp_path)
+    connectome = Connectome.open(store)
+    store.rename(tmp_path / "old")
+    with pytest.raises(ChangedMeanwhile, match=r"sub-0001_timeseries\.npy .* \(it was deleted\)"):
+        list(connectome.subjects())
+    other = write_connectome(tmp_path / "other" / "study.h5", EQUAL[::-1], MASK)
+    build_store(hdf5.open_source(other), other.parent, store, name="GSP", space="MNI152NLin6Asym")
+    with pytest.raises(ChangedMeanwhile, match=r"sub-0001_timeseries\.npy has changed"):
+        list(connectome.subjects())
+
+
+def test_a_linked_file_that_changes_while_it_is_in_use(file: Path) -> None:
+    """A file that holds the series of another one is watched as well."""
+    linked = file.rename(file.with_name("linked.h5"))
+    write_connectome(file, EQUAL, MASK)
+    alter(file, "timeseries", h5py.ExternalLink("linked.h5", "/timeseries"))
+    connectome = Connectome.open(file)
+    rewrite(linked, linked.read_bytes()[:-1] + b"7")
+    with pytest.raises(ChangedMeanwhile, match=rf"{linked} has changed"):
         next(connectome.subjects())
 
 

@@ -13,10 +13,12 @@ import pytest
 import synthetic
 from bidsschematools.schema import load_schema
 
-from bids_lacuna.bids import LesionMask
+from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
+from bids_lacuna.bids import LesionMask, find_lesion_masks
 from bids_lacuna.derivatives.dataset import prepare_dataset
 from bids_lacuna.derivatives.names import ENTITY_ORDER, expected_maps, map_path
 from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, lesion_provenance
+from bids_lacuna.derivatives.writer import DerivativesWriter
 from bids_lacuna.files import write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance
@@ -234,3 +236,31 @@ def test_another_programs_description_is_left_alone(tmp_path: Path, content: str
     with pytest.raises((FileExistsError, ValueError), match=tmp_path.name):
         prepare_dataset(tmp_path, {})
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_a_mask_that_changes_while_it_is_mapped_has_no_maps(tmp_path: Path, change: str) -> None:
+    """A mask that is another one by the time its maps are written fails: its hash would be that of the other."""
+    series = synthetic.make_series(int(synthetic.make_mask().sum()), (13, 13, 13))
+    connectome = synthetic.write_connectome(tmp_path / "GSP.h5", series, synthetic.make_mask())
+    names = [f"sub-{sub}/anat/sub-{sub}_space-{synthetic.SPACE}_label-lesion_mask" for sub in ("1", "2")]
+    bids = synthetic.write_dataset(tmp_path / "bids", {name: synthetic.box((1, 2, 3)) for name in names})
+    analysis = FunctionalNetworkMapping(connectome)
+    records = decide(find_lesion_masks(bids), tmp_path / "out", analysis.provenance)
+    writer = DerivativesWriter(
+        tmp_path / "out", analysis.provenance, records, tmp_path / "logs", {"source": "source"}
+    )
+
+    def save(results: list[LesionData]) -> None:
+        path = bids / f"{names[0]}.nii.gz"
+        path.unlink()
+        if change == "replaced":
+            synthetic.write_mask(path, synthetic.box((2, 3, 4)))
+        writer(results)
+
+    lesions = [record.as_lesion() for record in records]
+    changed, other = batch_process(lesions, analysis, batch_result_callback=save, show_progress=False)
+    assert "sub-1" in changed.error
+    assert "has changed while it was in use" in changed.error
+    assert other.error is None
+    assert {path.name[:5] for path in (tmp_path / "out").rglob("*.nii.gz")} == {"sub-2"}

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bids_lacuna.files import read_table, remove_unfinished, renamed_when_whole, write_json, write_table
+from bids_lacuna.files import (
+    ChangedMeanwhile,
+    FileState,
+    check_unchanged,
+    read_table,
+    remove_unfinished,
+    renamed_when_whole,
+    write_json,
+    write_table,
+)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
@@ -96,3 +107,51 @@ def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
     """A table that was saved on Windows, or with an empty line at its end, has the same rows."""
     (tmp_path / "a.tsv").write_bytes(b"a\tb\r\n1\t2\r\n\r\n")
     assert read_table(tmp_path / "a.tsv") == [{"a": "1", "b": "2"}]
+
+
+def replace_keeping_times(path: Path) -> None:
+    """Replace a file by another one of the same size and time, as `rsync -t` does."""
+    status = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(bytes(reversed(path.read_bytes())))
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+
+
+def overwrite(path: Path) -> None:
+    """Write other content of the same size into a file, at another time."""
+    with path.open("r+b") as file:
+        file.write(b"7")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "it has 9 bytes instead of 8": lambda path: path.write_bytes(b"123456789"),
+    "it has 3 bytes instead of 8": lambda path: os.truncate(path, 3),
+    "it was deleted": Path.unlink,
+    "it was written to": overwrite,
+    "it was replaced": replace_keeping_times,
+}
+
+
+@pytest.mark.parametrize("words", CHANGES)
+def test_a_file_that_changes(tmp_path: Path, words: str) -> None:
+    """A file that was written to, replaced or deleted is named with what happened to it."""
+    path = tmp_path / "a"
+    path.write_bytes(b"12345678")
+    state = FileState.of(path)
+    check_unchanged({path: state})
+    CHANGES[words](path)
+    with pytest.raises(ChangedMeanwhile, match=rf"{path} has changed while it was in use \({words}\): leave"):
+        check_unchanged({path: state})
+
+
+def test_a_file_that_is_only_looked_at_is_unchanged(tmp_path: Path) -> None:
+    """Reading a file, linking it and changing its permissions are no changes."""
+    path = tmp_path / "a"
+    path.write_bytes(b"12345678")
+    state = FileState.of(path)
+    path.read_bytes()
+    path.chmod(0o600)
+    (tmp_path / "b").hardlink_to(path)
+    check_unchanged({path: state})

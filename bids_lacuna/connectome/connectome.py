@@ -18,7 +18,7 @@ import numpy as np
 
 from bids_lacuna.connectome.importers import hdf5
 from bids_lacuna.connectome.store import Store, is_store, subject_bytes
-from bids_lacuna.files import forget
+from bids_lacuna.files import ChangedMeanwhile, FileState, check_unchanged, forget
 from bids_lacuna.grid import Grid
 from bids_lacuna.spaces import DEFAULT_SPACE
 
@@ -81,6 +81,7 @@ class Connectome:
             own_name = recordings.name
         else:
             recordings = hdf5.open_source(path)
+            recordings.remember_content()
             # Not resolved: a link keeps the name that its owner chose.
             own_name = Path(os.path.abspath(path)).name  # noqa: PTH100
             own_name = own_name.removesuffix(path.suffix if path.is_file() else "")
@@ -177,7 +178,8 @@ class Connectome:
         Raises
         ------
         OSError
-            A file cannot be read; the message names it.
+            A file cannot be read, or has changed since the connectome was opened; the message names it. Each file is
+            checked once it is read, and all again after the last subject.
         """
         waiting = iter(self.recordings.subjects[first:])
         with ThreadPoolExecutor(self.recordings.n_readers, thread_name_prefix="connectome") as readers:
@@ -188,13 +190,48 @@ class Connectome:
                     ahead.extend(readers.submit(self._read, next_one, keep_cached) for next_one in islice(waiting, 1))
                     yield subject
                     del subject
+                self._check_content(*self.recordings.subjects[first:])
             finally:
                 readers.shutdown(cancel_futures=True)
 
     def _read(self, subject: Any, keep_cached: bool) -> ConnectomeSubject:
         # Store and Hdf5Source have subjects of different types.
         recordings: Any = self.recordings
-        arrays = recordings.read(subject)
+        try:
+            arrays = recordings.read(subject)
+        except OSError:
+            # A file that was replaced may look damaged.
+            self._check_content(subject)
+            raise
+        if self._check_content(subject):
+            # What was read may be other content, which was restored in the meantime.
+            arrays = recordings.read(subject)
+            check_unchanged({file: recordings.states[file] for file in recordings.files_of(subject)})
         if not keep_cached:
             forget(recordings.files_of(subject))
         return ConnectomeSubject(subject.name, *arrays)
+
+    def _check_content(self, *subjects: Any) -> bool:
+        """Raise ChangedMeanwhile if files of these subjects have other content than when the connectome was opened.
+
+        Returns
+        -------
+        bool
+            Whether a file was written anew with the same content.
+        """
+        recordings: Any = self.recordings
+        files = dict.fromkeys(file for subject in subjects for file in recordings.files_of(subject))
+        before = {file: recordings.states[file] for file in files}
+        for file, state in before.items():
+            try:
+                check_unchanged({file: state})
+            except ChangedMeanwhile as changed:
+                try:
+                    now = FileState.of(file)
+                    is_same = recordings.has_same_content(file)
+                except OSError:
+                    is_same = False
+                if not is_same:
+                    raise changed from None
+                recordings.states[file] = now
+        return any(recordings.states[file] != state for file, state in before.items())

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -26,7 +26,7 @@ import numpy as np
 from bids_lacuna._version import __version__
 from bids_lacuna.connectome.arrays import read_array
 from bids_lacuna.connectome.compression import Rank
-from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole, write_json
+from bids_lacuna.files import FileState, hash_file, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask
 from bids_lacuna.kernels.cpu import quantize
@@ -95,6 +95,8 @@ class Store:
     """Path relative to the source, and size in bytes, of each source file."""
     software: Mapping[str, str]
     """Name and version of the program that built the store."""
+    states: dict[Path, FileState] = field(default_factory=dict)
+    """State of each subject's files when the store was opened."""
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -138,9 +140,10 @@ class Store:
                 f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
             )
         store = cls(path, names[0], names[1], grid, dtype, rank, rank_tolerance, subjects, sources, software)
+        states: dict[Path, FileState] = {}
         for subject in subjects:
-            store.check_files(subject)
-        return store
+            states |= store.check_files(subject)
+        return replace(store, states=states)
 
     def save(self) -> None:
         """Write the mask and then the description, which completes the store."""
@@ -227,16 +230,27 @@ class Store:
         """Return the files that `read` reads."""
         return [path for path, _, _ in self.arrays(subject).values()]
 
-    def check_files(self, subject: StoredSubject) -> None:
-        """Raise ValueError if one of a subject's files is missing or has the wrong size."""
+    def check_files(self, subject: StoredSubject) -> dict[Path, FileState]:
+        """Return the states of a subject's files; raise ValueError if one is missing or has the wrong size."""
+        states = {}
         for path, shape, dtype in self.arrays(subject).values():
             try:
-                size = path.stat().st_size
+                states[path] = FileState.of(path)
             except OSError as error:
                 raise ValueError(f"the store lacks {path} ({error}): {REMEDY}") from error
             expected = len(_npy_header(shape, dtype)) + int(np.prod(shape)) * dtype.itemsize
-            if size != expected:
-                raise ValueError(f"{path} has {size} bytes instead of {expected}: {REMEDY}")
+            if states[path].n_bytes != expected:
+                raise ValueError(f"{path} has {states[path].n_bytes} bytes instead of {expected}: {REMEDY}")
+        return states
+
+    def has_same_content(self, path: Path) -> bool:
+        """Return whether a subject's file still has the content that the description records; raises OSError."""
+        recorded = {
+            file: subject.sha256[kind]
+            for subject in self.subjects
+            for kind, (file, _, _) in self.arrays(subject).items()
+        }
+        return hash_file(path) == recorded[path]
 
     def read(self, subject: StoredSubject) -> tuple[Array, Array, Array]:
         """Read one subject.

@@ -19,6 +19,7 @@ from bids_lacuna.connectome.compression import Rank, rotate
 from bids_lacuna.connectome.importers.source import Source
 from bids_lacuna.connectome.records import read_signature, stored_runs, write_record
 from bids_lacuna.connectome.store import Store, StoredSubject, StoreDtype, write_subject
+from bids_lacuna.files import FileState, check_unchanged
 from bids_lacuna.runtime.processes import prepare_worker
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.text import format_bytes
@@ -186,7 +187,9 @@ def _write_subject(index: int) -> _Written | _Damage:
     subject = _job.source.subjects[index]
     try:
         signature = read_signature(subject)
+        states = {path: FileState.of(path) for path in _job.source.files_of(subject)}
         standardized = _job.source.read(subject)
+        check_unchanged(states)
     except (OSError, ValueError) as error:
         return _Damage(subject.name, str(error))
     standardized, r_error_bound = rotate(standardized, _job.rank, _job.rank_tolerance)

@@ -19,7 +19,7 @@ from bids_lacuna.derivatives.records import (
     lesion_provenance,
     write_outcomes,
 )
-from bids_lacuna.files import renamed_when_whole, write_json
+from bids_lacuna.files import ChangedMeanwhile, check_unchanged, renamed_when_whole, write_json
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.logs import log_failure
@@ -82,7 +82,8 @@ class DerivativesWriter:
             try:
                 self._write_lesion(record.mask, lesion)
             except (OSError, ValueError) as error:
-                lesion.error = f"its maps cannot be written: {error}"
+                changed = isinstance(error, ChangedMeanwhile)
+                lesion.error = str(error) if changed else f"its maps cannot be written: {error}"
                 log_failure(logger, [lesion.name], lesion.error)
             record.close(lesion)
 
@@ -109,6 +110,9 @@ class DerivativesWriter:
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
         maps = lesion.results[ANALYSIS]
         sidecar = self._common_sidecar(mask, lesion, maps["summary_statistics"])
+        if lesion.state:
+            # The sidecar has the hash of the file as it is now.
+            check_unchanged({mask.path: lesion.state})
         self._remove_stale(mask, sidecar)
         for stat, (key, description) in STATISTICS.items():
             if key in maps:

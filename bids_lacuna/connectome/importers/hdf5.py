@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from bids_lacuna.connectome.importers.opening import (
     open_hdf5,
 )
 from bids_lacuna.connectome.importers.source import Source, SourceSubject, read_dtype
-from bids_lacuna.files import advise
+from bids_lacuna.files import FileState, advise
 from bids_lacuna.grid import Grid, order_voxels
 from bids_lacuna.images import LARGEST_VOLUME, check_file
 
@@ -67,8 +67,8 @@ class Hdf5File:
     """Bytes of memory needed to get one subject's numbers out of the file."""
     gains_from_readers: bool
     """Whether several threads read faster: each chunk holds one subject and is inflated outside HDF5's lock."""
-    others: tuple[Path, ...]
-    """Other files that hold this file's series, by links."""
+    states: Mapping[Path, FileState]
+    """State of the file, before it was opened, and of other files that hold its series, by links."""
 
     @classmethod
     def open(cls, path: Path) -> Hdf5File:
@@ -82,15 +82,16 @@ class Hdf5File:
         check_file(path, "connectome file")
         try:
             check_not_being_written(path)
+            state = FileState.of(path)
             with chunks.HDF5, open_hdf5(path) as file:
-                return cls._from(file, path)
+                return cls._from(file, path, state)
         except PermissionError as error:
             raise PermissionError(f"the connectome file {path} may not be read: check its permissions") from error
         except DAMAGE as error:
             raise ValueError(explain(error, path)) from error
 
     @classmethod
-    def _from(cls, file: h5py.File, path: Path) -> Hdf5File:
+    def _from(cls, file: h5py.File, path: Path, state: FileState) -> Hdf5File:
         needed = ("timeseries", "mask_indices", "mask_affine")
         if broken := describe_broken_links(file, path, needed):
             raise ValueError(broken)
@@ -140,13 +141,8 @@ class Hdf5File:
         dtype = read_dtype(timeseries.dtype)
         file_bytes = chunks.reading_bytes(timeseries, dtype)
         gains = chunks.is_inflatable(timeseries) and timeseries.chunks[0] == 1
-        others = files_behind(timeseries, path)
-        return cls(path, grid, n_subjects, n_timepoints, dtype, order, file_bytes, gains, others)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files that hold the series."""
-        return (self.path, *self.others)
+        states = {path: state, **{other: FileState.of(other) for other in files_behind(timeseries, path)}}
+        return cls(path, grid, n_subjects, n_timepoints, dtype, order, file_bytes, gains, states)
 
     @property
     def reading_bytes(self) -> int:
@@ -221,7 +217,12 @@ class Hdf5Source(Source):
 
     def files_of(self, subject: SourceSubject) -> list[Path]:
         """Return the files that `read` reads; they may hold other subjects, too."""
-        return [path for run in subject.runs for path in cast("Hdf5Run", run).file.files]
+        return [path for run in subject.runs for path in cast("Hdf5Run", run).file.states]
+
+    @cached_property
+    def states(self) -> dict[Path, FileState]:
+        """State of each file of the connectome before it was opened."""
+        return {path: state for file in self.files for path, state in file.states.items()}
 
     @cached_property
     def content_hash(self) -> str:
@@ -230,16 +231,28 @@ class Hdf5Source(Source):
         SHA-256 over each file's size and 64 evenly spaced blocks of 64 KiB, in the order of the files; a file that
         holds another one's series follows that one. Files of up to 4 MiB are read completely.
         """
-        digest = hashlib.sha256()
-        for path in (path for file in self.files for path in file.files):
-            size = path.stat().st_size
-            digest.update(size.to_bytes(8, "little"))
-            step = max(HASH_BLOCK_BYTES, size // HASH_BLOCKS)
-            with path.open("rb") as file:
-                for start in range(0, size, step):
-                    file.seek(start)
-                    digest.update(file.read(HASH_BLOCK_BYTES))
-        return digest.hexdigest()
+        return _hash_blocks(self.states)
+
+    def remember_content(self) -> None:
+        """Compute the content hash now, for `has_same_content`."""
+        _ = self.content_hash
+
+    def has_same_content(self, path: Path) -> bool:  # noqa: ARG002  the hash is one for all files
+        """Return whether a file still has its content, as far as the content hash shows; raises OSError."""
+        return _hash_blocks(self.states) == self.content_hash
+
+
+def _hash_blocks(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        step = max(HASH_BLOCK_BYTES, size // HASH_BLOCKS)
+        with path.open("rb") as file:
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(HASH_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def open_source(path: Path) -> Hdf5Source:
