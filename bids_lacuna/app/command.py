@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -147,7 +148,10 @@ def run_command(
     int
         The exit status.
     """
-    arguments, unknown = parser.parse_known_args(argv, argparse.Namespace(verbose=0, quiet=False, parser=parser))
+    started = time.monotonic()
+    arguments, unknown = parser.parse_known_args(
+        argv, argparse.Namespace(verbose=0, quiet=False, parser=parser, started=started)
+    )
     if unknown:
         # By default, argparse would print the usage of the program instead of the command's.
         first = unknown[0].partition("=")[0]

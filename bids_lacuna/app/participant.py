@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -122,7 +121,6 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     stack
         Lets go of the Dask cluster, if there is one.
     """
-    started = time.monotonic()
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments)
     masks = find_masks(arguments, datasets)
@@ -137,7 +135,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     pass_: Pass = LocalPass(analysis, resources)
     if arguments.dask_workers or arguments.dask_scheduler:
         pass_ = stack.enter_context(on_cluster(arguments, analysis, resources))
-    return Job(arguments, datasets, started, analysis, pass_, provenance, records, checkpoints)
+    return Job(arguments, datasets, arguments.started, analysis, pass_, provenance, records, checkpoints)
 
 
 def execute(job: Job, planned: BatchPlan) -> Exit:

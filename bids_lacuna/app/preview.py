@@ -17,7 +17,8 @@ from bids_lacuna.batch import load_lesions
 from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass
-from bids_lacuna.report.pool import PAGE_BYTES, PAGE_SECONDS
+from bids_lacuna.report.pool import PAGE_BYTES, PAGE_SECONDS, WORKER_SECONDS
+from bids_lacuna.runtime.logs import kind_of
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import Progress, above_the_bar
 from bids_lacuna.text import format_bytes, one_line, percent
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
 SAMPLED_SUBJECTS = 3 * kernels.GROUP
 """Connectome subjects of the sample; the first group also allocates the moments, the others are timed."""
 
+SAMPLED_LESIONS = 4
+"""Number of lesions, or some more, whose maps are written into a temporary folder."""
+
 ACTIONS = {"pending": "map", "skipped": "skip", "failed": "fail"}
 """Action of a run on a lesion, by the lesion's status."""
+
+LONG_REASON = 60
+"""Characters of a reason, above which masks that share it refer to one copy of it."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,21 @@ class Sample:
     """Time per connectome subject after the first group."""
     seconds_per_lesion: float
     """Time to write a lesion's maps."""
-    bytes_per_lesion: int
+    bytes_per_lesion: float
     """Size of a lesion's maps on disk."""
 
-    def seconds(self, plan: BatchPlan, n_connectome_subjects: int) -> float:
-        """Estimate the duration of a run from its first pass on."""
+    def seconds(self, plan: BatchPlan, n_connectome_subjects: int, n_report_workers: int) -> float:
+        """Estimate the duration of a run from its first pass on.
+
+        The reports of a batch are written once its maps are, while the next batch is mapped.
+        """
         n_after = max(0, n_connectome_subjects - self.n_together)
         a_pass = self.seconds_begin + n_after * self.seconds_per_subject
-        return plan.n_batches * a_pass + plan.n_rows * self.seconds_per_lesion
+        maps = plan.n_batches * a_pass + plan.n_rows * self.seconds_per_lesion
+        if not n_report_workers:
+            return maps
+        reports = WORKER_SECONDS + plan.n_rows * PAGE_SECONDS / min(n_report_workers, plan.n_rows)
+        return max(maps + reports / plan.n_batches, maps / plan.n_batches + reports)
 
 
 def preview(job: Job, plan: BatchPlan) -> Exit:
@@ -61,6 +75,7 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
     n_subjects, quiet = job.analysis.n_subjects, job.arguments.quiet
     with above_the_bar():
         lesions = load_records(job.pending, job.analysis, plan.batch_size, job.resources.n_threads, not quiet)
+    seconds_of_start = time.monotonic() - job.started
     sys.stdout.write(describe_lesions(job.records) + "\n")
     is_local = isinstance(job.pass_, LocalPass)
     source = job.resources.source if is_local else "the tightest host of the Dask cluster"
@@ -69,7 +84,8 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
         with ending(Exit.INPUT_OUTPUT, OSError), ending(Exit.FAILED, MemoryError):
             sample = take_sample(lesions, job, plan)
         left = replace(plan, n_rows=len(job.pending))
-        sys.stdout.write(describe_cost(sample, left, n_subjects, job.arguments.output_dir, job.n_report_workers))
+        seconds = seconds_of_start + sample.seconds(left, n_subjects, job.n_report_workers)
+        sys.stdout.write(describe_cost(sample, left, seconds, n_subjects, job))
     return Exit.OK
 
 
@@ -103,7 +119,7 @@ def load_records(
 
 
 def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sample:
-    """Measure the mapping of lesions in a few connectome subjects, and the writing of one lesion's maps.
+    """Measure the mapping of lesions in a few connectome subjects, and the writing of some lesions' maps.
 
     Raises
     ------
@@ -119,43 +135,68 @@ def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sam
     )
     first_group = times[: plan.n_together + 1]
     n_after = len(times) - len(first_group)
-    mapped = replace(lesions[0], results={few.name: few.results(lesions[0], accumulator, 0)})
-    (record,) = (record for record in job.records if record.mask.path == mapped.mask)
-    sampled = replace(record, status="pending")
-    with TemporaryDirectory(prefix="bids-lacuna-") as folder:
-        links = {record.mask.dataset: "sample"}
-        writer = DerivativesWriter(Path(folder), job.provenance, [sampled], Path(folder), links)
-        began = time.perf_counter()
-        writer([mapped])
-        seconds_per_lesion = time.perf_counter() - began
-        n_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    some = range(0, len(lesions), max(1, len(lesions) // SAMPLED_LESIONS))
+    mapped = [replace(lesions[row], results={few.name: few.results(lesions[row], accumulator, row)}) for row in some]
+    seconds_per_lesion, bytes_per_lesion = _time_writing(mapped, job)
     return Sample(
         len(times) - 1,
         plan.n_together,
         first_group[-1] - times[0],
         (times[-1] - first_group[-1]) / n_after if n_after else 0,
         seconds_per_lesion,
-        n_bytes,
+        bytes_per_lesion,
     )
 
 
+def _time_writing(mapped: Sequence[LesionData], job: Job) -> tuple[float, float]:
+    """Write maps into a temporary folder, and return seconds and bytes per lesion."""
+    masks = {lesion.mask for lesion in mapped}
+    records = [replace(record) for record in job.records if record.mask.path in masks]
+    links = dict.fromkeys((record.mask.dataset for record in records), "sample")
+    with TemporaryDirectory(prefix="bids-lacuna-") as folder:
+        writer = DerivativesWriter(Path(folder), job.provenance, records, Path(folder), links)
+        began = time.perf_counter()
+        writer(mapped)
+        seconds = time.perf_counter() - began
+        n_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return seconds / len(mapped), n_bytes / len(mapped)
+
+
 def describe_lesions(records: Sequence[LesionRecord]) -> str:
-    """Return a table of the masks with their expected outcomes."""
+    """Return a table of the masks with their expected outcomes; long reasons of several masks follow once."""
     rows = [("lesion", "volume", "coverage", "")]
+    notes = find_notes(records)
+    numbers = {kind: f"reason {number}" for number, kind in enumerate(notes, start=1)}
     for record in records:
         action = ACTIONS[record.status]
         if record.reason:
-            action += f": {record.reason}"
+            action += f": {numbers.get(kind_of(record.reason), record.reason)}"
         elif record.coverage is not None and record.coverage < LOW_COVERAGE:
             action += ", only the part inside the connectome's mask"
         volume = "-" if record.volume_mm3 is None else f"{record.volume_mm3 / 1000:.2f} mL"
         coverage = "-" if record.coverage is None else percent(record.coverage)
         rows.append((record.mask.name, volume, coverage, action))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "".join(
-        one_line(f"{name:{widths[0]}}  {volume:>{widths[1]}}  {coverage:>{widths[2]}}  {action}").rstrip() + "\n"
+    lines = [
+        f"{name:{widths[0]}}  {volume:>{widths[1]}}  {coverage:>{widths[2]}}  {action}"
         for name, volume, coverage, action in rows
-    )
+    ]
+    lines += [f"{numbers[kind]}, {len(reasons)} lesions: {_shared(reasons)}" for kind, reasons in notes.items()]
+    return "".join(one_line(line).rstrip() + "\n" for line in lines)
+
+
+def find_notes(records: Sequence[LesionRecord]) -> dict[str, list[str]]:
+    """Return the reasons too long to be repeated in each row, by their kind."""
+    by_kind: dict[str, list[str]] = {}
+    for record in records:
+        if len(record.reason) > LONG_REASON:
+            by_kind.setdefault(kind_of(record.reason), []).append(record.reason)
+    return {kind: reasons for kind, reasons in by_kind.items() if len(reasons) > 1}
+
+
+def _shared(reasons: Sequence[str]) -> str:
+    """Return what several reasons of one kind have in common: all of it, or all but the file names."""
+    return reasons[0] if len(set(reasons)) == 1 else kind_of(reasons[0])
 
 
 def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str:
@@ -174,27 +215,22 @@ def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str
     )
 
 
-def describe_cost(
-    sample: Sample, plan: BatchPlan, n_connectome_subjects: int, output_dir: Path, n_report_workers: int
-) -> str:
+def describe_cost(sample: Sample, plan: BatchPlan, seconds: float, n_connectome_subjects: int, job: Job) -> str:
     """Return estimates of the disk space and time for maps and reports."""
-    n_bytes = plan.n_rows * (sample.bytes_per_lesion + (PAGE_BYTES if n_report_workers else 0))
+    output_dir, n_workers = job.arguments.output_dir, job.n_report_workers
+    n_bytes = plan.n_rows * (sample.bytes_per_lesion + (PAGE_BYTES if n_workers else 0))
     there = next(path for path in (output_dir, *output_dir.absolute().parents) if path.is_dir())
     free_bytes = shutil.disk_usage(there).free
-    seconds = sample.seconds(plan, n_connectome_subjects)
     what = (
         f"{1000 * sample.seconds_per_subject:.0f} ms per connectome subject, timed on {sample.n_subjects} of "
         f"{n_connectome_subjects}"
     )
-    if n_report_workers:
-        seconds_of_pages = plan.n_rows * PAGE_SECONDS / n_report_workers
-        if seconds_of_pages > seconds:
-            seconds, what = seconds_of_pages, f"{PAGE_SECONDS:g} s per lesion for reports, in {n_report_workers}"
-            what += " processes" if n_report_workers > 1 else " process"
+    if n_workers:
+        what += f"; {PAGE_SECONDS:g} s per lesion for reports, in {n_workers} process{'es' if n_workers > 1 else ''}"
     return _layout(
         {
-            "disk": f"about {format_bytes(n_bytes)}; {format_bytes(free_bytes)} are free",
-            "time": f"about {format_seconds(seconds)}, after the start ({what})",
+            "disk": f"about {format_bytes(round(n_bytes))}; {format_bytes(free_bytes)} are free",
+            "time": f"about {format_seconds(seconds)} ({what})",
         }
     )
 

@@ -31,6 +31,9 @@ MEMORY_DIVISOR = 8
 PAGE_SECONDS = 2.0
 """Seconds to write one lesion's section of a page."""
 
+WORKER_SECONDS = 4.0
+"""Seconds to start the processes."""
+
 PAGE_BYTES = 2**21
 """Bytes on disk of one lesion's section, with pictures and viewer."""
 
