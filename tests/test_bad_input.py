@@ -524,8 +524,12 @@ def test_subjects_without_a_signal_count_nowhere(
     assert maps["silent"].keys() == maps["rest"].keys()
     for name in maps["rest"]:
         np.testing.assert_allclose(maps["silent"][name], maps["rest"][name], rtol=1e-6)
-    warned = "only 2 of 5 connectome subjects have a signal in the lesion" in capsys.readouterr().err
-    assert warned == (n_silent == 3)
+    err = capsys.readouterr().err
+    assert ("only 2 of 5 connectome subjects have a signal in the lesion" in err) == (n_silent == 3)
+    assert err.count(f"{n_silent} of 5 connectome subjects have no signal in any voxel") == 1
+    words = f"({5 - n_silent} subjects without {n_silent} that have no signal, "
+    assert words in (tmp_path / "silent-out" / "logs" / "CITATION.md").read_text()
+    assert f"({5 - n_silent} subjects, " in (tmp_path / "rest-out" / "logs" / "CITATION.md").read_text()
 
 
 def test_one_subject_has_no_t(bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -325,6 +325,36 @@ def test_a_subject_without_signal_is_reported(source: Path, tmp_path: Path, capl
     make_store(source, tmp_path / "store")
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert sorted(warning.split()[0] for warning in warnings) == ["sub-2", "sub-7"]
+    constant, censored = sorted(warnings)
+    assert "(each voxel's series is constant)" in constant
+    assert "in sub-7.npy, no voxel has a finite value at 1 of 29 timepoints (5, counted from 0)" in censored
+
+
+@pytest.mark.parametrize("kind", ["censored", "constant", "a NaN everywhere"])
+def test_a_store_in_which_no_subject_has_a_signal_is_an_error(source: Path, tmp_path: Path, kind: str) -> None:
+    """The reason is given, there is no store, and the same command resumes once a file is repaired."""
+    whole = {path: np.load(path) for path in source.glob("*.npy")}
+    for path, series in whole.items():
+        damaged = series.copy()
+        if kind == "censored":
+            damaged[3:15] = np.nan
+        elif kind == "constant":
+            damaged[:] = 7
+        else:
+            damaged[np.arange(N_VOXELS) % len(series), np.arange(N_VOXELS)] = np.inf
+        np.save(path, damaged)
+    reason = {
+        "censored": r"12 of 23 timepoints \(3, 4, 5, 6, 7, 8, 9, 10, …, counted from 0\); leave such timepoints out",
+        "constant": "each voxel's series is constant",
+        "a NaN everywhere": "in sub-1.npy, each voxel's series has values that are not finite",
+    }[kind]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"none of the 9 subjects has a signal .*sub-1: .*{reason}"):
+            make_store(source, tmp_path / "store")
+    assert not (tmp_path / "store" / "connectome.json").exists()
+    np.save(source / "sub-9.npy", whole[source / "sub-9.npy"])
+    store = make_store(source, tmp_path / "store")
+    assert [store.has_signal(subject) for subject in store.subjects] == [False] * 8 + [True]
 
 
 def test_a_finished_store_is_opened(source: Path, tmp_path: Path) -> None:

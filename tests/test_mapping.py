@@ -438,3 +438,17 @@ def test_weighting_must_be_known(analysis: FunctionalNetworkMapping) -> None:
     """An unknown weighting is refused before anything is read."""
     with pytest.raises(ValueError, match="weighting is 'nearest': it must be 'volume' or 'binary'"):
         FunctionalNetworkMapping(analysis.connectome, weighting="nearest")
+
+
+def test_subjects_without_a_signal_are_counted_across_merges() -> None:
+    """A subject without a signal anywhere counts as such; one without a signal in all lesions does not."""
+    moments = [RunningMoments(2, 9) for _ in range(2)]
+    nowhere, somewhere = np.zeros(9, bool), np.arange(9) > 7
+    moments[0].count_subject(np.zeros(2, bool), nowhere)
+    moments[0].count_subject(np.zeros(2, bool), somewhere)
+    moments[1].count_subject(np.array([True, False]), somewhere)
+    moments[1].count_subject(np.zeros(2, bool), nowhere)
+    moments[1].count_subject(np.ones(2, bool), np.ones(9, bool))
+    assert [each.n_without_signal for each in moments] == [1, 1]
+    moments[0].merge((index, 0, block) for index, block in enumerate(moments[1].blocks()))
+    assert moments[0].n_without_signal == 2

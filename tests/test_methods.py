@@ -57,6 +57,9 @@ def test_the_text_has_the_run_s_numbers() -> None:
     for version in ("bids_lacuna 1.2.3", "Python 3.13.1", "numpy 2.3.5"):
         assert version in text
     assert "Binary lesion masks" in text
+    without = describe_methods(replace(RUN, n_without_signal=11), with_pictures=True)
+    assert "(986 subjects without 11 that have no signal, " in without
+    assert "985 degrees" in without
 
 
 CHANGED_WORDS = {

@@ -177,6 +177,8 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
         with ending(Exit.INPUT_OUTPUT, OSError, saying="the table of outcomes could not be written"):
             writer.write_table()
             log.write(finished=True)
+            if job.analysis.n_without_signal:
+                write_citation(out, log.describe(), md_only=arguments.md_only_boilerplate)
         log.submit_pages()
         pages.wait()
         return conclude(job.records, log_dir)
@@ -209,9 +211,15 @@ class RunLog:
             logger.warning("the description of the run could not be written: %s", error)
         self.submit_pages()
 
+    def describe(self, finished: bool = False) -> Run:
+        """Describe the run as it is by now."""
+        n_without_signal = self.job.analysis.n_without_signal or 0
+        run = replace(self.run, n_without_signal=n_without_signal)
+        return run.until_now(self.job.started, finished=finished)
+
     def write(self, finished: bool = False) -> None:
         """Write run.json."""
-        self.run.until_now(self.job.started, finished=finished).write(self.log_dir)
+        self.describe(finished).write(self.log_dir)
 
     def submit_pages(self) -> None:
         """Have the pages written that are due."""

@@ -107,7 +107,7 @@ def build_store(
     DamagedSource
         Some subjects cannot be read; all others were written.
     ValueError
-        Two subjects have the same name.
+        Two subjects have the same name, or no subject has a signal.
     MemoryError
         A process was killed from outside.
     OSError
@@ -131,6 +131,7 @@ def build_store(
         store = replace(wanted, subjects=tuple(recorded[subject.name] for subject in source.subjects))
         for subject in store.subjects:
             store.check_files(subject)
+        _check_signal(store, source)
         store.save()
         # Network file systems keep a file that is still open, such as the lock.
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
@@ -284,6 +285,16 @@ def _check_room(wanted: Store, recorded: Mapping[str, StoredSubject]) -> None:
         raise NoRoom(
             f"the store needs {format_bytes(needed)} more, the disk of {wanted.path} has {format_bytes(free)} free: "
             "free some space, or name a folder on another disk"
+        )
+
+
+def _check_signal(store: Store, source: Source) -> None:
+    """Raise ValueError if no subject has a signal: there would be no map."""
+    if not any(map(store.has_signal, store.subjects)):
+        first = source.subjects[0]
+        raise ValueError(
+            f"none of the {len(store.subjects)} subjects has a signal in any voxel, the first: sub-{first.name}: "
+            f"{source.explain_no_signal(first)}. Repair the files and rerun the same command"
         )
 
 

@@ -243,6 +243,11 @@ class Store:
                 raise ValueError(f"{path} has {states[path].n_bytes} bytes instead of {expected}: {REMEDY}")
         return states
 
+    def has_signal(self, subject: StoredSubject) -> bool:
+        """Return whether any voxel of a subject has a signal."""
+        scale, _ = read_array(array_path(self.path, subject.name, "scale"))
+        return bool(scale.any())
+
     def has_same_content(self, path: Path) -> bool:
         """Return whether a subject's file still has the content that the description records; raises OSError."""
         recorded = {

@@ -56,8 +56,8 @@ class _Written:
 
     name: str
     stored: StoredSubject
-    has_signal: bool
-    """Whether any voxel has a signal."""
+    no_signal: str
+    """Why no voxel has a signal; "" if one has."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def write_subjects(
                     logger.error("sub-%s: %s", outcome.name, outcome.reason)
                     continue
                 written[outcome.name] = outcome.stored
-                if not outcome.has_signal:
+                if outcome.no_signal:
                     logger.warning(
-                        "sub-%s has no signal in any voxel, since each series is constant or has values that are not "
-                        "finite: no map will include this subject",
+                        "sub-%s has no signal in any voxel (%s): no map will include this subject",
                         outcome.name,
+                        outcome.no_signal,
                     )
                 if n_done * N_LOGGED_STEPS // len(futures) > (n_done - 1) * N_LOGGED_STEPS // len(futures):
                     logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
@@ -189,6 +189,7 @@ def _write_subject(index: int) -> _Written | _Damage:
         signature = read_signature(subject)
         states = {path: FileState.of(path) for path in _job.source.files_of(subject)}
         standardized = _job.source.read(subject)
+        no_signal = "" if standardized[1].any() else _job.source.explain_no_signal(subject)
         check_unchanged(states)
     except (OSError, ValueError) as error:
         return _Damage(subject.name, str(error))
@@ -199,4 +200,4 @@ def _write_subject(index: int) -> _Written | _Damage:
         subject.name, subject.n_timepoints, n_components, r_error_bound, stored_runs(subject), sha256
     )
     write_record(_job.folder, stored, signature, _job.settings)
-    return _Written(stored.name, stored, has_signal=bool(standardized[1].any()))
+    return _Written(stored.name, stored, no_signal)

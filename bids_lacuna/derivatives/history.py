@@ -49,6 +49,13 @@ class Run:
     peak_bytes: int | None = None
     """Measured peak of memory, up to the same time."""
     finished: bool = False
+    n_without_signal: int = 0
+    """Number of connectome subjects without a signal in any voxel; 0 before the first pass."""
+
+    @property
+    def n_mapped_subjects(self) -> int:
+        """Number of connectome subjects that maps include."""
+        return self.n_connectome_subjects - self.n_without_signal
 
     def write(self, log_dir: Path) -> None:
         """Write this record to the run's log folder."""

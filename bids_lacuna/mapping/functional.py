@@ -91,6 +91,8 @@ class FunctionalNetworkMapping:
         thresholds = () if t_threshold is None else tuple(np.atleast_1d(np.asarray(t_threshold, float)).tolist())
         self.connectome = connectome if isinstance(connectome, Connectome) else Connectome.open(connectome)
         self.options = MappingOptions(compute_t_map, thresholds, weighting, lesion_threshold)
+        self.n_without_signal: int | None = None
+        """Number of connectome subjects without a signal in any voxel; None before the first pass."""
 
     @classmethod
     def of(cls, connectome: Connectome, options: MappingOptions) -> Self:
@@ -202,6 +204,7 @@ class FunctionalNetworkMapping:
         NoResults
             No connectome subject has a signal in the lesion.
         """
+        self._count_without_signal(accumulator)
         n = accumulator.n(row)
         if not n.any():
             raise NoResults(
@@ -218,6 +221,20 @@ class FunctionalNetworkMapping:
         return NetworkMaps(
             partial(accumulator.statistics, row), connectome.grid, connectome.space, self.options, bool(np.ptp(n))
         )
+
+    def _count_without_signal(self, accumulator: RunningMoments) -> None:
+        """Count the connectome subjects that no map includes, and log a warning if there are some."""
+        if self.n_without_signal is not None:
+            return
+        self.n_without_signal = accumulator.n_without_signal
+        if self.n_without_signal:
+            logger.warning(
+                "%d of %d connectome subjects have no signal in any voxel, since each series is constant or has "
+                "values that are not finite: no map includes them; check %s",
+                self.n_without_signal,
+                self.n_subjects,
+                self.connectome.path,
+            )
 
 
 def _open_same(

@@ -117,6 +117,11 @@ class RunningMoments:
                 n -= np.unpackbits(voxels, count=len(n))
         return n
 
+    @property
+    def n_without_signal(self) -> int:
+        """Number of subjects without a signal in any voxel: no row has a seed in them."""
+        return sum(not voxels.any() for _, voxels in self.left_out)
+
     def statistics(self, row: int) -> LesionStatistics:
         """Compute the statistics of one row from its sums (`statistics.of_sums`)."""
         return of_sums(self.total[row], self.total_of_squares[row], self.n(row))

@@ -22,7 +22,8 @@ def describe_methods(run: Run, *, with_pictures: bool) -> str:
     with_pictures
         Whether there are pictures of the maps.
     """
-    provenance, n_subjects = run.provenance, run.n_connectome_subjects
+    provenance, n_subjects = run.provenance, run.n_mapped_subjects
+    without_signal = f" without {run.n_without_signal} that have no signal" if run.n_without_signal else ""
     sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in provenance.voxel_sizes_mm)
     libraries = ", ".join(
         f"{name} {version}"
@@ -34,7 +35,8 @@ def describe_methods(run: Run, *, with_pictures: bool) -> str:
         f"Lesion network mapping [@boes2015] was performed with bids_lacuna {provenance.version} [@bids_lacuna], a "
         f"BIDS App [@gorgolewski2017]. {_lesions(provenance)} were transferred to the grid of the normative "
         f"functional connectome {provenance.connectome_name} "
-        f"({_count(n_subjects, 'subject')}, {run.n_voxels} voxels of {sizes} mm, up to {run.n_timepoints} timepoints "
+        f"({_count(n_subjects, 'subject')}{without_signal}, {run.n_voxels} voxels of {sizes} mm, up to "
+        f"{run.n_timepoints} timepoints "
         "of resting-state BOLD signal per subject; [cite its source here]) by their world coordinates. "
         f"{_weights(provenance.options)}",
         "In each connectome subject, the weighted mean signal of the lesion's voxels was correlated (Pearson's r) "

@@ -93,9 +93,10 @@ def _run_rows(run: Run) -> list[tuple[str, str]]:
     so_far = "" if run.finished else ", up to this participant's batch"
     taken = "unknown" if run.seconds is None else f"{timedelta(seconds=round(run.seconds))} (h:mm:ss){so_far}"
     used = "unknown" if run.peak_bytes is None else f"{format_bytes(run.peak_bytes)}{so_far}"
+    without_signal = f", without {run.n_without_signal} that have no signal" if run.n_without_signal else ""
     rows = [
         ("Connectome", f"{run.provenance.connectome_name}, in {run.provenance.space}"),
-        ("Connectome subjects", str(run.n_connectome_subjects)),
+        ("Connectome subjects", str(run.n_mapped_subjects) + without_signal),
         ("Connectome grid", f"{run.n_voxels} voxels of {sizes} mm; up to {run.n_timepoints} timepoints"),
         ("Connectome hash", run.provenance.connectome_hash),
         ("Lesion weighting", run.provenance.options.weighting),

@@ -19,6 +19,9 @@ Array = np.ndarray
 VALUE_BYTES = 24
 """Bytes per voxel and timepoint while a subject is read: three copies in float64; most sources need a third."""
 
+MOST_SHOWN = 8
+"""Largest number of timepoints that a message lists."""
+
 
 class NothingMatches(LookupError):  # noqa: N818  a fact about the source, not a defect of the program
     """The source has no series of the requested kind; the message says what it has."""
@@ -114,6 +117,27 @@ class Source:
         joined = runs[0] if len(runs) == 1 else np.concatenate(runs)
         del runs, timeseries
         return standardize(joined, starts)
+
+    def explain_no_signal(self, subject: SourceSubject) -> str:
+        """Read a subject without a signal again, and explain why it has none.
+
+        Raises
+        ------
+        OSError, ValueError
+            A file is damaged.
+        """
+        for run in subject.runs:
+            is_finite = np.isfinite(run.read(self.grid))
+            lost = np.flatnonzero(~is_finite.any(axis=1))
+            if len(lost):
+                shown = ", ".join(map(str, lost[:MOST_SHOWN])) + (", …" if len(lost) > MOST_SHOWN else "")
+                return (
+                    f"in {run.origin}, no voxel has a finite value at {len(lost)} of {run.n_timepoints} timepoints "
+                    f"({shown}, counted from 0); leave such timepoints out of the file, or interpolate them"
+                )
+            if not is_finite.all(axis=0).any():
+                return f"in {run.origin}, each voxel's series has values that are not finite"
+        return "each voxel's series is constant"
 
 
 def read_dtype(stored: np.dtype) -> np.dtype:
