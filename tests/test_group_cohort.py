@@ -282,3 +282,26 @@ def test_other_files_are_not_lesion_maps(root: Path) -> None:
         nib.save(nib.Nifti1Image(np.ones((1, 1, 1), np.uint8), np.eye(4)), root / "out" / f"{name}.nii.gz")
     assert find_stat_maps(root / "out") == before
     assert len(before) == 25
+
+
+@pytest.mark.parametrize(
+    ("statuses", "words"),
+    [
+        (["failed"], "; by lesions.tsv: failed: the mask is empty 0"),
+        (["failed", "failed"], "; by lesions.tsv: failed: the mask is empty 1"),
+        (["done", "not run"], "; by lesions.tsv: not run: the mask is empty 1"),
+        (["failed", "done"], ": run the participant level"),
+        ([], ": run the participant level"),
+    ],
+)
+def test_reason_of_the_table_of_outcomes(root: Path, statuses: list[str], words: str) -> None:
+    """A lesion without maps is left out with the reason that the newest lesions.tsv has for it."""
+    remove(root, "sub-02_*")
+    mask = mask_of(root, "02").relative_to(root / "bids")
+    for number, status in enumerate(statuses):
+        folder = root / "out" / "logs" / f"2026010{number}-000000_x"
+        folder.mkdir(parents=True)
+        table = f"dataset\tmask\tstatus\treason\nsource\t{mask}\t{status}\tthe mask is empty {number}\n"
+        (folder / "lesions.tsv").write_text(table)
+    (left_out,) = choose(root).left_out
+    assert left_out.reason == f"{mask.name} has no maps{words}"

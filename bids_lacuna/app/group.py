@@ -13,7 +13,7 @@ from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
-from bids_lacuna.bids import DamagedDataset, LesionMask, find_stat_maps
+from bids_lacuna.bids import DamagedDataset, LesionMask, ParticipantWithoutMask, find_stat_maps
 from bids_lacuna.derivatives import prepare_dataset
 from bids_lacuna.group import BLOCK_BYTES, Group, NoMaps, UnfitLesions, choose_group, refuse, summarize_group
 from bids_lacuna.runtime.memory import find_resources
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     """Describe the maps of a dataset's lesions as a group."""
     out = arguments.output_dir
     logger.info("bids-lacuna %s", __version__)
-    group = choose(arguments, find_masks(arguments, datasets))
+    group = choose(arguments, *find_masks(arguments, datasets))
     if arguments.dry_run:
         sys.stdout.write(describe(group, arguments.ignore))
         return Exit.OK
@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     return Exit.OK
 
 
-def choose(arguments: argparse.Namespace, masks: Sequence[LesionMask]) -> Group:
+def choose(
+    arguments: argparse.Namespace, masks: Sequence[LesionMask], without_mask: Sequence[ParticipantWithoutMask]
+) -> Group:
     """Choose the lesions of the group."""
     connectome = open_connectome(arguments) if arguments.connectome else None
     with (
@@ -77,6 +79,7 @@ def choose(arguments: argparse.Namespace, masks: Sequence[LesionMask]) -> Group:
             connectome_name=connectome.name if connectome else arguments.connectome_name,
             connectome_hash=connectome.content_hash if connectome else None,
             t_thresholds=arguments.t_threshold,
+            without_mask=without_mask,
         )
 
 
@@ -87,4 +90,5 @@ def describe(group: Group, ignored: Sequence[str]) -> str:
     for lesion in group.left_out:
         word = "leave" if lesion.kind in ignored else "refuse"
         lines.append(f"  {word:8}{lesion.name}: {lesion.kind}: {lesion.reason}")
+    lines += [f"  no mask sub-{participant.label}: {participant.reason}" for participant in group.without_mask]
     return "\n".join(lines) + "\n"

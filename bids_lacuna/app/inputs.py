@@ -13,8 +13,10 @@ from bids_lacuna.bids import (
     DamagedDataset,
     LesionMask,
     NoLesionMasks,
+    ParticipantWithoutMask,
     UnknownParticipant,
     find_lesion_masks,
+    find_participants_without_mask,
     read_filter_file,
 )
 from bids_lacuna.connectome import Connectome, is_store
@@ -25,8 +27,10 @@ STORE_SPEEDUP = 30
 """Time to read gzipped HDF5 divided by the time to read a store, measured by `make bench`."""
 
 
-def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> list[LesionMask]:
-    """Find the masks selected by the arguments."""
+def find_masks(
+    arguments: argparse.Namespace, datasets: Mapping[str, Path]
+) -> tuple[list[LesionMask], list[ParticipantWithoutMask]]:
+    """Find the masks selected by the arguments, and the participants without one."""
     with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
         filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else {}
     database_dir = None if arguments.dry_run else arguments.bids_database_dir
@@ -39,14 +43,14 @@ def find_masks(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> l
         ending(Exit.USAGE, ValueError),
         ending(Exit.NOT_BIDS, FileNotFoundError, NotADirectoryError, DamagedDataset),
     ):
-        return find_lesion_masks(
-            arguments.bids_dir,
-            {name: path for name, path in datasets.items() if name != "source"},
-            participant_labels=arguments.participant_label,
-            session_labels=arguments.session_label,
-            filters=filters,
-            database_dir=database_dir,
-        )
+        derivatives = {name: path for name, path in datasets.items() if name != "source"}
+        selection = {
+            "participant_labels": arguments.participant_label,
+            "session_labels": arguments.session_label,
+            "filters": filters,
+        }
+        masks = find_lesion_masks(arguments.bids_dir, derivatives, **selection, database_dir=database_dir)
+        return masks, find_participants_without_mask(masks, arguments.bids_dir, derivatives, **selection)
 
 
 def open_connectome(arguments: argparse.Namespace) -> Connectome:

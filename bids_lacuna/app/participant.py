@@ -23,6 +23,7 @@ from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.batch import process_batches
+from bids_lacuna.bids import ParticipantWithoutMask
 from bids_lacuna.derivatives import (
     DATASET_FILES,
     OUTCOMES,
@@ -70,6 +71,8 @@ class Job:
     records: Sequence[LesionRecord]
     """One for each mask found."""
     checkpoints: Checkpoints | None
+    without_mask: Sequence[ParticipantWithoutMask]
+    """Participants for whom no mask was found."""
 
     @property
     def resources(self) -> Resources:
@@ -123,7 +126,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     """
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments)
-    masks = find_masks(arguments, datasets)
+    masks, without_mask = find_masks(arguments, datasets)
     analysis = FunctionalNetworkMapping.of(connectome, read_options(arguments))
     provenance = analysis.provenance
     records = decide(masks, arguments.output_dir, provenance, arguments.overwrite)
@@ -135,7 +138,9 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     pass_: Pass = LocalPass(analysis, resources)
     if arguments.dask_workers or arguments.dask_scheduler:
         pass_ = stack.enter_context(on_cluster(arguments, analysis, resources))
-    return Job(arguments, datasets, arguments.started, analysis, pass_, provenance, records, checkpoints)
+    return Job(
+        arguments, datasets, arguments.started, analysis, pass_, provenance, records, checkpoints, without_mask
+    )
 
 
 def execute(job: Job, planned: BatchPlan) -> Exit:
@@ -148,7 +153,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             claims, links = stack.enter_context(sharing_output(out, job.datasets, log_dir.name))
             stack.enter_context(keeping_log(arguments, log_dir))
             checkpoints = claim(job, claims)
-            writer = DerivativesWriter(out, job.provenance, job.records, log_dir, links)
+            writer = DerivativesWriter(out, job.provenance, job.records, log_dir, links, job.without_mask)
             writer.write_table()
         plan = planned if len(job.pending) == planned.n_rows else job.plan()
         if checkpoints:
@@ -181,7 +186,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
                 write_citation(out, log.describe(), md_only=arguments.md_only_boilerplate)
         log.submit_pages()
         pages.wait()
-        return conclude(job.records, log_dir)
+        return conclude(job.records, len(job.without_mask), log_dir)
 
 
 @dataclass(frozen=True)
@@ -365,13 +370,16 @@ def report_failures(records: Sequence[LesionRecord]) -> None:
         logs.log_failure(logger, same, reason)
 
 
-def conclude(records: Sequence[LesionRecord], log_dir: Path) -> Exit:
+def conclude(records: Sequence[LesionRecord], n_without_mask: int, log_dir: Path) -> Exit:
     """Log the outcome, with failures of one kind together: the terminal showed the first of each, the log has all."""
     counts = Counter[str](record.status for record in records)
     statuses = ["done", "skipped", "failed", *(["not run"] if counts["not run"] else [])]
+    words = [f"{counts[status]} {status}" for status in statuses]
+    if n_without_mask:
+        words.append(f"participants without a mask: {n_without_mask}")
     logger.info(
         "%s; each lesion's outcome is in %s",
-        ", ".join(f"{counts[status]} {status}" for status in statuses),
+        ", ".join(words),
         log_dir / OUTCOMES,
     )
     failed = [record for record in records if record.status == "failed"]

@@ -1,8 +1,9 @@
 """BIDS datasets: lesion masks, BOLD runs and lesions' maps on disk."""
 
+from bids_lacuna.bids.absence import ParticipantWithoutMask, describe_absence
 from bids_lacuna.bids.bold import BoldRun, NoBoldRuns, find_bold_runs
 from bids_lacuna.bids.index import DamagedDataset, UnknownParticipant, read_filter_file
-from bids_lacuna.bids.lesions import LesionMask, NoLesionMasks, find_lesion_masks
+from bids_lacuna.bids.lesions import LesionMask, NoLesionMasks, find_lesion_masks, find_participants_without_mask
 from bids_lacuna.bids.statmaps import StatMap, find_stat_maps
 
 __all__ = [
@@ -11,10 +12,13 @@ __all__ = [
     "LesionMask",
     "NoBoldRuns",
     "NoLesionMasks",
+    "ParticipantWithoutMask",
     "StatMap",
     "UnknownParticipant",
+    "describe_absence",
     "find_bold_runs",
     "find_lesion_masks",
+    "find_participants_without_mask",
     "find_stat_maps",
     "read_filter_file",
 ]

@@ -10,14 +10,21 @@ LEVELS = {"sub": "participant", "ses": "session"}
 """Entities that folders have, too, and what they stand for."""
 
 
+def label_of_folder(name: str, level: str) -> str | None:
+    """Return the participant's or session's label in a folder's name, None if it has none."""
+    # Some datasets have one folder for both, such as sub-01_ses-1.
+    parts = name.split("_")
+    for part in parts if all("-" in part for part in parts) else [name]:
+        if part.startswith(f"{level}-"):
+            return part.partition("-")[2]
+    return None
+
+
 def folder_label(image: Image, level: str) -> str | None:
     """Return the label of the participant's or session's folder, None if the image is in no such folder."""
     for folder in image.path.parent.relative_to(image.root).parts:
-        # Some datasets have one folder for both, such as sub-01_ses-1.
-        parts = folder.split("_")
-        for part in parts if all("-" in part for part in parts) else [folder]:
-            if part.startswith(f"{level}-"):
-                return part.partition("-")[2]
+        if (label := label_of_folder(folder, level)) is not None:
+            return label
     return None
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bids_lacuna.bids.absence import (
+    ParticipantWithoutMask,
+    Search,
+    describe_absence,
+    find_absences,
+    find_left_out,
+    find_misnamed_folders,
+)
 from bids_lacuna.bids.attribution import describe_loose_name, describe_wrong_name, folder_label
 from bids_lacuna.bids.index import (
     Image,
@@ -101,35 +109,31 @@ def find_lesion_masks(
     ValueError
         An entity is unknown, or an additional dataset is called `source`.
     """
-    if "source" in derivatives:
-        raise ValueError("an additional dataset is called source, as the BIDS dataset itself: give it another name")
-    datasets = {name: path.absolute() for name, path in {"source": bids_dir, **derivatives}.items()}
-    for root in datasets.values():
+    search = _read_search(bids_dir, derivatives, participant_labels, session_labels, filters)
+    for root in search.datasets.values():
         check_dataset(root)
-    query = read_filters(filters or {})
-    participants = [label.removeprefix("sub-") for label in participant_labels]
-    sessions = [label.removeprefix("ses-") for label in session_labels]
-    check_labels("participant", participants, datasets.values(), "sub-*")
-    check_labels("session", sessions, datasets.values(), "sub-*/ses-*")
+    check_labels("participant", search.participants, search.datasets.values(), "sub-*")
+    check_labels("session", search.sessions, search.datasets.values(), "sub-*/ses-*")
 
     listed = [
         image
-        for dataset, root in datasets.items()
-        for image in list_images(dataset, root, participants, database_dir)
+        for dataset, root in search.datasets.items()
+        for image in list_images(dataset, root, search.participants, database_dir)
     ]
     _warn_about_missing_labels(listed)
     images = [
         image
         for image in listed
-        if "sub" in image.name and (not participants or not _labels(image, "sub").isdisjoint(participants))
+        if "sub" in image.name
+        and (not search.participants or not _labels(image, "sub").isdisjoint(search.participants))
     ]
     metadata = Metadata()
     chosen = [
         image
         for image in images
-        if (not sessions or not _labels(image, "ses").isdisjoint(sessions))
-        and fits(image, query)
-        and is_lesion(image, metadata, query)
+        if (not search.sessions or not _labels(image, "ses").isdisjoint(search.sessions))
+        and fits(image, search.query)
+        and is_lesion(image, metadata, search.query)
     ]
     _warn_about_loose_names(chosen)
     masks = [
@@ -139,17 +143,80 @@ def find_lesion_masks(
         for image in chosen
     ]
     if not masks:
-        asked = {"participants": participants, "sessions": sessions, "filters": filters}
-        raise NoLesionMasks(_explain_no_masks(asked, query, datasets, images, database_dir))
-    logger.info("lesion masks in %s: %d", listing(datasets.values()), len(masks))
+        asked = {"participants": search.participants, "sessions": search.sessions, "filters": filters}
+        raise NoLesionMasks(_explain_no_masks(asked, search, images, database_dir))
+    logger.info("lesion masks in %s: %d", listing(search.datasets.values()), len(masks))
     return sorted(masks, key=lambda mask: mask.path)
 
 
-def _labels(image: Image, level: str) -> set[str | None]:
+def find_participants_without_mask(
+    masks: Sequence[LesionMask],
+    bids_dir: Path,
+    derivatives: Mapping[str, Path] = {},
+    *,
+    participant_labels: Sequence[str] = (),
+    session_labels: Sequence[str] = (),
+    filters: Mapping[str, Any] | None = None,
+) -> list[ParticipantWithoutMask]:
+    """Find the participants who have a folder, or were asked for, but no lesion mask, and warn about them.
+
+    Parameters
+    ----------
+    masks
+        Masks that `find_lesion_masks` found with the other arguments.
+    bids_dir, derivatives, participant_labels, session_labels, filters
+        As in `find_lesion_masks`.
+
+    Returns
+    -------
+    list of ParticipantWithoutMask
+        Sorted by label.
+    """
+    search = _read_search(bids_dir, derivatives, participant_labels, session_labels, filters)
+    images = [Image(mask.dataset, mask.dataset_path, mask.path, mask.entities) for mask in masks]
+    covered = {label for image in images for label in _labels(image, "sub")}
+    found = {mask.path for mask in masks}
+    without = find_absences(search, covered)
+    for sentence in describe_absence(without, len(covered)):
+        logger.warning("%s", sentence)
+    if left_out := find_left_out(search, found, covered):
+        first = min(left_out)
+        logger.warning(
+            "files left out that may be further lesion masks: %d, such as %s: %s",
+            len(left_out),
+            first,
+            left_out[first],
+        )
+    if folders := find_misnamed_folders(search, found):
+        logger.warning(
+            "folders left out that may be participants': %s; name each sub-<label>, as the files in it",
+            listing(folders),
+        )
+    return without
+
+
+def _read_search(
+    bids_dir: Path,
+    derivatives: Mapping[str, Path],
+    participant_labels: Sequence[str],
+    session_labels: Sequence[str],
+    filters: Mapping[str, Any] | None,
+) -> Search:
+    """Normalize the arguments of a search."""
+    if "source" in derivatives:
+        raise ValueError("an additional dataset is called source, as the BIDS dataset itself: give it another name")
+    return Search(
+        {name: path.absolute() for name, path in {"source": bids_dir, **derivatives}.items()},
+        [label.removeprefix("sub-") for label in participant_labels],
+        [label.removeprefix("ses-") for label in session_labels],
+        read_filters(filters or {}),
+    )
+
+
+def _labels(image: Image, level: str) -> set[str]:
     """Return the participant's or session's label in an image's name, and the one of its folder if that differs."""
-    name, folder = image.name.get(level), folder_label(image, level)
-    # A folder adds nothing to a name without a session: such a mask belongs to no session.
-    return {name} if name is None or folder is None else {name, folder}
+    labels = {image.name.get(level), folder_label(image, level)}
+    return {label for label in labels if label is not None}
 
 
 def _warn_about_loose_names(masks: Sequence[Image]) -> None:
@@ -179,11 +246,7 @@ def _warn_about_missing_labels(images: Sequence[Image]) -> None:
 
 
 def _explain_no_masks(
-    asked: Mapping[str, Any],
-    query: Collection[str],
-    datasets: Mapping[str, Path],
-    images: Sequence[Image],
-    database_dir: Path | None,
+    asked: Mapping[str, Any], search: Search, images: Sequence[Image], database_dir: Path | None
 ) -> str:
     """List the request, the labels that exist instead, and what may help."""
     metadata = Metadata()
@@ -191,12 +254,15 @@ def _explain_no_masks(
         (image for image in images if image.name["suffix"] in MASK_SUFFIXES),
         key=lambda image: (not is_lesion(image, metadata), image.path),
     )
-    names = ("suffix", "label", "desc", "space", "ses", *query)
-    lines = explain_nothing("lesion mask", datasets.values(), asked, LESION_RULE, names, images, near)
-    derivatives = datasets["source"] / "derivatives"
+    names = ("suffix", "label", "desc", "space", "ses", *search.query)
+    lines = explain_nothing("lesion mask", search.datasets.values(), asked, LESION_RULE, names, images, near)
+    listed = {image.path for image in near}
+    absences = [absence for absence in find_absences(search, ()) if absence.path and absence.path not in listed]
+    lines += [f"near miss: {absence.path}: {absence.reason}" for absence in absences[:5]]
+    derivatives = search.datasets["source"] / "derivatives"
     for folder in [derivatives, *sorted(derivatives.glob("*/"))]:
         paths = folder.glob("sub-*/**/*.nii*")
-        if folder not in datasets.values() and any(
+        if folder not in search.datasets.values() and any(
             is_lesion(Image(folder.name, folder, path, parse_name(path)), metadata) for path in paths
         ):
             lacks = (

@@ -15,6 +15,9 @@ FILE = "run.json"
 
 OUTCOMES = "lesions.tsv"
 
+NO_MASK = "no mask"
+"""Status in the table of outcomes of a participant for whom no mask was found."""
+
 
 @dataclass(frozen=True)
 class Run:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from bids_lacuna.bids import LesionMask
+from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
+from bids_lacuna.derivatives.history import NO_MASK
 from bids_lacuna.derivatives.names import before_statistic, expected_maps, is_of_lesion, map_path
 from bids_lacuna.files import hash_file, read_json_object, write_table
 from bids_lacuna.lesion import LesionData
@@ -235,8 +236,10 @@ def file_hash(path: Path) -> str | None:
         return None
 
 
-def write_outcomes(path: Path, records: Sequence[LesionRecord]) -> None:
-    """Write lesions.tsv: one row per record, with n/a for unknown values."""
+def write_outcomes(
+    path: Path, records: Sequence[LesionRecord], without_mask: Sequence[ParticipantWithoutMask] = ()
+) -> None:
+    """Write lesions.tsv: one row per record and per participant without a mask, with n/a for unknown values."""
     entities = list(dict.fromkeys(name for record in records for name in record.mask.entities))
     columns = ["dataset", "mask", *entities, "status", "reason", "volume_mm3", "coverage", "batch"]
     rows = []
@@ -254,4 +257,8 @@ def write_outcomes(path: Path, records: Sequence[LesionRecord]) -> None:
                 "n/a" if record.batch is None else str(record.batch),
             ]
         )
+    for participant in without_mask:
+        reason = participant.reason + (f" ({participant.path.name})" if participant.path else "")
+        cells = {"dataset": participant.dataset, "sub": participant.label, "status": NO_MASK, "reason": reason}
+        rows.append([cells.get(column, "n/a") for column in columns])
     write_table(path, columns, rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import nibabel as nib
 
-from bids_lacuna.bids import LesionMask
+from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
 from bids_lacuna.derivatives.history import OUTCOMES
 from bids_lacuna.derivatives.names import map_path, sidecar_path
 from bids_lacuna.derivatives.records import (
@@ -52,6 +52,7 @@ class DerivativesWriter:
         records: Sequence[LesionRecord],
         log_dir: Path,
         links: Mapping[str, str],
+        without_mask: Sequence[ParticipantWithoutMask] = (),
     ) -> None:
         """Prepare to write.
 
@@ -67,6 +68,8 @@ class DerivativesWriter:
             Folder of lesions.tsv.
         links
             Name of each dataset in DatasetLinks, from `prepare_dataset`.
+        without_mask
+            Participants without a mask, who get a row in lesions.tsv.
         """
         self.output_dir = output_dir
         self.provenance = provenance
@@ -74,6 +77,7 @@ class DerivativesWriter:
         self._record_of = {record.mask.path: record for record in records if record.status == "pending"}
         self.log_dir = log_dir
         self.links = links
+        self.without_mask = without_mask
 
     def __call__(self, results: Sequence[LesionData]) -> None:
         """Write one batch; if a lesion's maps cannot be written, set its `error` and write the others."""
@@ -104,8 +108,8 @@ class DerivativesWriter:
             logger.warning("the table of outcomes could not be written: %s", error)
 
     def write_table(self) -> None:
-        """Write lesions.tsv, with one row per mask found."""
-        write_outcomes(self.log_dir / OUTCOMES, self.records)
+        """Write lesions.tsv, with one row per mask found, and per participant without one."""
+        write_outcomes(self.log_dir / OUTCOMES, self.records, self.without_mask)
 
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
         maps = lesion.results[ANALYSIS]

@@ -10,11 +10,12 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from bids_lacuna.bids import LesionMask, StatMap
-from bids_lacuna.derivatives import file_hash, map_path, number_label, sidecar_path
+from bids_lacuna.bids import LesionMask, ParticipantWithoutMask, StatMap
+from bids_lacuna.derivatives import file_hash, map_path, number_label, read_outcomes, sidecar_path
 from bids_lacuna.files import read_json_object
 from bids_lacuna.images import open_image
 from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance, round_affine
+from bids_lacuna.text import one_line
 
 Kind = Literal["missing", "mixed"]
 """Why a lesion is left out: its maps are missing or damaged, or were made with other settings than the group's."""
@@ -75,6 +76,8 @@ class Group:
     """r-maps of the same provenance whose masks were not requested."""
     other_thresholds: tuple[float, ...] = ()
     """Thresholds of some lesions' masks that are not the group's."""
+    without_mask: tuple[ParticipantWithoutMask, ...] = ()
+    """Participants of the dataset for whom no mask was found."""
 
 
 def choose_group(
@@ -85,6 +88,7 @@ def choose_group(
     connectome_name: str | None = None,
     connectome_hash: str | None = None,
     t_thresholds: Sequence[float] = (),
+    without_mask: Sequence[ParticipantWithoutMask] = (),
 ) -> Group:
     """Select the lesions with complete maps and the majority's settings.
 
@@ -101,6 +105,8 @@ def choose_group(
     t_thresholds
         Thresholds of |t| for the group; by default those that all lesions have masks for. Overlaps are made from the
         t-maps, so lesions with masks for different thresholds form one group.
+    without_mask
+        Participants for whom no mask was found; the group's page names them.
 
     Raises
     ------
@@ -130,12 +136,13 @@ def choose_group(
     by_name: dict[PurePosixPath, list[LesionMask]] = defaultdict(list)
     for mask in masks:
         by_name[map_path(mask, group, stat="r")].append(mask)
+    outcomes = _read_reasons(maps_dir, group.connectome_name) if set(by_name) - names[group] else {}
     lesions: list[GroupLesion] = []
     left_out: list[LeftOut] = []
     for path, same_name in sorted(by_name.items()):
         try:
             if path not in names[group]:
-                _explain_absence(path, same_name, group, names, damaged)
+                _explain_absence(path, same_name, group, names, damaged, outcomes)
             lesions.append(_gather(path, same_name, group, on_disk, maps_dir))
         except _Unfit as unfit:
             left_out.append(LeftOut(same_name[0].name, unfit.kind, str(unfit)))
@@ -147,7 +154,7 @@ def choose_group(
     if not of_all:
         of_all, others = _shared_thresholds(maps, maps_dir, [lesion.maps["r"] for lesion in lesions])
     with_thresholds = replace(group, options=replace(group.options, t_thresholds=of_all))
-    return Group(with_thresholds, tuple(lesions), tuple(left_out), tuple(not_asked), others)
+    return Group(with_thresholds, tuple(lesions), tuple(left_out), tuple(not_asked), others, tuple(without_mask))
 
 
 def refuse(left_out: Collection[LeftOut], n_lesions: int, ignored: Collection[str]) -> None:
@@ -264,6 +271,7 @@ def _explain_absence(
     group: Provenance,
     names: Mapping[Provenance, Collection[PurePosixPath]],
     damaged: Mapping[PurePosixPath, str],
+    outcomes: Mapping[tuple[str, str], str],
 ) -> NoReturn:
     """Raise `_Unfit` with the reason why a lesion has no maps of the group's provenance."""
     if r_map in damaged:
@@ -271,10 +279,28 @@ def _explain_absence(
     for provenance, paths in names.items():
         if any(map_path(mask, provenance, stat="r") in paths for mask in masks):
             raise _Unfit("mixed", provenance.differences(group))
-    raise _Unfit(
-        "missing",
-        f"{masks[0].path.name} has no maps: run the participant level; its lesions.tsv lists lesions that failed",
-    )
+    for mask in masks:
+        if recorded := outcomes.get(_row_key(mask)):
+            raise _Unfit("missing", f"{mask.path.name} has no maps; by lesions.tsv: {recorded}")
+    raise _Unfit("missing", f"{masks[0].path.name} has no maps: run the participant level")
+
+
+def _read_reasons(maps_dir: Path, connectome_name: str) -> dict[tuple[str, str], str]:
+    """Read from the tables of outcomes why masks have no maps of a connectome, by dataset and path."""
+    newest = {}
+    for outcome in read_outcomes(maps_dir):
+        if outcome.run is None or outcome.run.provenance.connectome_name == connectome_name:
+            newest[outcome.row.get("dataset", ""), outcome.row.get("mask", "")] = outcome
+    return {
+        key: f"{outcome.status}: {outcome.row.get('reason', 'n/a')}"
+        for key, outcome in newest.items()
+        if outcome.status in ("failed", "not run")
+    }
+
+
+def _row_key(mask: LesionMask) -> tuple[str, str]:
+    """Return what a table of outcomes calls a mask: dataset and path."""
+    return mask.dataset, one_line(mask.path.relative_to(mask.dataset_path).as_posix())
 
 
 def _gather(

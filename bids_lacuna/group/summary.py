@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from bids_lacuna.bids import describe_absence
 from bids_lacuna.grid import Grid
 from bids_lacuna.group.cohort import Group, GroupLesion, LeftOut, refuse
 from bids_lacuna.group.sums import (
@@ -101,6 +102,11 @@ def summarize_group(
     warnings = list_warnings(group, lesions, common, sums.mean["r"].n > 0)
     for warning in warnings:
         logger.warning("%s", warning)
+    # These have been logged already, by the search for masks.
+    participants = {
+        name.partition("_")[0] for name in [each.name for each in lesions] + [each.name for each in left_out]
+    }
+    warnings = (*describe_absence(group.without_mask, len(participants)), *warnings)
 
     writer = GroupWriter(group.provenance, lesions, maps_dir, links)
     writer.remove_earlier()

@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bids_lacuna.derivatives import read_outcomes
+from bids_lacuna.derivatives import NO_MASK, read_outcomes
 from bids_lacuna.files import read_json_object
 from bids_lacuna.report.pages import anchor
 
@@ -41,7 +41,9 @@ def find_participants(output_dir: Path) -> list[str]:
     """Return the labels of all participants that have maps or a row in a table of outcomes, sorted."""
     with_maps = {path.name.removeprefix("sub-") for path in output_dir.glob("sub-*") if path.is_dir()}
     in_tables = {
-        outcome.row["sub"] for outcome in read_outcomes(output_dir) if outcome.row.get("sub", "n/a") != "n/a"
+        outcome.row["sub"]
+        for outcome in read_outcomes(output_dir)
+        if outcome.row.get("sub", "n/a") != "n/a" and outcome.status != NO_MASK
     }
     return sorted(with_maps | in_tables)
 
