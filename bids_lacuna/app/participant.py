@@ -20,6 +20,7 @@ from pathlib import Path
 from bids_lacuna._version import __version__
 from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.app.inputs import find_masks, open_connectome
+from bids_lacuna.app.masks import add_masks
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.batch import process_batches
@@ -90,19 +91,24 @@ class Job:
         return [record for record in self.records if record.status == "pending"]
 
     @property
+    def to_map(self) -> list[LesionRecord]:
+        """The pending lesions that need a pass over the connectome."""
+        return [record for record in self.pending if record.t_map is None]
+
+    @property
     def continues(self) -> bool:
         """Whether lesions are mapped, although others may have failed before."""
         stops = self.arguments.stop_on_first_crash and any(record.status == "failed" for record in self.records)
         return not stops
 
     def plan(self) -> BatchPlan:
-        """Divide the pending lesions into batches."""
+        """Divide the lesions that need a pass into batches."""
         advice = f"{format_bytes(self.resources.reserved_bytes)} are reserved for reports; --no-reports frees them"
         with (
             ending(Exit.FAILED, MemoryError, saying=advice if self.n_report_workers else ""),
             ending(Exit.NO_INPUT, NoWorker),
         ):
-            return self.pass_.plan(len(self.pending), self.arguments.lesion_batch_size)
+            return self.pass_.plan(len(self.to_map), self.arguments.lesion_batch_size)
 
 
 def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
@@ -155,18 +161,22 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             checkpoints = claim(job, claims)
             writer = DerivativesWriter(out, job.provenance, job.records, log_dir, links, job.without_mask)
             writer.write_table()
-        plan = planned if len(job.pending) == planned.n_rows else job.plan()
+        with above_the_bar(), listing_interrupted(job, writer):
+            records = job.pending if job.continues else []
+            thresholds = add_masks(records, writer, job.analysis.connectome.grid, job.provenance.space)
+        plan = planned if len(job.to_map) == planned.n_rows else job.plan()
         if checkpoints:
             spare_bytes = job.resources.available_bytes - plan.peak_bytes
             checkpoints.free_bytes = partial(room_for_files, checkpoints.folder, spare_bytes)
         with ending(Exit.CANNOT_CREATE, OSError, saying=unwritable):
             this_run = describe_run(job, plan, links)
             this_run.write(log_dir)
-            if job.pending:
-                write_citation(out, this_run, md_only=arguments.md_only_boilerplate)
+            if job.pending or thresholds:
+                all_masks = this_run.with_thresholds({*job.provenance.options.t_thresholds, *thresholds})
+                write_citation(out, all_masks, md_only=arguments.md_only_boilerplate)
         pages = stack.enter_context(ReportPool(out, job.n_report_workers))
         log = RunLog(job, this_run, log_dir, writer, pages)
-        with above_the_bar(), log.listing_interrupted():
+        with above_the_bar(), listing_interrupted(job, writer):
             process_batches(
                 [record.as_lesion() for record in job.pending] if job.continues else [],
                 job.analysis,
@@ -178,7 +188,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
                 stop_on_first_crash=arguments.stop_on_first_crash,
                 show_progress=not arguments.quiet,
             )
-        log.set_pending_aside("the run ended at the first failure (--stop-on-first-crash)")
+        set_pending_aside(job, "the run ended at the first failure (--stop-on-first-crash)")
         with ending(Exit.INPUT_OUTPUT, OSError, saying="the table of outcomes could not be written"):
             writer.write_table()
             log.write(finished=True)
@@ -231,20 +241,22 @@ class RunLog:
         if self.job.n_report_workers:
             self.pages.submit(participants_with_news(self.job.arguments.output_dir, self.job.records))
 
-    def set_pending_aside(self, reason: str) -> None:
-        """Record why the pending lesions were not mapped."""
-        for record in self.job.pending:
-            record.set_aside("not run", reason)
 
-    @contextmanager
-    def listing_interrupted(self) -> Iterator[None]:
-        """List in lesions.tsv what was not mapped before Ctrl-C, SIGTERM or the loss of a Dask cluster."""
-        try:
-            yield
-        except (KeyboardInterrupt, PassStopped):
-            self.set_pending_aside("the run was interrupted")
-            self.writer.close([])
-            raise
+def set_pending_aside(job: Job, reason: str) -> None:
+    """Record why the pending lesions were not mapped."""
+    for record in job.pending:
+        record.set_aside("not run", reason)
+
+
+@contextmanager
+def listing_interrupted(job: Job, writer: DerivativesWriter) -> Iterator[None]:
+    """List in lesions.tsv what was not mapped before Ctrl-C, SIGTERM or the loss of a Dask cluster."""
+    try:
+        yield
+    except (KeyboardInterrupt, PassStopped):
+        set_pending_aside(job, "the run was interrupted")
+        writer.close([])
+        raise
 
 
 def read_options(arguments: argparse.Namespace) -> MappingOptions:
@@ -333,8 +345,9 @@ def open_checkpoints(arguments: argparse.Namespace, analysis: FunctionalNetworkM
 def reopen(records: Sequence[LesionRecord], current_batch: Collection[str]) -> None:
     """Map the whole batch again that was being written when an earlier run ended: a part of it rounds differently."""
     batch = [record for record in records if str(record.mask.path.absolute()) in current_batch]
-    if any(record.status == "pending" for record in batch):
+    if any(record.status == "pending" and record.t_map is None for record in batch):
         for record in batch:
+            record.t_map = None
             if record.status == "skipped":
                 record.status, record.reason = "pending", ""
 

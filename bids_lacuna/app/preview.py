@@ -74,7 +74,7 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
     """Print the lesions with their expected outcomes, the plan, and estimates of disk and time."""
     n_subjects, quiet = job.analysis.n_subjects, job.arguments.quiet
     with above_the_bar():
-        lesions = load_records(job.pending, job.analysis, plan.batch_size, job.resources.n_threads, not quiet)
+        lesions = load_records(job.to_map, job.analysis, plan.batch_size, job.resources.n_threads, not quiet)
     seconds_of_start = time.monotonic() - job.started
     sys.stdout.write(describe_lesions(job.records) + "\n")
     is_local = isinstance(job.pass_, LocalPass)
@@ -83,7 +83,7 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
     if lesions and is_local:
         with ending(Exit.INPUT_OUTPUT, OSError), ending(Exit.FAILED, MemoryError):
             sample = take_sample(lesions, job, plan)
-        left = replace(plan, n_rows=len(job.pending))
+        left = replace(plan, n_rows=len(job.to_map))
         seconds = seconds_of_start + sample.seconds(left, n_subjects, job.n_report_workers)
         sys.stdout.write(describe_cost(sample, left, seconds, n_subjects, job))
     return Exit.OK
@@ -169,6 +169,8 @@ def describe_lesions(records: Sequence[LesionRecord]) -> str:
     numbers = {kind: f"reason {number}" for number, kind in enumerate(notes, start=1)}
     for record in records:
         action = ACTIONS[record.status]
+        if record.status == "pending" and record.t_map is not None:
+            action = "make masks from its t-map"
         if record.reason:
             action += f": {numbers.get(kind_of(record.reason), record.reason)}"
         elif record.coverage is not None and record.coverage < LOW_COVERAGE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -64,6 +64,11 @@ class Run:
         """Write this record to the run's log folder."""
         write_json(log_dir / FILE, asdict(self))
 
+    def with_thresholds(self, t_thresholds: Iterable[float]) -> Run:
+        """Return a copy with the thresholds of all masks that exist: later runs may have added some."""
+        options = replace(self.provenance.options, t_thresholds=tuple(sorted(t_thresholds)))
+        return replace(self, provenance=replace(self.provenance, options=options))
+
     def until_now(self, started: float, finished: bool = False) -> Run:
         """Return a copy with the seconds since `started` on `time.monotonic()`, and the peak of memory."""
         return replace(self, seconds=time.monotonic() - started, peak_bytes=peak_resident_bytes(), finished=finished)
@@ -99,6 +104,11 @@ class Outcome:
     def status(self) -> str:
         """Status: done, failed, skipped, not run or pending."""
         return self.row.get("status", "n/a")
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether the lesion was mapped in a batch; masks may be added later by runs that map nothing."""
+        return self.status == "done" and self.row.get("batch") != "n/a"
 
     @property
     def mask(self) -> tuple[str, str]:

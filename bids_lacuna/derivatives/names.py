@@ -69,10 +69,15 @@ def resolution_label(voxel_sizes_mm: Sequence[float]) -> str:
 def expected_maps(mask: LesionMask, provenance: Provenance) -> list[PurePosixPath]:
     """Return the paths of all maps that each mask gets, relative to the output's root."""
     stats = ["r", "z", "t"] if provenance.options.compute_t_map else ["r", "z"]
-    return [
-        *(map_path(mask, provenance, stat=stat) for stat in stats),
-        *(map_path(mask, provenance, stat="t", threshold=threshold) for threshold in provenance.options.t_thresholds),
-    ]
+    return [*(map_path(mask, provenance, stat=stat) for stat in stats), *expected_masks(mask, provenance).values()]
+
+
+def expected_masks(mask: LesionMask, provenance: Provenance) -> dict[float, PurePosixPath]:
+    """Return the paths of the masks of |t| by threshold, relative to the output's root."""
+    return {
+        threshold: map_path(mask, provenance, stat="t", threshold=threshold)
+        for threshold in provenance.options.t_thresholds
+    }
 
 
 def sidecar_path(path: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
 from bids_lacuna.derivatives.history import NO_MASK
-from bids_lacuna.derivatives.names import before_statistic, expected_maps, is_of_lesion, map_path
+from bids_lacuna.derivatives.names import before_statistic, expected_maps, expected_masks, is_of_lesion, map_path
 from bids_lacuna.files import hash_file, read_json_object, write_table
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import OPTION_WORDS, Provenance
@@ -43,6 +43,8 @@ class LesionRecord:
     """Fraction of the lesion inside the connectome's mask."""
     batch: int | None = None
     """Number of the batch, counted from 1."""
+    t_map: Path | None = None
+    """t-map on disk of a lesion that lacks nothing but masks of |t|, which are made from it without a pass."""
 
     def set_aside(self, status: Literal["failed", "skipped", "not run"], reason: str) -> None:
         """Exclude the mask from mapping."""
@@ -176,21 +178,36 @@ def _set_aside_if_done(record: LesionRecord, provenance: Provenance, sidecars: S
             f"{name} exists, made with {words}: replace it with --overwrite, or keep both with another "
             "--connectome-name",
         )
-    elif {path.name for path in expected_maps(record.mask, provenance)} <= set(there):
+        return
+    missing = {path.name for path in expected_maps(record.mask, provenance)} - set(there)
+    t_map = map_path(record.mask, provenance, stat="t")
+    masks = {path.name for path in expected_masks(record.mask, provenance).values()}
+    if not missing:
         record.set_aside("skipped", "all its maps exist")
+    elif t_map.name in there and missing <= masks:
+        record.t_map = sidecars.root / t_map
+
+
+def read_threshold(sidecar: Path) -> float | None:
+    """Return the threshold in the sidecar of a mask of |t|; None if it has none or is damaged."""
+    try:
+        threshold = read_json_object(sidecar).get("Threshold")
+    except (OSError, ValueError):
+        return None
+    return float(threshold) if isinstance(threshold, int | float) else None
 
 
 class Sidecars:
     """Sidecars in the output; each folder is listed once, since it may contain thousands of lesions."""
 
     def __init__(self, output_dir: Path, provenance: Provenance) -> None:
-        self._output_dir = output_dir
+        self.root = output_dir
         self._provenance = provenance
         self._by_folder: dict[Path, dict[str, list[str]]] = {}
 
     def of(self, mask: LesionMask) -> dict[Path, Path]:
         """Return the maps of a lesion that have a sidecar, whether or not the map exists, with that sidecar."""
-        r_map = self._output_dir / map_path(mask, self._provenance, stat="r")
+        r_map = self.root / map_path(mask, self._provenance, stat="r")
         if r_map.parent not in self._by_folder:
             self._by_folder[r_map.parent] = _sidecars_by_lesion(r_map.parent)
         names = self._by_folder[r_map.parent].get(before_statistic(r_map.name), [])

@@ -11,15 +11,16 @@ import nibabel as nib
 
 from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
 from bids_lacuna.derivatives.history import OUTCOMES
-from bids_lacuna.derivatives.names import map_path, sidecar_path
+from bids_lacuna.derivatives.names import expected_masks, map_path, sidecar_path
 from bids_lacuna.derivatives.records import (
     LesionRecord,
     Sidecars,
     describe_differences,
     lesion_provenance,
+    read_threshold,
     write_outcomes,
 )
-from bids_lacuna.files import ChangedMeanwhile, check_unchanged, renamed_when_whole, write_json
+from bids_lacuna.files import ChangedMeanwhile, check_unchanged, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.logs import log_failure
@@ -91,6 +92,38 @@ class DerivativesWriter:
                 log_failure(logger, [lesion.name], lesion.error)
             record.close(lesion)
 
+    def missing_thresholds(self, record: LesionRecord) -> list[float]:
+        """Return the thresholds whose masks of a lesion are missing or incomplete."""
+        paths = {
+            threshold: self.output_dir / path
+            for threshold, path in expected_masks(record.mask, self.provenance).items()
+        }
+        return [each for each, path in paths.items() if not (path.exists() and sidecar_path(path).exists())]
+
+    def thresholds(self, record: LesionRecord) -> set[float]:
+        """Return the thresholds of a lesion's masks on disk."""
+        sidecars = Sidecars(self.output_dir, self.provenance).of(record.mask)
+        found = {read_threshold(sidecar) for path, sidecar in sidecars.items() if path.name.endswith("_mask.nii.gz")}
+        return {threshold for threshold in found if threshold is not None}
+
+    def add_masks(self, record: LesionRecord, images: Mapping[float, nib.Nifti1Image]) -> None:
+        """Write masks made from a lesion's t-map on disk, whose sidecar they share, and record the lesion as done.
+
+        Raises
+        ------
+        OSError, ValueError
+            The t-map's sidecar cannot be read, or a mask cannot be written.
+        """
+        t_map = self.output_dir / map_path(record.mask, self.provenance, stat="t")
+        sidecar = read_json_object(sidecar_path(t_map))
+        sidecar.pop("Description", None)
+        self._write_masks(record.mask, images, sidecar)
+        record.status, record.reason = "done", "only masks of |t| were missing: made from its t-map"
+        record.volume_mm3, record.coverage = (
+            float(value) if isinstance(value := sidecar.get(key), int | float) else None
+            for key in ("LesionVolume", "LesionCoverage")
+        )
+
     def record(self, lesion: LesionData) -> LesionRecord:
         """Return the record of a lesion."""
         if not isinstance(lesion.mask, Path):
@@ -122,7 +155,12 @@ class DerivativesWriter:
             if key in maps:
                 path = map_path(mask, self.provenance, stat=stat)
                 self._write_map(path, maps[key], {"Description": description, **sidecar})
-        for threshold, image in maps.get("binary_maps", {}).items():
+        self._write_masks(mask, maps.get("binary_maps", {}), sidecar)
+
+    def _write_masks(
+        self, mask: LesionMask, images: Mapping[float, nib.Nifti1Image], sidecar: Mapping[str, Any]
+    ) -> None:
+        for threshold, image in images.items():
             description = f"Voxels where the lesion network map's |t| is above {threshold:g}; 0 where t is undefined"
             path = map_path(mask, self.provenance, stat="t", threshold=threshold)
             self._write_map(

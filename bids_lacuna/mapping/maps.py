@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from bids_lacuna.grid import Grid
+from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.provenance import MappingOptions
 from bids_lacuna.spaces import nifti_code
 from bids_lacuna.statistics import LesionStatistics, fdr_threshold, minus_log10_p
@@ -126,15 +128,10 @@ class NetworkMaps(Mapping[str, Any]):
         self._kept = self._read_statistics = None
 
     def _binary(self, statistics: LesionStatistics, threshold: float) -> nib.Nifti1Image:
-        return self._image((np.abs(statistics.t) > threshold).astype(np.uint8), outside=0)
+        return threshold_t(statistics.t, threshold, self._grid, self._space)
 
     def _image(self, values: Array, outside: float = np.nan) -> nib.Nifti1Image:
-        image = nib.Nifti1Image(self._grid.volume(values, outside), self._grid.affine)
-        code = nifti_code(self._space)
-        image.header.set_xyzt_units("mm")
-        image.set_sform(self._grid.affine, code)
-        image.set_qform(self._grid.affine, code, strip_shears=True)
-        return image
+        return _make_image(values, outside, self._grid, self._space)
 
     def _summarize(self, statistics: LesionStatistics) -> dict[str, Any]:
         t_size = np.abs(statistics.t)
@@ -150,6 +147,55 @@ class NetworkMaps(Mapping[str, Any]):
             "t_fdr05": fdr_threshold(statistics.t, statistics.n),
             "n_voxels_above_threshold": {t: int((t_size > t).sum()) for t in self._t_thresholds},
         }
+
+
+def read_t(path: Path, grid: Grid) -> Array:
+    """Read a t-map that was written before.
+
+    Parameters
+    ----------
+    grid
+        Grid of the connectome.
+
+    Returns
+    -------
+    shape (n_voxels,), float32
+        t in the voxels of the connectome's mask, as in `LesionStatistics`.
+
+    Raises
+    ------
+    OSError
+        The file is missing or damaged.
+    ValueError
+        The map has another grid or another type of number.
+    """
+    image = open_image(path, "map")
+    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, rtol=0, atol=1e-3):
+        raise ValueError(f"{path.name} has another grid than the connectome ({grid.extent})")
+    if image.get_data_dtype() != np.float32:
+        raise ValueError(f"{path.name} contains {image.get_data_dtype()}, not float32")
+    return read_volume(image, "map")[grid.mask].astype(np.float32, copy=False)
+
+
+def threshold_t(t: Array, threshold: float, grid: Grid, space: str) -> nib.Nifti1Image:
+    """Return the mask of |t| above a threshold; 0 where t is undefined.
+
+    Parameters
+    ----------
+    t : shape (n_voxels,), float32
+    grid, space
+        Grid and template of the connectome.
+    """
+    return _make_image((np.abs(t) > threshold).astype(np.uint8), 0, grid, space)
+
+
+def _make_image(values: Array, outside: float, grid: Grid, space: str) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(grid.volume(values, outside), grid.affine)
+    code = nifti_code(space)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(grid.affine, code)
+    image.set_qform(grid.affine, code, strip_shears=True)
+    return image
 
 
 def _number(reduce: Callable[[Array], Any], values: Array) -> float:
