@@ -298,6 +298,42 @@ def test_what_cannot_be_drawn_is_reported(odd: Path) -> None:
     assert find_participants(odd) == ["x"]
 
 
+@pytest.fixture
+def failed(tmp_path: Path) -> Path:
+    """Map a participant whose only mask is empty; the store is that of the demo's masks alone."""
+    demo.main([str(tmp_path)])
+    for path in (tmp_path / "bids" / "sub-01").rglob("*_mask.nii.gz"):
+        write_mask(path, np.zeros(demo.LESION_SHAPE), demo.LESION_AFFINE)
+    options = ("--connectome", tmp_path / "connectome", "--participant-label", "01", "--t-threshold", "7")
+    assert run(tmp_path / "bids", tmp_path / "out", "participant", *options).returncode == 1
+    return tmp_path / "out"
+
+
+def test_the_page_of_a_failed_lesion_describes_its_run(failed: Path) -> None:
+    """The logs exist, and the page has them: the run, its table, and that there are no methods to describe."""
+    page = Elements((failed / "sub-01.html").read_text())
+    (log,) = failed.glob("logs/*/run.json")
+    for words in (
+        "was not mapped: the mask is empty",
+        json.loads(log.read_text())["command"],
+        "Connectome hash",
+        "No lesion of this participant was mapped, so there are no methods to describe.",
+    ):
+        assert words in page.text
+    assert "no longer exist" not in page.text
+    assert f"./{log.parent.relative_to(failed)}/lesions.tsv" in [a["href"] for a in page.all("a")]
+    # Without run.json, the table is still there.
+    log.unlink()
+    write_participant_report(failed, "01")
+    page = Elements((failed / "sub-01.html").read_text())
+    assert "run.json, beside the table, is missing, damaged, or of another version" in page.text
+    assert "no longer exist" not in page.text
+    # Without any log, nothing is known.
+    shutil.rmtree(failed / "logs")
+    write_participant_report(failed, "01")
+    assert "no run has a record of one" in Elements((failed / "sub-01.html").read_text()).text
+
+
 def test_a_page_that_fails_stops_nothing(odd: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A page that cannot be written is a warning with the reason; the others are written."""
     (odd / "sub-y.html").mkdir()

@@ -173,13 +173,15 @@ def _find_runs(lesions: Sequence[MappedLesion | None], outcomes: Sequence[Outcom
     newest = {
         (outcome.mask, outcome.run.provenance.connectome_name): outcome
         for outcome in outcomes
-        if outcome.status == "done" and outcome.run
+        if outcome.is_mapping and outcome.run
     }
-    runs = {}
+    runs: dict[Path, Run] = {}
     for lesion in filter(None, lesions):
         outcome = newest.get((lesion.source, str(lesion.sidecar.get("ConnectomeName"))))
         if outcome and outcome.run:
-            runs[outcome.log_dir] = outcome.run
+            before = runs.get(outcome.log_dir)
+            thresholds = before.provenance.options.t_thresholds if before else ()
+            runs[outcome.log_dir] = outcome.run.with_thresholds({*thresholds, *lesion.binary_maps})
     return dict(sorted(runs.items()))
 
 

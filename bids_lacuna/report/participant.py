@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,21 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
     lesions = find_mapped_lesions(output_dir, label)
     sections = [describe_lesion(output_dir, label, lesion) for lesion in lesions]
     origins = [_origin(lesion, outcomes) for lesion in lesions]
-    runs = [origin.run for origin in origins if origin and origin.run]
-    methods = combine(runs)
+    failures = _failures(outcomes)
+    runs = _runs_of_maps(lesions, origins)
+    methods = combine(runs.values())
     write_page(
         output_dir / f"sub-{label}.html",
         "participant.html.jinja",
         label=label,
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
         sections=sections,
-        failures=_failures(outcomes),
-        runs=_describe_runs(output_dir, sections, origins),
+        failures=[{"mask": outcome.mask[1], "reason": outcome.row.get("reason", "n/a")} for outcome in failures],
+        runs=_describe_runs(output_dir, sections, origins, failures, runs),
+        without_logs=[section.heading for section, origin in zip(sections, origins, strict=True) if origin is None],
         methods=methods.split("\n\n") if methods else [],
-        references=references(methods, runs[-1].provenance.version) if runs else "",
+        why_no_methods=_explain_missing_methods(origins),
+        references=references(methods, list(runs.values())[-1].provenance.version) if runs else "",
     )
     return [f"{section.heading}: {error}" for section in sections for error in section.errors]
 
@@ -49,42 +52,64 @@ def _origin(lesion: MappedLesion, outcomes: Sequence[Outcome]) -> Outcome | None
     name = lesion.sidecar.get("ConnectomeName")
     for outcome in reversed(outcomes):
         same_connectome = outcome.run is None or outcome.run.provenance.connectome_name == name
-        if outcome.status == "done" and outcome.mask == lesion.source and same_connectome:
+        if outcome.is_mapping and outcome.mask == lesion.source and same_connectome:
             return outcome
     return None
 
 
-def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """List the masks that failed and have not been mapped since."""
+def _failures(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """List the masks that failed or were not run, and have not been mapped since."""
     newest = {}
     for outcome in outcomes:
         newest[outcome.mask, outcome.run.provenance.connectome_name if outcome.run else ""] = outcome
-    return [
-        {"mask": outcome.mask[1], "reason": outcome.row.get("reason", "n/a")}
-        for outcome in newest.values()
-        if outcome.status == "failed"
-    ]
+    return [outcome for outcome in newest.values() if outcome.status in ("failed", "not run")]
+
+
+def _runs_of_maps(lesions: Sequence[MappedLesion], origins: Sequence[Outcome | None]) -> dict[Path, Run]:
+    """Return the runs that mapped lesions by log folder, with the thresholds of all masks that the lesions have."""
+    thresholds: dict[Path, set[float]] = {}
+    runs: dict[Path, Run] = {}
+    for lesion, origin in zip(lesions, origins, strict=True):
+        if origin is not None and origin.run is not None:
+            thresholds.setdefault(origin.log_dir, set()).update(lesion.binary_maps)
+            runs[origin.log_dir] = origin.run.with_thresholds(thresholds[origin.log_dir])
+    return runs
 
 
 def _describe_runs(
-    output_dir: Path, sections: Sequence[Section], origins: Sequence[Outcome | None]
+    output_dir: Path,
+    sections: Sequence[Section],
+    origins: Sequence[Outcome | None],
+    failures: Sequence[Outcome],
+    runs: Mapping[Path, Run],
 ) -> list[dict[str, Any]]:
-    """Describe each run, with the headings of the lesions that it mapped."""
+    """Describe each run, with the headings of the lesions that it mapped and the masks that it did not."""
     headings: dict[Path, list[str]] = {}
-    runs: dict[Path, Run] = {}
+    found = dict(runs)
     for section, origin in zip(sections, origins, strict=True):
-        if origin is not None and origin.run is not None:
+        if origin is not None:
             headings.setdefault(origin.log_dir, []).append(section.heading)
-            runs[origin.log_dir] = origin.run
+    for failure in failures:
+        headings.setdefault(failure.log_dir, []).append(f"{Path(failure.mask[1]).name} (not mapped)")
+        if failure.run is not None:
+            found.setdefault(failure.log_dir, failure.run)
     return [
         {
             "headings": headings[log_dir],
-            "rows": _run_rows(run),
-            "command": run.command,
+            "rows": _run_rows(found[log_dir]) if log_dir in found else [],
+            "command": found[log_dir].command if log_dir in found else "",
             "table": (log_dir / OUTCOMES).relative_to(output_dir).as_posix(),
         }
-        for log_dir, run in runs.items()
+        for log_dir in headings
     ]
+
+
+def _explain_missing_methods(origins: Sequence[Outcome | None]) -> str:
+    if not origins:
+        return "No lesion of this participant was mapped, so there are no methods to describe."
+    if any(origins):
+        return "The text is generated from run.json, which is missing, damaged, or of another version."
+    return "The logs of the run, which the text is generated from, no longer exist."
 
 
 def _run_rows(run: Run) -> list[tuple[str, str]]:
