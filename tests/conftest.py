@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+from playwright.sync_api import Browser, sync_playwright
 from warm_worker import WarmWorker
 
 from bids_lacuna.connectome import workers
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +45,17 @@ def silent_connectome(
 ) -> Path:
     """Write these subjects to four files."""
     return synthetic.write_connectome_folder(tmp_path_factory.mktemp("silent") / "GSP-5", silent_series, brain)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start Chromium or Chrome."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert path, "a browser is needed: `make browser` installs Chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.fixture

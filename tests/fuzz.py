@@ -1,7 +1,7 @@
-"""Fuzz the readers of NIfTI files and stores: of valid files with bytes changed, only errors of our own may come out.
+"""Fuzz the readers of NIfTI files and stores: damaged files may raise only our own errors.
 
-`make fuzz` runs it for five minutes. An error is our own where a line of bids_lacuna raises it, in a sentence; one
-that a library raises has slipped through, and so has any want of memory: a header may not decide how much is taken.
+`make fuzz` runs it for five minutes. An error is our own if a line of bids_lacuna raises it, with a sentence. Errors
+that a library raises are failures, and so is a lack of memory: a header must not decide how much memory is allocated.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from bids_lacuna.lesion import LesionData, load_lesion
 PACKAGE = str(Path(bids_lacuna.__file__).parent)
 
 SPARE_BYTES = 2**30
-"""Of memory that reading a damaged file may take, beside what is in use: the valid ones take less than a megabyte."""
+"""Memory in bytes that reading a damaged file may take; the valid ones take less than a megabyte."""
 
 EXAMPLES = 300
-"""Of one target before the next has its turn."""
+"""Examples of one target before the next one."""
 
 BRAIN = synthetic.make_mask()
 GRID = Grid(BRAIN, synthetic.RADIOLOGICAL)
@@ -77,7 +77,7 @@ def change(content: bytes, made: list[tuple[str, int, bytes]]) -> bytes:
 
 @contextmanager
 def only_own_errors() -> Iterator[None]:
-    """Let errors pass that a line of bids_lacuna raised in a sentence; raise all others."""
+    """Suppress errors that a line of bids_lacuna raised with a sentence; raise all others."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -138,19 +138,19 @@ def fuzz_store(folder: Path) -> Callable[[str, list[tuple[str, int, bytes]]], No
 
 
 def limit_memory() -> None:
-    """Let the process take little more memory than it has."""
+    """Limit the process to little more memory than it has."""
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + SPARE_BYTES, resource.RLIM_INFINITY))
 
 
 def main() -> int:
-    """Fuzz each reader in turn until the time is over; the first error that slips through ends it."""
+    """Fuzz each reader in turn until the time is over or an error is not our own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=5)
     end = time.monotonic() + 60 * parser.parse_args().minutes
-    # NumPy's, of numbers that are none: a user sees a line more.
+    # NumPy warns of invalid numbers; a user sees one more line.
     warnings.simplefilter("ignore")
-    # nibabel tells in a log of what it mends in a header, and the program of what may be a mistake.
+    # nibabel logs what it corrects in a header, and the program what may be a mistake.
     logging.disable()
     options = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     with TemporaryDirectory() as folder:

@@ -1,9 +1,8 @@
-"""Kill the program again and again, at any moment, and see whether it ends with the maps of an undisturbed run.
+"""Kill the program again and again, at random moments, and compare its maps with those of an undisturbed run.
 
-Run by `make soak`; give a dataset and a connectome of your own with --bids and --connectome. Each round maps all
-lesions into a new folder, and is killed by SIGKILL at random moments and started again until it ends by itself; there
-are as many rounds as it takes kills. A kill falls into one of three phases, in turn: the start, the pass over the
-connectome, or the writing of maps.
+`make soak` runs it; --bids and --connectome select your own dataset and connectome. Each round maps all lesions into
+a new folder: the program is killed by SIGKILL and started again until it ends by itself. There are as many rounds as
+the kills need. The kills fall into three phases, in turn: the start, the pass over the connectome, and the writing.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ PHASES = ("start", "pass", "writing")
 
 
 class Soak:
-    """One program, its input, and the time that is left."""
+    """One program, its input, and its deadline."""
 
     def __init__(self, command: list[object], folder: Path, deadline: float, seed: int) -> None:
         self.command = command
@@ -52,7 +51,7 @@ class Soak:
             return subprocess.Popen([sys.executable, RUN, *map(str, arguments)], stdout=said, stderr=said)
 
     def check(self, status: int) -> None:
-        """Give up if the program has ended by itself, and not well."""
+        """Exit if the program has failed by itself."""
         if status not in (0, -signal.SIGKILL):
             raise SystemExit(f"the program ended with status {status}:\n{(self.folder / 'said').read_text()}")
 
@@ -61,19 +60,19 @@ class Soak:
         process = self.start(out)
         moments = [time.monotonic()]
         for begun in (has_claim, has_maps):
-            wait_for(begun(out), process)
+            wait_for(begun(out), process, self.deadline)
             moments.append(time.monotonic())
         self.check(process.wait())
         moments.append(time.monotonic())
         return {phase: moments[place + 1] - moments[place] for place, phase in enumerate(PHASES)}
 
     def disturbed(self, out: Path, durations: dict[str, float], n_wanted: int) -> None:
-        """Map all lesions, killed until there were enough kills, or nothing is left to do."""
+        """Map all lesions, and kill the program until there were enough kills or it ends by itself."""
         while self.n_kills.total() < n_wanted:
             phase = PHASES[self.n_kills.total() % len(PHASES)]
             begun = {"pass": has_claim, "writing": has_maps}.get(phase, lambda _: lambda: True)(out)
             process = self.start(out)
-            wait_for(begun, process)
+            wait_for(begun, process, self.deadline)
             try:
                 process.wait(self.random.uniform(0, durations[phase]))
             except subprocess.TimeoutExpired:
@@ -88,20 +87,20 @@ class Soak:
 
 
 def has_claim(out: Path) -> Callable[[], bool]:
-    """Tell when a run holds its lesions that does not do so now."""
+    """Return a test of whether a run has claimed its lesions since this call."""
     before = set(out.glob("logs/locks/*.json"))
     return lambda: bool(set(out.glob("logs/locks/*.json")) - before)
 
 
 def has_maps(out: Path) -> Callable[[], bool]:
-    """Tell when there are more maps than now."""
+    """Return a test of whether there are more maps than at this call."""
     before = n_maps(out)
     return lambda: n_maps(out) > before
 
 
-def wait_for(happened: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    """Wait until something has happened on disk, or the program has ended."""
-    while not happened() and process.poll() is None:
+def wait_for(happened: Callable[[], object], process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Wait until something has happened on disk, the program has ended, or the time is over."""
+    while not happened() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
 
 
@@ -127,7 +126,7 @@ def leftovers(*folders: Path) -> list[str]:
 
 
 def write_input(folder: Path) -> tuple[Path, Path]:
-    """Make up a dataset and a store."""
+    """Write a synthetic dataset and store."""
     rng = np.random.default_rng(31)
     brain = synthetic.make_mask(shape=SHAPE)
     series = synthetic.make_series(int(brain.sum()), [N_TIMEPOINTS] * N_SUBJECTS)
@@ -150,14 +149,14 @@ def write_input(folder: Path) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    """Soak."""
+    """Run the soak test."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bids", type=Path, help="dataset with lesion masks (default: 40 made-up lesions)")
+    parser.add_argument("--bids", type=Path, help="dataset with lesion masks (default: 40 synthetic lesions)")
     parser.add_argument("--connectome", type=Path, help="with --bids: the connectome")
     parser.add_argument("--kills", type=int, default=20, help="(default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=10, help="time at most (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10, help="time limit (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=time.time_ns() % 10**6, help="of the moments (default: another one)"
+        "--seed", type=int, default=time.time_ns() % 10**6, help="seed of the moments (default: a new one)"
     )
     parser.add_argument(
         "options",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from program import CONNECTOME_PROGRAM
 
+import bids_lacuna.demo
 from bids_lacuna.app.options import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ SRUN = """() {
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the demo's lesions and connectome, and an empty file as the image."""
     folder = tmp_path_factory.mktemp("demo")
-    subprocess.run([sys.executable, "-m", "bids_lacuna.demo", folder], check=True, capture_output=True)
+    bids_lacuna.demo.main([str(folder)])
     (folder / "image.sif").touch()
     return folder
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,15 +14,12 @@ import pytest
 import synthetic
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
+from program import read_tsv, run
 
 from bids_lacuna.report.group import OF_LESIONS, STAMP, whole_ticks
 
 Array = np.ndarray
-
-RUN = Path(__file__).parents[1] / "run.py"
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 BOXES = {
     "sub-01_label-L": synthetic.box((3, 2, 3)),
@@ -40,6 +35,9 @@ OUTLIER = "sub-04_label-lesion"
 
 LEFT_OUT = "sub-05_label-lesion"
 """It has no maps."""
+
+# The processes that draw give way to all others, so that a busy machine takes long.
+pytestmark = pytest.mark.timeout(400)
 
 
 class Elements(HTMLParser):
@@ -76,11 +74,6 @@ class Elements(HTMLParser):
     def all(self, tag: str) -> list[dict[str, str | None]]:
         """Return the attributes of each element with a tag."""
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the program as users do."""
-    return subprocess.run([sys.executable, RUN, *map(str, arguments)], capture_output=True, text=True)
 
 
 def path_of(name: str) -> str:
@@ -121,8 +114,7 @@ def page(grouped: Path) -> Elements:
 
 def table(out: Path) -> list[dict[str, str]]:
     """Read group_lesions.tsv."""
-    header, *lines = [line.split("\t") for line in (out / "group_lesions.tsv").read_text().splitlines()]
-    return [dict(zip(header, line, strict=True)) for line in lines]
+    return read_tsv(out / "group_lesions.tsv")
 
 
 def number(text: str) -> float:
@@ -275,35 +267,30 @@ def test_markup_stays_text_and_damage_is_reported(grouped: Path, tmp_path: Path)
         assert "its mask has changed since it was mapped" in told
 
 
-def test_in_a_browser(grouped: Path) -> None:
+def test_in_a_browser(grouped: Path, browser: Browser) -> None:
     """At both widths, sorting, filtering and links work, without errors, web requests or axe violations."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert path, "a browser is needed: `make browser` installs Chromium"
     errors, requests = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        for width in (1280, 390):
-            page = browser.new_page(viewport={"width": width, "height": 900})
-            page.on("console", lambda message: errors.append(message.text))
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("request", lambda request: requests.append(request.url))
-            page.goto((grouped / "group.html").as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            results = Axe().run(page).response
-            assert [(violation["id"], violation["impact"]) for violation in results["violations"]] == []
-            lesions = page.get_by_role("table", name="Lesions of the group")
-            lesions.get_by_role("button", name="r with group mean").click()
-            assert OUTLIER in lesions.locator("tbody tr").first.inner_text()
-            words = page.get_by_role("searchbox", name="Show only lesions whose row contains")
-            count = page.locator("output")
-            assert count.inner_text() == "5 of 5"
-            for typed, n in (("LESION right", 2), ("sub-02", 1), ("nothing", 0), ("", 5)):
-                words.fill(typed)
-                assert count.inner_text() == f"{n} of 5"
-                assert lesions.locator("tbody tr:visible").count() == n
-            lesions.get_by_role("link", name="sub-02_ses-a_label-lesion").click()
-            assert page.title() == "made up"
-            page.close()
-        browser.close()
+    for width in (1280, 390):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((grouped / "group.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        results = Axe().run(page).response
+        assert [(violation["id"], violation["impact"]) for violation in results["violations"]] == []
+        lesions = page.get_by_role("table", name="Lesions of the group")
+        lesions.get_by_role("button", name="r with group mean").click()
+        assert OUTLIER in lesions.locator("tbody tr").first.inner_text()
+        words = page.get_by_role("searchbox", name="Show only lesions whose row contains")
+        count = page.locator("output")
+        assert count.inner_text() == "5 of 5"
+        for typed, n in (("LESION right", 2), ("sub-02", 1), ("nothing", 0), ("", 5)):
+            words.fill(typed)
+            assert count.inner_text() == f"{n} of 5"
+            assert lesions.locator("tbody tr:visible").count() == n
+        lesions.get_by_role("link", name="sub-02_ses-a_label-lesion").click()
+        assert page.title() == "made up"
+        page.close()
     assert errors == []
     assert all(url.startswith(("file:", "data:")) for url in requests)

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+from program import run, run_as_user
 from synthetic import write_mask
 
 from bids_lacuna import demo
@@ -33,9 +34,8 @@ from bids_lacuna.report.maps_on_disk import find_mapped_lesions, find_participan
 from bids_lacuna.report.participant import _run_rows, write_participant_report
 from bids_lacuna.report.pool import GROUP_PAGE, WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
 
-RUN = Path(__file__).parents[1] / "run.py"
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# The processes that draw give way to all others, so that a busy machine takes long.
+pytestmark = pytest.mark.timeout(400)
 
 
 class Elements(HTMLParser):
@@ -60,11 +60,6 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the program as users do."""
-    return subprocess.run([sys.executable, RUN, *map(str, arguments)], capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Map lesions of two participants of the demo, one of whom also has an empty mask; return the output."""
@@ -72,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo.main([str(folder)])
     empty = f"sub-04_space-{demo.SPACE}_label-stroke_mask.nii.gz"
     write_mask(folder / "bids" / "sub-04" / "anat" / empty, np.zeros(demo.LESION_SHAPE), demo.LESION_AFFINE)
-    result = run(
+    result = run_as_user(
         *(folder / "bids", folder / "out", "participant", "--connectome", folder / "connectome"),
         *("--participant-label", "02", "04", "--t-threshold", "7", "--lesion-batch-size", "1", "--nprocs", "2"),
     )
@@ -376,17 +371,6 @@ def test_workers_follow_memory_and_processors(gib: int, n_threads: int, expected
     """Below 1.8 GiB none; otherwise one to four, within an eighth of the memory: two of 600 MiB in 12 GiB."""
     assert WORKER_BYTES == 600 * 2**20
     assert choose_n_workers(gib * 2**30, n_threads) == expected
-
-
-@pytest.fixture(scope="module")
-def browser() -> Any:
-    """Start Chromium or Chrome."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert path, "a browser is needed: `make browser` installs Chromium"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desktop", "phone"])
