@@ -559,14 +559,49 @@ def test_a_group_that_lacks_a_lesion(grouped: Finished, connectome: Path, tmp_pa
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     (out / "group.html").touch()
     options = ["--ignore", "missing", "--t-threshold", "7", "--connectome", connectome, "--no-reports"]
+    # The same lesions as those of the earlier group: its files are replaced unasked.
     ignored = run(bids, out, "group", *options)
     assert ignored.returncode == 0, ignored.stderr
     assert len((out / "group_lesions.tsv").read_text().splitlines()) == 1 + 4
     # Of an earlier group.
     assert not (out / "group.html").exists()
+    assert "group.html was removed" in ignored.stderr
     assert sorted(path.name.split("desc-")[1] for path in out.glob("*stat-share*T*.nii.gz")) == [
         "GSP5networkT7above_statmap.nii.gz", "GSP5networkT7below_statmap.nii.gz",
     ]  # fmt: skip
+
+
+def test_another_group_does_not_replace_the_one_on_disk_unasked(grouped: Finished, tmp_path: Path) -> None:
+    """A group of fewer or more lesions is refused with their names, by a dry run too; --overwrite replaces."""
+    folder = shutil.copytree(grouped[0].parent, tmp_path / "all")
+    bids, out = folder / "bids", folder / "out"
+    (out / "group.html").write_text("of the earlier group")
+
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.glob("*") if path.is_file()}
+
+    before = contents()
+    fewer = ["group", "--participant-label", "02", "--no-reports"]
+    refused = run(bids, out, *fewer)
+    assert refused.returncode == 73
+    words = "another group of 4 lesions (2 of them are not in this one, such as sub-01_label-L_desc-old): "
+    assert f"describes {words}replace it with --overwrite" in last_line(refused.stderr)
+    dry = run(bids, out, *fewer, "--dry-run")
+    assert f"  refuse  {words}--overwrite\n" in dry.stdout
+    assert contents() == before
+    # The same group, with its page.
+    again = run(bids, out, "group", "--no-reports")
+    assert again.returncode == 0, again.stderr
+    assert contents() == before
+    assert "was removed" not in again.stderr
+    replaced = run(bids, out, *fewer, "--overwrite")
+    assert replaced.returncode == 0, replaced.stderr
+    assert len(read_tsv(out / "group_lesions.tsv")) == 2
+    assert not (out / "group.html").exists()
+    assert "group.html was removed" in replaced.stderr
+    back = run(bids, out, "group", "--no-reports")
+    assert back.returncode == 73
+    assert "another group of 2 lesions (it lacks 2, such as sub-01_label-L_desc-old)" in last_line(back.stderr)
 
 
 @pytest.mark.parametrize(

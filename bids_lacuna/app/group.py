@@ -9,13 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_lacuna._version import __version__
-from bids_lacuna.app.command import Exit, ending
+from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.bids import DamagedDataset, LesionMask, ParticipantWithoutMask, find_stat_maps
 from bids_lacuna.derivatives import prepare_dataset
-from bids_lacuna.group import BLOCK_BYTES, Group, NoMaps, UnfitLesions, choose_group, refuse, summarize_group
+from bids_lacuna.group import (
+    BLOCK_BYTES,
+    DICTIONARY,
+    PAGE,
+    TABLE,
+    Group,
+    NoMaps,
+    UnfitLesions,
+    choose_group,
+    describe_replaced,
+    refuse,
+    summarize_group,
+)
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.progress import above_the_bar
 
@@ -28,10 +40,17 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     logger.info("bids-lacuna %s", __version__)
     group = choose(arguments, *find_masks(arguments, datasets))
     if arguments.dry_run:
-        sys.stdout.write(describe(group, arguments.ignore))
+        sys.stdout.write(describe(group, arguments.ignore, out, arguments.overwrite))
         return Exit.OK
     with ending(Exit.BAD_DATA, UnfitLesions):
         refuse(group.left_out, len(group.lesions), arguments.ignore)
+    if (replaced := describe_replaced(out, group)) and not arguments.overwrite:
+        raise Stop(
+            Exit.CANNOT_CREATE,
+            f"{out} describes {replaced}: replace it with --overwrite, or move {TABLE}, {DICTIONARY} and the files "
+            "that it lists to another folder first",
+        )
+    had_page = (out / PAGE).exists()
     with ending(Exit.CANNOT_CREATE, OSError, ValueError):
         links = prepare_dataset(out, datasets)
     resources = find_resources(arguments.mem, arguments.nprocs)
@@ -59,6 +78,11 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     )
     if not arguments.no_reports:
         write_group_page(out, resources)
+    elif had_page and not (out / PAGE).exists():
+        logger.warning(
+            "%s was removed: the page of the earlier files contradicts the new ones; --reports-only writes a new one",
+            out / PAGE,
+        )
     return Exit.OK
 
 
@@ -83,12 +107,14 @@ def choose(
         )
 
 
-def describe(group: Group, ignored: Sequence[str]) -> str:
-    """List the maps that would be read, and the lesions that cannot be in the group."""
+def describe(group: Group, ignored: Sequence[str], output_dir: Path, overwrite: bool) -> str:
+    """List the maps that would be read, the lesions that cannot be in the group, and a group that is in the way."""
     lines = [f"lesions: {len(group.lesions)}, {group.provenance.describe()}"]
     lines += [f"  read    {path}" for lesion in group.lesions for path in (lesion.mask.path, *lesion.maps.values())]
     for lesion in group.left_out:
         word = "leave" if lesion.kind in ignored else "refuse"
         lines.append(f"  {word:8}{lesion.name}: {lesion.kind}: {lesion.reason}")
     lines += [f"  no mask sub-{participant.label}: {participant.reason}" for participant in group.without_mask]
+    if replaced := describe_replaced(output_dir, group):
+        lines.append(f"  {'replace' if overwrite else 'refuse':8}{replaced}{'' if overwrite else ': --overwrite'}")
     return "\n".join(lines) + "\n"

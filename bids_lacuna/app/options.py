@@ -159,7 +159,12 @@ def _add_maps(parser: Parser) -> None:
         help="accept lesion probability maps: voxels of at least T, with 0 < T <= 1, are weighted by their "
         "probability (default: masks must be binary)",
     )
-    group.add_argument("--overwrite", action="store_true", help="map lesions again that have maps already")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="map lesions again that have maps already; at the group level, replace the files of a group of other "
+        "lesions or another connectome",
+    )
 
 
 def _add_group(parser: Parser) -> None:

@@ -1,6 +1,7 @@
 """The group level: which lesions, and what their maps have in common."""
 
 from bids_lacuna.group.cohort import Group, NoMaps, UnfitLesions, choose_group, refuse
+from bids_lacuna.group.earlier import describe_replaced
 from bids_lacuna.group.summary import summarize_group
 from bids_lacuna.group.sums import BLOCK_BYTES
 from bids_lacuna.group.writer import DICTIONARY, PAGE, PICTURES, TABLE
@@ -15,6 +16,7 @@ __all__ = [
     "NoMaps",
     "UnfitLesions",
     "choose_group",
+    "describe_replaced",
     "refuse",
     "summarize_group",
 ]

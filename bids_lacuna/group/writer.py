@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 
 from bids_lacuna._version import __version__
 from bids_lacuna.derivatives import number_label
-from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
+from bids_lacuna.files import read_json_object, read_table, renamed_when_whole, write_json, write_table
 from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut
 from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
 from bids_lacuna.images import open_image
@@ -98,9 +100,15 @@ class GroupWriter:
         self.lesions = lesions
         self.maps_dir = maps_dir
         self.links = links
+        self._earlier: tuple[list[dict[str, str]], dict[str, Any]] | None = None
 
     def remove_earlier(self) -> None:
-        """Remove the files of an earlier group in the same connectome, so that no files of two groups are mixed."""
+        """Remove the files of an earlier group in the same connectome, so that no files of two groups are mixed.
+
+        The page stays until the new table is known: if that is the same, the page is still right.
+        """
+        with suppress(OSError, ValueError):
+            self._earlier = read_table(self.maps_dir / TABLE), read_json_object(self.maps_dir / DICTIONARY)
         for path in self.maps_dir.glob("space-*_stat-*.json"):
             try:
                 sidecar = read_json_object(path)
@@ -112,8 +120,11 @@ class GroupWriter:
             ):
                 for ending in (".nii.gz", ".tsv", ".json"):
                     path.with_name(path.stem + ending).unlink(missing_ok=True)
-        pictures = (self.maps_dir / PICTURES).glob("group_*")
-        for path in (*(self.maps_dir / name for name in (TABLE, DICTIONARY, PAGE)), *pictures):
+        for name in (TABLE, DICTIONARY):
+            (self.maps_dir / name).unlink(missing_ok=True)
+
+    def _remove_page(self) -> None:
+        for path in (self.maps_dir / PAGE, *(self.maps_dir / PICTURES).glob("group_*")):
             path.unlink(missing_ok=True)
 
     def write_maps(self, sums: GroupSums) -> dict[str, Path]:
@@ -180,10 +191,19 @@ class GroupWriter:
         return path
 
     def write_table(self, rows: Sequence[Mapping[str, Any]], summary: GroupSummary) -> None:
-        """Write group_lesions.tsv, and then its data dictionary, which also lists the other files."""
-        write_table(summary.table, list(COLUMNS), ([format_cell(row[name]) for name in COLUMNS] for row in rows))
-        self._write_sidecar(
-            summary.table,
+        """Write group_lesions.tsv, and then its data dictionary, which also lists the other files.
+
+        Before that, the page of an earlier group is removed, unless its table and its dictionary were the same.
+        """
+        cells = [{name: format_cell(row[name]) for name in COLUMNS} for row in rows]
+        dictionary = self._describe_table(summary)
+        if self._earlier != (cells, json.loads(json.dumps(dictionary))):
+            self._remove_page()
+        write_table(summary.table, list(COLUMNS), (list(row.values()) for row in cells))
+        write_json(self.maps_dir / DICTIONARY, dictionary)
+
+    def _describe_table(self, summary: GroupSummary) -> dict[str, Any]:
+        return self._sidecar(
             "The lesions of the group, with what was found for each",
             self._uris(*MAPS_NEEDED),
             **COLUMNS,
@@ -219,7 +239,11 @@ class GroupWriter:
         return path
 
     def _write_sidecar(self, path: Path, description: str, sources: Sequence[str], **more: Any) -> None:
-        content = {
+        content = self._sidecar(description, sources, **more)
+        write_json(path.with_name(path.name.partition(".")[0] + ".json"), content)
+
+    def _sidecar(self, description: str, sources: Sequence[str], **more: Any) -> dict[str, Any]:
+        return {
             "Description": description,
             "Descriptive": True,
             "Interpretation": INTERPRETATION,
@@ -232,7 +256,6 @@ class GroupWriter:
             **more,
             "Sources": list(sources),
         }
-        write_json(path.with_name(path.name.partition(".")[0] + ".json"), content)
 
 
 def format_cell(value: object) -> str:
