@@ -35,8 +35,10 @@ from synthetic import (
 
 from bids_lacuna import FunctionalNetworkMapping, LesionData
 from bids_lacuna.batch import batch_process, process_batches
+from bids_lacuna.mapping.analysis import Accumulator
 from bids_lacuna.mapping.local import LocalPass
-from bids_lacuna.runtime.plan import Resources
+from bids_lacuna.runtime.plan import BatchPlan, Resources
+from bids_lacuna.weights import Rows
 
 Array = np.ndarray
 
@@ -555,6 +557,47 @@ def test_batches_that_fit(
     )
     assert sizes_seen == sizes
     assert ("using batches of 4 lesions" in caplog.text) == (size in (None, 5))
+
+
+class NarrowPass(LocalPass):
+    """A pass for which the memory runs out with more than two lesions."""
+
+    def run(self, rows: Rows, *arguments: object) -> Accumulator:
+        """Raise MemoryError, or run."""
+        if len(rows) > 2:
+            raise MemoryError
+        return super().run(rows, *arguments)
+
+
+def test_memory_that_runs_out_halves_the_batches(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Batches are halved, the larger half counts, until the memory is enough; none is mapped twice or lost."""
+    pass_ = NarrowPass(analysis, Resources(2**40, 1))
+    results = process_batches(lesions, analysis, pass_, pass_.plan(7), batch_result_callback=None)
+    assert [result.batch for result in results] == [1, 1, 2, 2, 3, 3, 4]
+    assert [result.error for result in results] == [None] * 7
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [f"the memory ran out: using batches of up to {n} lesions" for n in (4, 2)]
+
+
+class CrowdedPass(LocalPass):
+    """A pass beside other programs that leave the memory of two lesions."""
+
+    def fitting_now(self, plan: BatchPlan) -> int:  # noqa: ARG002  as of a pass
+        """Return 2."""
+        return 2
+
+
+def test_later_batches_fit_what_other_programs_leave(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first batch is as planned; the later ones are divided into those that fit by then."""
+    pass_ = CrowdedPass(analysis, Resources(2**40, 1))
+    results = process_batches(lesions, analysis, pass_, pass_.plan(7, 3), batch_result_callback=None)
+    assert [result.batch for result in results] == [1, 1, 1, 2, 2, 3, 4]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["less memory is free than before: using batches of up to 2 lesions"]
 
 
 def test_low_coverage(analysis: FunctionalNetworkMapping, caplog: pytest.LogCaptureFixture) -> None:

@@ -307,8 +307,8 @@ def test_memory_that_runs_out_halves_the_batch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["[]", "100", "True", "True"], done.stdout + done.stderr
-    assert "the memory ran out: batches of up to 50 lesions are mapped" in done.stderr
-    assert "the memory ran out: batches of up to 25 lesions are mapped" in done.stderr
+    assert "the memory ran out: using batches of up to 50 lesions" in done.stderr
+    assert "the memory ran out: using batches of up to 25 lesions" in done.stderr
 
 
 @pytest.mark.parametrize(
