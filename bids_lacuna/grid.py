@@ -10,6 +10,14 @@ import numpy as np
 
 Array = np.ndarray
 
+SAME_PLACE = 2e-3
+"""Largest difference between equal grids, as a fraction of a voxel: of the origin, and of a step along each axis.
+Affines are stored in float32 and as quaternions, whose rounding is largest for rotations by 180°."""
+
+DISAGREEMENT = 0.5
+"""Largest distance between a voxel's positions by the two affines of a header, as a fraction of a voxel, without a
+warning."""
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -74,17 +82,46 @@ class Grid:
     @property
     def extent(self) -> str:
         """Describe the volume without the mask, for people."""
-        sizes = " x ".join(f"{size:g}" for size in self.voxel_sizes_mm)
-        origin = ", ".join(f"{x:g}" for x in self.affine[:3, 3])
+        return self.describe_extent()
+
+    def describe_extent(self, n_digits: int = 6) -> str:
+        """Describe the volume without the mask, for people, with so many digits of each number."""
+        sizes = " x ".join(f"{size:.{n_digits}g}" for size in self.voxel_sizes_mm)
+        origin = ", ".join(f"{x:.{n_digits}g}" for x in self.affine[:3, 3])
         return f"a volume {self.shape} of {sizes} mm voxels from ({origin})"
+
+    def describe_affine(self, n_digits: int = 6) -> str:
+        """Describe the volume by its affine, for people."""
+        rows = "; ".join(" ".join(f"{x:.{n_digits}g}" for x in row) for row in self.affine[:3])
+        return f"a volume {self.shape} with the affine ({rows})"
 
     def is_same_as(self, other: Grid) -> bool:
         """Return whether another grid has the same voxels at the same positions."""
-        return (
-            self.shape == other.shape
-            and np.allclose(self.affine, other.affine, rtol=0, atol=1e-4)
-            and np.array_equal(self.mask, other.mask)
-        )
+        return self.lies_as(other) and np.array_equal(self.mask, other.mask)
+
+    def lies_as(self, other: Grid) -> bool:
+        """Return whether another grid has the same volume at the same position, whatever the masks."""
+        return self.shape == other.shape and is_same_place(self.affine, other.affine)
+
+
+def is_same_place(affine: Array, other: Array) -> bool:
+    """Return whether two affines place voxels at the same positions, apart from rounding."""
+    try:
+        return bool(np.abs(np.linalg.solve(affine, other) - np.eye(4)).max() <= SAME_PLACE)
+    # A singular affine gives no positions.
+    except np.linalg.LinAlgError:
+        return False
+
+
+def tell_grids_apart(grid: Grid, other: Grid) -> tuple[str, str]:
+    """Describe two grids that differ, so that the descriptions differ."""
+    for describe in (Grid.describe_extent, Grid.describe_affine):
+        for n_digits in range(6, 18):
+            words = describe(grid, n_digits), describe(other, n_digits)
+            if words[0] != words[1]:
+                return words
+    ours, theirs = np.count_nonzero(grid.mask & ~other.mask), np.count_nonzero(other.mask & ~grid.mask)
+    return f"{grid}, {ours} of them its own", f"{other}, {theirs} of them its own"
 
 
 def order_voxels(indices: Array, shape: tuple[int, ...]) -> tuple[Array, Array | None]:

@@ -141,13 +141,20 @@ def _load_rounded(path: Path) -> nib.Nifti1Image | None:
     """Load an image whose quaternion is longer than 1 by rounding; None if it is not."""
     with ImageOpener(str(path)) as file:
         header = nib.Nifti1Header.from_fileobj(file)
+    if not round_quaternion(header):
+        return None
+    return nib.Nifti1Image(ArrayProxy(str(path), header.copy()), header.get_best_affine(), header)
+
+
+def round_quaternion(header: nib.Nifti1Header) -> bool:
+    """Give a header's quaternion the length 1 if rounding has made it longer; return whether it has."""
     quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], float)
     length = np.linalg.norm(quaternion)
     if not 1 < length**2 <= 1 + QUATERNION_TOLERANCE:
-        return None
+        return False
     for axis, value in zip("bcd", quaternion / length, strict=True):
         header[f"quatern_{axis}"] = value
-    return nib.Nifti1Image(ArrayProxy(str(path), header.copy()), header.get_best_affine(), header)
+    return True
 
 
 def _describe_mismatch(image: SpatialImage) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from math import prod
 from os import PathLike
@@ -16,10 +17,10 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from bids_lacuna.files import FileState, check_unchanged
-from bids_lacuna.grid import Grid
-from bids_lacuna.images import LARGEST_VOLUME, check_file, has_usable_affine, open_image, read_slabs
+from bids_lacuna.grid import DISAGREEMENT, Grid
+from bids_lacuna.images import LARGEST_VOLUME, check_file, has_usable_affine, open_image, read_slabs, round_quaternion
 from bids_lacuna.spaces import describe_mismatch
-from bids_lacuna.text import percent
+from bids_lacuna.text import percent, tell_apart
 from bids_lacuna.weights import LesionWeights, Weighting, bounds, weigh
 
 logger = logging.getLogger(__name__)
@@ -38,14 +39,18 @@ VOXEL_SIZES_MM = (0.01, 20)
 LARGEST_SLICE_BYTES = 2**26
 """Largest slice of a mask in bytes; masks are read slice by slice, and a header must not set the memory needed."""
 
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""Relative difference of values that are equal apart from the rounding of float32."""
+
 PROBABILITY_TOLERANCE = 1e-3
 """Tolerance below 0 and above 1 for interpolated and rounded probabilities."""
 
 LARGE_LESION = 0.5
 """Fraction of the connectome's brain mask that a lesion covers, above which a warning is logged."""
 
-DISAGREEMENT_MM = 1
-"""Largest distance in mm between a voxel's positions by a header's two affines without a warning."""
+
+class _SeveralValues(ValueError):  # noqa: N818  a fact about a mask
+    """A mask has other values than 0 and one positive value."""
 
 
 class LesionOutsideGrid(ValueError):  # noqa: N818  a fact about a lesion, not a defect of the program
@@ -268,7 +273,9 @@ def describe_disagreement(image: SpatialImage) -> str:
     if not isinstance(image.header, nib.Nifti1Header):
         return ""
     try:
-        sform, qform = image.header.get_sform(coded=True)[0], image.header.get_qform(coded=True)[0]
+        header = image.header.copy()
+        round_quaternion(header)
+        sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     # Raised for invalid quaternions and voxel sizes; `check_header` has checked the affine that is used.
     except (HeaderDataError, ValueError) as error:
         return f"the header's qform cannot be read ({error}): the sform is used; save the mask with one affine"
@@ -276,7 +283,7 @@ def describe_disagreement(image: SpatialImage) -> str:
         return ""
     corners = list(product(*[(0, n - 1) for n in image.shape[:3]]))
     apart = np.linalg.norm(nib.affines.apply_affine(sform - qform, corners), axis=1).max()
-    if apart <= DISAGREEMENT_MM:
+    if apart <= DISAGREEMENT * nib.affines.voxel_sizes(sform).min():
         return ""
     return (
         f"the header's sform and qform place voxels up to {apart:.3g} mm apart: the sform is used; check the "
@@ -306,12 +313,35 @@ def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Arra
     OSError
         The file is damaged.
     """
-    pieces: list[tuple[Array, Array]] = []
+    if threshold is not None:
+        weigh_slab = partial(_weigh_probabilities, threshold=threshold)
+        return _read_box(image, weigh_slab, f"no voxel is at least {threshold:g}")
     found: set[float] = set()
+    try:
+        return _read_box(image, partial(_find_one_value, found=found), "all voxels are 0")
+    except _SeveralValues:
+        # The largest value tells which others are equal to it, or to 0, apart from rounding.
+        largest = max(float(values.max()) for values in read_slabs(image, "mask"))
+        try:
+            return _read_box(image, partial(_find_rounded, largest=largest), "all voxels are 0")
+        except _SeveralValues:
+            pass
+        raise
+
+
+def _read_box(image: SpatialImage, weigh_slab: Callable[[Array], Array], nothing: str) -> tuple[Array, Array]:
+    """Read a mask slab by slab, and join what a function returns for them in the lesion's bounding box.
+
+    Parameters
+    ----------
+    nothing
+        Describes a mask of which nothing remains.
+    """
+    pieces: list[tuple[Array, Array]] = []
     n_read = 0
     # Axes are z, y, x here: searching an array in its memory order is fast.
     for values in read_slabs(image, "mask"):
-        lesion = _find_one_value(values, found) if threshold is None else _weigh_probabilities(values, threshold)
+        lesion = weigh_slab(values)
         if lesion.any():
             corner, piece = _crop(lesion)
             corner[0] += n_read
@@ -319,8 +349,7 @@ def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Arra
             _check_box(sum(piece.size for _, piece in pieces))
         n_read += len(values)
     if not pieces:
-        what = "all voxels are 0" if threshold is None else f"no voxel is at least {threshold:g}"
-        raise ValueError(f"the mask is empty: {what}; check that the right file was saved")
+        raise ValueError(f"the mask is empty: {nothing}; check that the right file was saved")
     first = np.min([corner for corner, _ in pieces], axis=0)
     end = np.max([corner + piece.shape for corner, piece in pieces], axis=0)
     _check_box(prod((end - first).tolist()))
@@ -337,8 +366,18 @@ def _find_one_value(values: Array, found: set[float]) -> Array:
         inside = values[lesion]
         found |= {float(inside.min()), float(inside.max())}
         if len(found) > 1 or not 0 < min(found) < np.inf:
-            raise ValueError(_describe_values(found | set(np.unique(inside).tolist())))
+            raise _SeveralValues(_describe_values(found | set(np.unique(inside).tolist())))
     return lesion
+
+
+def _find_rounded(values: Array, largest: float) -> Array:
+    """Return where a mask has its largest value; raise if others are, apart from rounding, neither that nor 0."""
+    tolerance = ROUNDING * largest if values.dtype.kind == "f" else 0.0
+    is_largest, is_zero = values >= largest - tolerance, np.abs(values) <= tolerance
+    # NaN is neither.
+    if not 0 < largest < np.inf or not (is_largest | is_zero).all():
+        raise _SeveralValues
+    return is_largest
 
 
 def _weigh_probabilities(values: Array, threshold: float) -> Array:
@@ -374,7 +413,7 @@ def _crop(lesion: Array) -> tuple[Array, Array]:
 def _describe_values(found: set[float]) -> str:
     if any(np.isnan(value) for value in found):
         return "the mask contains NaN, but 0 is needed: replace NaN by 0 (numpy.nan_to_num)"
-    shown = ", ".join(f"{value:g}" for value in sorted(found)[:4]) + (", …" if len(found) > 4 else "")
+    shown = ", ".join(tell_apart(sorted(found)[:4])) + (", …" if len(found) > 4 else "")
     advice = "threshold it, and save one file per lesion"
     if min(found) > 0 and max(found) <= 1 + PROBABILITY_TOLERANCE:
         advice = "if these are probabilities, use --lesion-threshold T to weight voxels of at least T"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from difflib import get_close_matches
 from fractions import Fraction
@@ -25,6 +25,22 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Suggest the known word that is most similar, as in ": did you mean X?"; empty if none is similar."""
     near = get_close_matches(word, list(known), n=1, cutoff=SIMILAR)
     return "".join(f": did you mean {other}?" for other in near)
+
+
+def tell_apart(values: Sequence[float]) -> list[str]:
+    """Format numbers with six digits, or with as many as it takes for different numbers to look different."""
+    shown = []
+    for digits in range(6, 18):
+        shown = [f"{value:.{digits}g}" for value in values]
+        if len(set(shown)) == len(set(values)):
+            break
+    return shown
+
+
+def tell_bytes_apart(needed: int, available: int) -> tuple[str, str]:
+    """Format two numbers of bytes as `format_bytes`, or in bytes if different numbers would look the same."""
+    shown = format_bytes(needed), format_bytes(available)
+    return shown if shown[0] != shown[1] or needed == available else (f"{needed} B", f"{available} B")
 
 
 def format_bytes(n: int) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, tell_grids_apart
 
 MASK = synthetic.make_mask()
 
@@ -64,6 +64,43 @@ def test_grids_are_the_same_but_for_rounding(shift_mm: float, same: bool, axis: 
     affine[axis, 3] += shift_mm
     grid, other = Grid(MASK, synthetic.OBLIQUE), Grid(MASK.copy(), affine)
     assert grid.is_same_as(other) == other.is_same_as(grid) == same
+
+
+def test_a_tolerance_is_a_fraction_of_a_voxel() -> None:
+    """A shift by a thousandth of a voxel, small or large, leaves grids equal; by a hundredth, not."""
+    for size in (0.5, 8.0):
+        affine = nib.affines.from_matvec(np.diag([-size, size, size]), [90.0, -126, -72])
+        for fraction, same in ((0.001, True), (0.01, False)):
+            shifted = affine.copy()
+            shifted[:3, 3] += fraction * size
+            assert Grid(MASK, affine).is_same_as(Grid(MASK, shifted)) == same
+
+
+def test_a_quaternion_is_rounded() -> None:
+    """An oblique grid near a rotation by 180°, whose quaternion is rounded most, is the same as a quaternion."""
+    turned = nib.eulerangles.euler2mat(np.pi - 1e-3, 2e-3, 1e-3) @ np.diag([2.0, 2, 2])
+    affine = nib.affines.from_matvec(turned, [-90, 126, 72])
+    header = nib.Nifti1Header()
+    header.set_data_shape(synthetic.SHAPE)
+    header.set_qform(affine)
+    assert np.abs(header.get_qform() - affine).max() > 1e-3
+    assert Grid(MASK, affine).is_same_as(Grid(MASK, header.get_qform()))
+
+
+def test_grids_that_differ_look_different() -> None:
+    """Sizes that differ in the eighth digit, a turned axis and another voxel of the mask are shown."""
+    affine = synthetic.RADIOLOGICAL
+    finer, turned, other_mask = affine.copy(), affine @ np.diag([-1.0, 1, 1, 1]), MASK.copy()
+    finer[0, 0] = -3.9999999
+    other_mask.flat[[np.argmax(MASK), np.argmin(MASK)]] = False, True
+    ours, theirs = tell_grids_apart(Grid(MASK, affine), Grid(MASK, finer))
+    assert "of 4 x 4 x 4 mm" in ours
+    assert "of 3.9999999 x 4 x 4 mm" in theirs
+    ours, theirs = tell_grids_apart(Grid(MASK, affine), Grid(MASK, turned))
+    assert "(-4 0 0 8; " in ours
+    assert "(4 0 0 8; " in theirs
+    ours, theirs = tell_grids_apart(Grid(MASK, affine), Grid(other_mask, affine))
+    assert ours.endswith(", 1 of them its own")
 
 
 def test_grids_differ_by_direction_mask_and_shape() -> None:

@@ -291,8 +291,11 @@ def test_binary_weighting_loses_small_lesions() -> None:
         ([np.nan, 1], "contains NaN"),
         ([np.inf, np.inf], "not binary: .* inf"),
         ([1, 2, 3, 5, 7], "1, 2, 3, 5, …"),
+        ([1, 1.000002], r"contains 1, 1\.00000\d+, but"),
+        ([1, 1e-6], "contains 1e-06, 1, but"),
+        ([-1e-9, 0], "not binary: .* -1e-09"),
     ],
-    ids=["empty", "labels", "fractions", "negative", "nan", "infinite", "atlas"],
+    ids=["empty", "labels", "fractions", "negative", "nan", "infinite", "atlas", "near", "small", "negative noise"],
 )
 def test_values_that_are_no_mask(tmp_path: Path, values: list[float], words: str) -> None:
     """A mask needs voxels of one positive value beside 0; the reason shows what was found."""
@@ -300,6 +303,37 @@ def test_values_that_are_no_mask(tmp_path: Path, values: list[float], words: str
     voxels[2, 3, 4 : 4 + len(values)] = values
     nib.save(nib.Nifti1Image(voxels, RADIOLOGICAL), tmp_path / "mask.nii.gz")
     with pytest.raises(ValueError, match=words):
+        load_lesion(LesionData.from_nifti(tmp_path / "mask.nii.gz"), GRID)
+
+
+@pytest.mark.parametrize("noise", [1e-9, -1e-9, 1e-30], ids=str)
+@pytest.mark.parametrize("value", [1, 255, 1e-3], ids=str)
+@pytest.mark.parametrize("slab_bytes", [1, 2**18])
+def test_rounding_within_a_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, noise: float, slab_bytes: int
+) -> None:
+    """A mask whose value is rounded in some voxels, and whose zeros are in others, is the one without rounding."""
+    monkeypatch.setattr(images, "SLAB_BYTES", slab_bytes)
+    blob = make_blob(SHAPE)
+    voxels = blob * np.float32(value)
+    first, *_, last = np.argwhere(blob)
+    voxels[tuple(first)] = np.nextafter(np.float32(value), np.float32(0))
+    voxels[tuple(last)] = np.nextafter(np.float32(value), np.float32(np.inf))
+    voxels[0, 0, :] = np.where(blob[0, 0], voxels[0, 0], noise * value)
+    path = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, RADIOLOGICAL), path)
+    loaded, clean = load_lesion(LesionData.from_nifti(path), GRID), load(blob)
+    np.testing.assert_array_equal(loaded.weights.voxels, clean.weights.voxels)
+    np.testing.assert_array_equal(loaded.weights.weights, clean.weights.weights)
+    assert loaded.volume_mm3 == clean.volume_mm3
+
+
+def test_neighbouring_labels_are_no_rounding(tmp_path: Path) -> None:
+    """Whole numbers are never equal by rounding, however large."""
+    voxels = np.zeros(SHAPE, np.int32)
+    voxels[2, 3, 4:6] = 100_000_000, 100_000_001
+    nib.save(nib.Nifti1Image(voxels, RADIOLOGICAL), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match="contains 100000000, 100000001, but"):
         load_lesion(LesionData.from_nifti(tmp_path / "mask.nii.gz"), GRID)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bids_lacuna.text import format_bytes, one_line, parse_bytes, percent, suggest
+from bids_lacuna.text import format_bytes, one_line, parse_bytes, percent, suggest, tell_apart, tell_bytes_apart
 
 MIB = 2**20
 
@@ -129,3 +129,17 @@ def test_no_memory_is_an_error(text: str) -> None:
     """Less than one byte is not an amount of memory."""
     with pytest.raises(ValueError, match="less than one byte: use a positive amount"):
         parse_bytes(text)
+
+
+def test_different_numbers_look_different() -> None:
+    """Numbers have six digits, or as many more as it takes; equal ones look the same."""
+    assert tell_apart([1, 2.5, 1e-9]) == ["1", "2.5", "1e-09"]
+    assert tell_apart([1, 0.99999994]) == ["1", "0.9999999"]
+    assert tell_apart([1, 1 - 2**-53]) == ["1", "0.9999999999999999"]
+    assert tell_apart([7, 7]) == ["7", "7"]
+
+
+def test_different_numbers_of_bytes_look_different() -> None:
+    """Bytes are rounded, unless that would hide the difference."""
+    assert tell_bytes_apart(3 * 2**29, 2**30) == ("1.5 GiB", "1 GiB")
+    assert tell_bytes_apart(2**30 + 7, 2**30) == ("1073741831 B", "1073741824 B")

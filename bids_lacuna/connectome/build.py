@@ -27,7 +27,7 @@ from bids_lacuna.connectome.store import (
 )
 from bids_lacuna.connectome.workers import Job, write_subjects
 from bids_lacuna.files import remove_unfinished
-from bids_lacuna.text import format_bytes
+from bids_lacuna.text import format_bytes, tell_bytes_apart
 
 logger = logging.getLogger(__name__)
 
@@ -282,8 +282,9 @@ def _check_room(wanted: Store, recorded: Mapping[str, StoredSubject]) -> None:
     needed = sum(wanted.bytes_of(subject) for subject in wanted.subjects if subject.name not in recorded)
     free = shutil.disk_usage(wanted.path).free
     if needed > free:
+        needed_words, free_words = tell_bytes_apart(needed, free)
         raise NoRoom(
-            f"the store needs {format_bytes(needed)} more, the disk of {wanted.path} has {format_bytes(free)} free: "
+            f"the store needs {needed_words} more, the disk of {wanted.path} has {free_words} free: "
             "free some space, or name a folder on another disk"
         )
 

@@ -27,7 +27,7 @@ from bids_lacuna._version import __version__
 from bids_lacuna.connectome.arrays import read_array
 from bids_lacuna.connectome.compression import Rank
 from bids_lacuna.files import FileState, hash_file, read_json_object, renamed_when_whole, write_json
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask
 from bids_lacuna.kernels.cpu import quantize
 
@@ -405,7 +405,7 @@ def _read_grid(path: Path, affine: Array) -> Grid:
         raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): {REMEDY}") from error
-    if affine.shape != (4, 4) or not np.allclose(image.affine, affine, rtol=1e-5, atol=1e-3):
+    if affine.shape != (4, 4) or not is_same_place(image.affine, affine):
         raise ValueError(f"{path} and {DESCRIPTION} have different affines: {REMEDY}")
     if not has_usable_affine(image):
         raise ValueError(f"{path} has no usable affine: {REMEDY}")

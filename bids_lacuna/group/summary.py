@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna.bids import describe_absence
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.group.cohort import Group, GroupLesion, LeftOut, refuse
 from bids_lacuna.group.sums import (
     BLOCK_BYTES,
@@ -204,7 +204,7 @@ def read_lesion_map(path: Path, grid: Grid) -> Array:
         The map lies on another grid.
     """
     image = open_image(path, "map")
-    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, rtol=0, atol=1e-3):
+    if image.shape != grid.shape or not is_same_place(grid.affine, image.affine):
         raise ValueError(
             f"{path.name} lies on another grid than the group's ({grid.extent}): map the lesion again (--overwrite)"
         )

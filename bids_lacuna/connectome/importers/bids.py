@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from bids_lacuna.bids import BoldRun, NoBoldRuns, find_bold_runs, read_filter_file
-from bids_lacuna.connectome.importers.nifti import NiftiRun, check_affine, lie_alike, read_grid
+from bids_lacuna.connectome.importers.nifti import NiftiRun, check_affine, read_grid
 from bids_lacuna.connectome.importers.source import NothingMatches, Source, group_by_subject, natural_order
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, tell_grids_apart
 from bids_lacuna.images import open_image
 
 MASK_FRACTION = 0.95
@@ -149,7 +149,8 @@ def _common_grid(runs: Sequence[BoldRun], mask_fraction: float) -> Grid:
 
 def _check_same_place(path: Path, grid: Grid, first_path: Path, first: Grid, advice: str) -> None:
     """Raise ValueError if two files have different shapes or affines."""
-    if not lie_alike(grid, first):
+    if not grid.lies_as(first):
+        extent, first_extent = tell_grids_apart(grid, first)
         raise ValueError(
-            f"{path} lies on another grid than {first_path}: {grid.extent}, the other is {first.extent}; {advice}"
+            f"{path} lies on another grid than {first_path}: {extent}, the other is {first_extent}; {advice}"
         )

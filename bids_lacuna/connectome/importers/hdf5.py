@@ -22,7 +22,7 @@ from bids_lacuna.connectome.importers.opening import (
 )
 from bids_lacuna.connectome.importers.source import Source, SourceSubject, read_dtype
 from bids_lacuna.files import FileState, advise
-from bids_lacuna.grid import Grid, order_voxels
+from bids_lacuna.grid import Grid, order_voxels, tell_grids_apart
 from bids_lacuna.images import LARGEST_VOLUME, check_file
 
 Array = np.ndarray
@@ -294,9 +294,10 @@ def _open_files(paths: Sequence[Path]) -> tuple[Hdf5File, ...]:
     for path in paths[1:]:
         file = Hdf5File.open(path)
         if not file.grid.is_same_as(first.grid):
+            ours, theirs = tell_grids_apart(first.grid, file.grid)
             raise ValueError(
-                f"the connectome's files have different grids: {first.path.name} has {first.grid}, "
-                f"{file.path.name} has {file.grid}; keep files of one grid in one folder"
+                f"the connectome's files have different grids: {first.path.name} has {ours}, "
+                f"{file.path.name} has {theirs}; keep files of one grid in one folder"
             )
         order = file.order
         if order is not None and first.order is not None and np.array_equal(order, first.order):

@@ -20,16 +20,13 @@ from bids_lacuna.connectome.importers.source import (
     subject_name,
 )
 from bids_lacuna.files import advise
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, tell_grids_apart
 from bids_lacuna.images import UNREADABLE, has_usable_affine, open_image, read_brain_mask, read_to_end
 
 Array = np.ndarray
 
 PATTERN = "sub-*/func/*_rest_*_finalmask.nii.gz"
 """Paths of GSP1000's files."""
-
-AFFINE_TOLERANCE_MM = 1e-3
-"""Largest difference between equal affines, which files store in float32 or as quaternions."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +145,10 @@ def check_series(image: SpatialImage, path: Path, grid: Grid) -> int:
         raise ValueError(f"{path} holds {image.shape} {dtype}: a 4D series of real numbers is needed")
     check_affine(image, path)
     theirs = Grid(np.ones(image.shape[:3], bool), image.affine)
-    if not lie_alike(theirs, grid):
+    if not theirs.lies_as(grid):
+        their_extent, extent = tell_grids_apart(theirs, grid)
         raise ValueError(
-            f"{path} lies on another grid than the brain mask: {theirs.extent}, the mask is {grid.extent}; resample "
+            f"{path} lies on another grid than the brain mask: {their_extent}, the mask is {extent}; resample "
             "the mask to the grid of the series, or leave the file out"
         )
     return int(image.shape[3])
-
-
-def lie_alike(grid: Grid, other: Grid) -> bool:
-    """Return whether two grids have the same shape and affine, whatever their masks."""
-    return grid.shape == other.shape and np.allclose(grid.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE_MM)
