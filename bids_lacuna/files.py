@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bids_lacuna.text import one_line
+
+T = TypeVar("T")
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(.+)")
 """Temporary name of a file that is being written; the group is its final name."""
@@ -87,6 +89,35 @@ def check_unchanged(states: Mapping[Path, FileState]) -> None:
                 f"{path} has changed while it was in use ({difference}): leave the input as it is, and rerun the "
                 "same command"
             )
+
+
+def reached_once(items: Iterable[T], path_of: Callable[[T], Path]) -> list[T]:
+    """Keep one of the items that are the same file of the same folder, by whatever path the folder is reached.
+
+    Of several paths, one without links is kept, else the shortest one. Files with different names, or in different
+    folders, stay apart: they may be links to one file, as git-annex makes them for equal content.
+    """
+    folders: dict[Path, tuple[object, bool]] = {}
+    kept: dict[tuple[object, str], T] = {}
+    ranks: dict[tuple[object, str], tuple[bool, int]] = {}
+    for item in items:
+        path = path_of(item)
+        if path.parent not in folders:
+            folders[path.parent] = _identity(path.parent), path.parent.resolve() != path.parent
+        folder, has_links = folders[path.parent]
+        key, rank = (folder, path.name), (has_links, len(path.parts))
+        if key not in kept or rank < ranks[key]:
+            kept[key], ranks[key] = item, rank
+    return list(kept.values())
+
+
+def _identity(folder: Path) -> tuple[int, int] | Path:
+    """Return what identifies a folder: its device and inode."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return folder
+    return status.st_dev, status.st_ino
 
 
 FIRST_BYTES = {

@@ -16,6 +16,7 @@ from bids_lacuna.bids.index import (
     list_images,
     read_filters,
 )
+from bids_lacuna.files import reached_once
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any]
     check_dataset(root)
     rule = {"suffix": "bold", "datatype": "func", "task": "rest", "space": space, "echo": None}
     query = read_filters(rule) | read_filters(filters or {})
-    images = [image for image in list_images("source", root, (), None) if "sub" in image.name]
+    listed = reached_once(list_images("source", root, (), None), lambda image: image.path)
+    images = [image for image in listed if "sub" in image.name]
     chosen = [image for image in images if fits(image, query)]
     if "desc" not in query:
         chosen = _prefer_denoised(chosen)

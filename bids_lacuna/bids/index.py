@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Config
 
+from bids_lacuna.bids.links import FoldersReachedElsewhere
 from bids_lacuna.files import read_json_object
 from bids_lacuna.text import suggest
 
@@ -129,7 +130,8 @@ def _list_indexed(root: Path, database: Path) -> list[Path]:
 def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | None = None) -> list[Path]:
     """List the NIfTI files that pybids finds in a dataset."""
     # Without metadata: pybids fails on a broken link to a JSON file, as DataLad clones have.
-    indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
+    ignored = [*ignore, FoldersReachedElsewhere(root, ignore)]
+    indexer = BIDSLayoutIndexer(validate=False, ignore=ignored, index_metadata=False)
     with warnings.catch_warnings():
         # Derivatives from before BIDS 1.4 have this field, which has no bearing on images.
         warnings.filterwarnings("ignore", "The PipelineDescription field was superseded")

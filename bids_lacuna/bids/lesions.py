@@ -30,6 +30,7 @@ from bids_lacuna.bids.index import (
 )
 from bids_lacuna.bids.metadata import Metadata
 from bids_lacuna.bids.rule import LESION_RULE, LESION_WORDS, MASK_SUFFIXES, is_lesion
+from bids_lacuna.files import reached_once
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +116,12 @@ def find_lesion_masks(
     check_labels("participant", search.participants, search.datasets.values(), "sub-*")
     check_labels("session", search.sessions, search.datasets.values(), "sub-*/ses-*")
 
-    listed = [
+    everything = (
         image
         for dataset, root in search.datasets.items()
         for image in list_images(dataset, root, search.participants, database_dir)
-    ]
+    )
+    listed = reached_once(everything, lambda image: image.path)
     _warn_about_missing_labels(listed)
     images = [
         image

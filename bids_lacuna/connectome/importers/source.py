@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bids_lacuna.files import reached_once
 from bids_lacuna.grid import Grid
 from bids_lacuna.kernels.cpu import standardize
 
@@ -181,16 +182,30 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: name the folder that holds the series")
     check_folders(folder, len(Path(pattern).parts))
-    found = (path for path in folder.glob(pattern) if not path.name.startswith("."))
-    return sorted(found, key=lambda path: natural_order(path.relative_to(folder)))
+    found = [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+    once = reached_once(found, lambda path: path)
+    return sorted(once, key=lambda path: natural_order(path.relative_to(folder)))
 
 
-def check_folders(folder: Path, depth: int) -> None:
-    """Raise PermissionError if a folder may not be searched: glob would skip it silently."""
+def check_folders(folder: Path, depth: int, seen: set[tuple[int, int, int]] | None = None) -> None:
+    """Raise PermissionError if a folder may not be searched: glob would skip it silently.
+
+    Parameters
+    ----------
+    depth
+        Number of levels to look at.
+    seen
+        Device, inode and depth of the folders that were looked at: links may lead to one folder many times.
+    """
+    seen = set() if seen is None else seen
+    status = folder.stat()
+    if (status.st_dev, status.st_ino, depth) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino, depth))
     try:
         with os.scandir(folder) as entries:
             below = [Path(entry) for entry in entries if depth > 1 and entry.is_dir() and entry.name[0] != "."]
     except PermissionError as error:
         raise PermissionError(f"the folder {folder} may not be searched: check its permissions") from error
     for path in below:
-        check_folders(path, depth - 1)
+        check_folders(path, depth - 1, seen)
