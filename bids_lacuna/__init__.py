@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bids_lacuna._version import __version__
-from bids_lacuna.runtime.numba_cache import choose_folder, keep_in
+from bids_lacuna.runtime.numba_cache import choose_folder, ensure_home, keep_in
 
 if TYPE_CHECKING:
     from bids_lacuna.batch import batch_process
@@ -38,6 +38,8 @@ def __dir__() -> list[str]:
 # two processors, a small kernel took 16 ms instead of 0.02 ms.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# numba reads it once, at import, and raises at the import of cached kernels if it finds no writable folder.
+# numba reads it once, when it is imported.
 if "NUMBA_CACHE_DIR" not in os.environ:
     keep_in(choose_folder())
+
+ensure_home()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 
 from bids_lacuna.app import connectome_options
-from bids_lacuna.app.command import Exit, Stop, complete_words, make_folder, run_command, tolerate_lost_output
+from bids_lacuna.app.command import Exit, Stop, complete_words, make_cache_folder, run_command, tolerate_lost_output
 from bids_lacuna.app.config import add_config_file
 from bids_lacuna.app.folders import name_all_datasets
 from bids_lacuna.app.options import build_parser
 from bids_lacuna.runtime.numba_cache import keep_in
 from bids_lacuna.text import suggest
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted: finished batches are on disk; rerun the same command to resume"
 
@@ -60,7 +63,11 @@ def run_level(arguments: argparse.Namespace) -> Exit:
         return group.run(arguments, datasets)
     if arguments.work_dir and not arguments.dry_run:
         # numba reads the folder of its cache once, when it is imported.
-        keep_in(make_folder(arguments.work_dir.absolute() / "numba"))
+        folder = arguments.work_dir.absolute() / "numba"
+        if make_cache_folder(folder):
+            keep_in(folder)
+        else:
+            logger.warning("compiled kernels are not kept in %s, which cannot be written to", folder)
     from bids_lacuna.app import participant
 
     return participant.run(arguments, datasets)

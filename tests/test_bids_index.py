@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import synthetic
 from synthetic import DERIVATIVE, RAW
@@ -277,3 +285,125 @@ def test_damaged_filter_file(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(ValueError, match=r"filters\.json"):
         read_filter_file(path)
+
+
+def damage(index: Path, how: str) -> None:
+    """Damage the file of an index."""
+    content = index.read_bytes()
+    match how:
+        case "empty":
+            index.write_bytes(b"")
+        case "garbage":
+            index.write_bytes(np.random.default_rng(3).bytes(3000))
+        case "cut":
+            index.write_bytes(content[: len(content) // 2])
+        case "another table":
+            index.unlink()
+            with closing(sqlite3.connect(index)) as connection:
+                connection.execute("CREATE TABLE dogs (name)")
+        case "a file":
+            shutil.rmtree(index.parent)
+            index.parent.write_text("a file")
+        case "a folder":
+            index.unlink()
+            index.mkdir()
+        case "another label":
+            # The structure of the database is whole.
+            assert b"label-lesion_mask" in content
+            index.write_bytes(content.replace(b"label-lesion_mask", b"label-legion_mask"))
+
+
+@pytest.mark.parametrize("how", ["empty", "garbage", "cut", "another table", "a file", "a folder", "another label"])
+def test_damaged_index_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    """All masks are found, one warning names the index, and the next run reads the new one."""
+    root = synthetic.write_images(tmp_path / "bids", LESION, LESION.replace("01", "02"))
+    expected = find_lesion_masks(root)
+    assert find_lesion_masks(root, database_dir=tmp_path / "database") == expected
+    (index,) = (tmp_path / "database").rglob("*.sqlite")
+    damage(index, how)
+    caplog.clear()
+    assert find_lesion_masks(root, database_dir=tmp_path / "database") == expected
+    (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert str(index.parent) in warning
+    caplog.clear()
+    assert find_lesion_masks(root, database_dir=tmp_path / "database") == expected
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [path.name for path in (tmp_path / "database").iterdir()] == [index.parent.name]
+
+
+def test_index_of_an_earlier_version_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An index without a checksum is used."""
+    root = synthetic.write_images(tmp_path / "bids", LESION)
+    expected = find_lesion_masks(root, database_dir=tmp_path / "database")
+    (index,) = (tmp_path / "database").rglob("*.sqlite")
+    with closing(sqlite3.connect(index)) as connection:
+        ((checksum,),) = connection.execute("PRAGMA user_version")
+        assert checksum
+        connection.execute("PRAGMA user_version = 0")
+    caplog.set_level(logging.INFO)
+    assert find_lesion_masks(root, database_dir=tmp_path / "database") == expected
+    assert f"using the index {index.parent}" in caplog.text
+
+
+UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+"""Start of a command without root's permission to read and write everything."""
+
+FIND = """
+import logging, sys
+from pathlib import Path
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
+from bids_lacuna.bids import find_lesion_masks
+logging.getLogger("bids_lacuna.bids.lesions").setLevel(logging.ERROR)
+print(*[mask.path.name for mask in find_lesion_masks(Path(sys.argv[1]), database_dir=Path(sys.argv[2]))])
+"""
+
+
+def find_unprivileged(root: Path, database: Path) -> list[str]:
+    """Find masks as a user without root's permissions; return the lines of the log, and the masks last."""
+    command = [*UNPRIVILEGED, sys.executable, "-c", FIND, str(root), str(database)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout.splitlines()
+
+
+def test_index_without_permissions(tmp_path: Path) -> None:
+    """A read-only index is used without a warning; without permission to read or write, one warning says so."""
+    root, database = synthetic.write_images(tmp_path / "bids", LESION), tmp_path / "database"
+    find_lesion_masks(root, database_dir=database)
+    (index,) = database.rglob("*.sqlite")
+    expected = Path(LESION).name
+    folders = (database, index.parent)
+    try:
+        index.chmod(0o444)
+        for folder in folders:
+            folder.chmod(0o555)
+        using, found = find_unprivileged(root, database)
+        assert (using.partition(":")[0], found) == (f"INFO using the index {index.parent}", expected)
+        index.chmod(0)
+        warning, found = find_unprivileged(root, database)
+        assert (warning.startswith("WARNING"), found) == (True, expected)
+        assert "Permission denied" in warning
+        database.chmod(0)
+        warning, found = find_unprivileged(root, database)
+        assert (warning.startswith("WARNING"), found) == (True, expected)
+        assert "Permission denied" in warning
+        warning, found = find_unprivileged(root, database / "deeper")
+        assert (warning.startswith("WARNING"), found) == (True, expected)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def test_index_on_a_full_disk(tmp_path: Path) -> None:
+    """Where files may have no content, the dataset is searched, with one warning."""
+    root = synthetic.write_images(tmp_path / "bids", LESION)
+    # The limit on file size is like a quota.
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))" + FIND
+    command = [sys.executable, "-c", limited, str(root), str(tmp_path / "database")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    warning, found = result.stdout.splitlines()
+    assert warning.startswith(f"WARNING no index is used in {tmp_path / 'database'}")
+    assert found == Path(LESION).name
+    assert not list((tmp_path / "database").iterdir())

@@ -1,11 +1,15 @@
 """Compiled kernels are kept in a folder of the user, and those of a container image are copied there."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import synthetic
+from program import RUN
 
 from bids_lacuna.runtime.numba_cache import CPU, CPU_FLAGS, choose_folder, keep_in
 
@@ -99,3 +103,164 @@ def test_numba_finds_the_kernels_of_an_image(tmp_path: Path) -> None:
         )
         assert done.stdout.strip() == counts
     assert {path.name for path in home.iterdir()} == {"bids-lacuna"}
+
+
+MAP = """
+import logging, sys
+import numpy as np
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+import bids_lacuna.bids
+from bids_lacuna.kernels import cpu as kernels
+rounded, scale = kernels.quantize(np.eye(2, 3, dtype=np.float32))
+assert rounded.tolist() == [[32767, 0, 0], [0, 32767, 0]]
+assert scale.tolist() == [np.float32(1 / 32767)] * 2
+print(sum(kernels.quantize.stats.cache_hits.values()))
+"""
+
+UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+"""Start of a command without root's permission to read and write everything."""
+
+NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "--inh-caps=-all,+dac_read_search"]
+NOBODY = [*NOBODY, "--ambient-caps=-all,+dac_read_search"] if os.getuid() == 0 else []
+"""Start of a command as a user without an entry in /etc/passwd, who may read everything."""
+
+
+def quantize(folder: Path | None, *command: str, **variables: str | None) -> tuple[int, list[str]]:
+    """Run a kernel in a new process; return how often its code was in the cache, and the lines on stderr."""
+    environ: dict[str, str | None] = {name: value for name, value in os.environ.items() if name[:6] != "NUMBA_"}
+    environ |= variables | ({"NUMBA_CACHE_DIR": str(folder)} if folder else {})
+    result = subprocess.run(
+        [*command, sys.executable, "-c", MAP],
+        env={name: value for name, value in environ.items() if value is not None},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout), result.stderr.splitlines()
+
+
+def file_of(folder: Path, kind: str) -> Path:
+    """Return the file of a kernel's index (nbi) or code (nbc)."""
+    (path,) = folder.rglob(f"cpu.quantize-*.{kind}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fill a cache with one kernel."""
+    folder = tmp_path_factory.mktemp("cache")
+    assert quantize(folder) == (0, [])
+    assert quantize(folder) == (1, [])
+    return folder
+
+
+def flip(content: bytes, place: int) -> bytes:
+    """Change a bit of a file."""
+    return content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: bytes(len(content)),
+        # In the compiled code, nothing else would notice it.
+        lambda content: flip(content, len(content) // 2),
+    ],
+    ids=["empty", "half", "last byte", "zeros", "one bit"],
+)
+def test_damaged_cache_is_compiled_again(
+    whole: Path, tmp_path: Path, kind: str, damage: Callable[[bytes], bytes]
+) -> None:
+    """One warning names the file, the kernel's result is right, and the next process uses the new code."""
+    folder = tmp_path / "cache"
+    shutil.copytree(whole, folder)
+    path = file_of(folder, kind)
+    path.write_bytes(damage(path.read_bytes()))
+    hits, (warning,) = quantize(folder)
+    assert hits == 0
+    assert str(path) in warning
+    assert quantize(folder) == (1, [])
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_unreadable_cache(whole: Path, tmp_path: Path, kind: str) -> None:
+    """Files of a colleague that may not be read: the kernel is compiled, with one warning at most."""
+    folder = tmp_path / "cache"
+    shutil.copytree(whole, folder)
+    file_of(folder, kind).chmod(0)
+    hits, lines = quantize(folder, *UNPRIVILEGED)
+    assert (hits, [line for line in lines if "cache of compiled kernels" not in line]) == (0, [])
+    assert len(lines) <= 1
+
+
+def test_unwritable_cache(whole: Path, tmp_path: Path) -> None:
+    """A folder that may only be read: the kernel is compiled, with one warning."""
+    folder = tmp_path / "cache"
+    shutil.copytree(whole, folder)
+    for each in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        each.chmod(0o555)
+    hits, (warning,) = quantize(folder, *UNPRIVILEGED)
+    assert hits == 0
+    assert "cache of compiled kernels" in warning
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_cache_on_a_full_disk(tmp_path: Path) -> None:
+    """Where files may have no content, the kernel is compiled, with one warning, and no files remain."""
+    hits, (warning,) = quantize(tmp_path, sys.executable, "-c", LIMITED)
+    assert hits == 0
+    assert "File too large" in warning
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_no_home_and_no_name(tmp_path: Path) -> None:
+    """A user without HOME and without an entry in /etc/passwd has a cache, and pybids can be imported."""
+    tmp_path.chmod(0o777)
+    variables: dict[str, str | None] = {"HOME": None, "XDG_CACHE_HOME": None, "TMPDIR": str(tmp_path)}
+    assert quantize(None, *NOBODY, **variables) == (0, [])
+    assert quantize(None, *NOBODY, **variables) == (1, [])
+    assert [path.name for path in tmp_path.iterdir()] == [f"bids-lacuna-{12345 if NOBODY else os.getuid()}"]
+
+
+NO_TEMPORARY_FOLDER = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+"""
+"""Python takes no folder for temporary files in which it cannot write one."""
+
+
+def test_no_place_for_a_cache(tmp_path: Path) -> None:
+    """Where no folder can be written to, kernels are compiled in each process, with one warning."""
+    (tmp_path / "home").write_text("not a folder")
+    variables: dict[str, str | None] = dict.fromkeys(("HOME", "XDG_CACHE_HOME"), str(tmp_path / "home"))
+    code = NO_TEMPORARY_FOLDER + MAP
+    environ = {name: value for name, value in (os.environ | variables).items() if value and name[:6] != "NUMBA_"}
+    result = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
+    assert "no locator available" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_work_folder_that_is_read_only(tmp_path: Path, connectome: Path) -> None:
+    """Neither kernels nor checkpoints are kept there, and the lesion is mapped."""
+    name = f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-lesion_mask"
+    bids = synthetic.write_dataset(tmp_path / "bids", {name: synthetic.box((3, 2, 3))})
+    (tmp_path / "work").mkdir(mode=0o555)
+    words = [RUN, bids, tmp_path / "out", "participant", "--connectome", connectome, "--no-reports", "-q"]
+    command = [*UNPRIVILEGED, sys.executable, *words, "-w", tmp_path / "work"]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"compiled kernels are not kept in {tmp_path / 'work' / 'numba'}" in result.stderr
+    assert "no checkpoints are kept" in result.stderr
+    assert list(tmp_path.glob("out/sub-01/**/*stat-r*_statmap.nii.gz"))

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from functools import wraps
 from pathlib import Path
@@ -229,6 +229,19 @@ def make_folder(folder: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise Stop(Exit.CANNOT_CREATE, f"the folder {folder} cannot be written to: choose another one")
     return folder
+
+
+def make_cache_folder(folder: Path) -> bool:
+    """Create a folder for a cache, and return whether it can be written to.
+
+    Only a path that cannot exist is an error: the program does without a cache on a full or read-only disk.
+    """
+    with suppress(OSError):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+            make_folder(folder)
+    return os.access(folder, os.W_OK)
 
 
 def warn_of_space(space: str) -> None:

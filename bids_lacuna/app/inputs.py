@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from bids_lacuna.app.command import Exit, ending, make_folder, warn_of_space
+from bids_lacuna.app.command import Exit, ending, make_cache_folder, warn_of_space
 from bids_lacuna.bids import (
     DamagedDataset,
     LesionMask,
@@ -35,7 +35,7 @@ def find_masks(
         filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else {}
     database_dir = None if arguments.dry_run else arguments.bids_database_dir
     if database_dir:
-        make_folder(database_dir)
+        make_cache_folder(database_dir)
     with (
         ending(Exit.NO_FILES_SELECTED, NoLesionMasks),
         ending(Exit.NO_INPUT, UnknownParticipant),

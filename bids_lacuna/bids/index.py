@@ -10,11 +10,12 @@ import json
 import logging
 import re
 import shutil
+import sqlite3
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Config
+from sqlalchemy.exc import SQLAlchemyError  # pybids keeps its index with it
 
 from bids_lacuna.bids.links import FoldersReachedElsewhere
 from bids_lacuna.files import read_json_object
@@ -38,6 +40,15 @@ NOT_SEARCHED = (
     re.compile(r"\.(bval|bvec|gii|h5|html|json|svg|tsv|txt)$"),
 )
 """Paths that are not indexed; pybids skips hidden files and folders itself."""
+
+IMAGE_SUFFIXES = (".nii", ".nii.gz")
+"""Ends of the names of NIfTI files."""
+
+INDEX_FILE = "layout_index.sqlite"
+"""Name that pybids gives an index."""
+
+NO_CHECKSUM = 0
+"""Checksum in the indices of earlier versions."""
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
 """Byte of a file name that is not UTF-8, as Python represents it."""
@@ -114,17 +125,70 @@ def list_images(dataset: str, root: Path, participants: Sequence[str], database_
 
 
 def _list_indexed(root: Path, database: Path) -> list[Path]:
-    """List the NIfTI files of a dataset from the index on disk, which is created if it does not exist."""
-    if database.exists():
-        logger.info("using the index %s: delete it if %s has changed", database, root)
+    """List the NIfTI files of a dataset from the index on disk, which is created unless there is a usable one."""
+    damage = None
+    try:
+        paths = _read_index(database)
+    except FileNotFoundError:
+        pass
+    except (OSError, sqlite3.DatabaseError) as error:
+        damage = error
     else:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        # pybids takes an index that was interrupted, or that another job is writing, for one without files.
-        with TemporaryDirectory(dir=database.parent) as folder:
-            _list_paths(root, NOT_SEARCHED, Path(folder, "index"))
-            with suppress(OSError):
-                Path(folder, "index").rename(database)
-    return _list_paths(root, NOT_SEARCHED, database)
+        logger.info("using the index %s: delete it if %s has changed", database, root)
+        return paths
+    try:
+        paths = _write_index(root, database)
+    except (OSError, sqlite3.DatabaseError, SQLAlchemyError) as error:
+        reason = damage or getattr(error, "orig", None) or error
+        logger.warning("no index is used in %s (%s): choose another folder", database.parent, reason)
+        return _list_paths(root, NOT_SEARCHED)
+    if damage:
+        logger.warning("the index %s was replaced, since it cannot be read (%s)", database, damage)
+    return paths
+
+
+def _write_index(root: Path, database: Path) -> list[Path]:
+    """List the NIfTI files of a dataset, and write the index on disk."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # pybids takes an index that was interrupted, or that another job is writing, for one without files.
+    with TemporaryDirectory(dir=database.parent, ignore_cleanup_errors=True) as folder:
+        index = Path(folder, "index")
+        paths = _list_paths(root, NOT_SEARCHED, index)
+        with closing(sqlite3.connect(index / INDEX_FILE)) as connection:
+            connection.execute(f"PRAGMA user_version = {_checksum(paths)}")
+        with suppress(OSError):
+            # A folder that is not empty cannot be replaced.
+            database.rename(Path(folder, "replaced"))
+        # Another job may have been faster.
+        with suppress(OSError):
+            index.rename(database)
+    return paths
+
+
+def _read_index(database: Path) -> list[Path]:
+    """Read the NIfTI files in an index, which may be on a read-only disk or one without locks.
+
+    Raises
+    ------
+    OSError, sqlite3.DatabaseError
+        If there is no index, or it cannot be read or is damaged.
+    """
+    # SQLite would not say why it cannot open the file.
+    (database / INDEX_FILE).open("rb").close()
+    address = f"{(database / INDEX_FILE).absolute().as_uri()}?mode=ro&immutable=1"
+    with closing(sqlite3.connect(address, uri=True)) as connection:
+        ((verdict,), *_) = connection.execute("PRAGMA quick_check")
+        ((checksum,),) = connection.execute("PRAGMA user_version")
+        found = [path for (path,) in connection.execute("SELECT path FROM files")]
+    paths = [Path(path) for path in found if path.endswith(IMAGE_SUFFIXES)]
+    if verdict != "ok" or checksum not in (_checksum(paths), NO_CHECKSUM):
+        raise sqlite3.DatabaseError(verdict if verdict != "ok" else "it is damaged")
+    return paths
+
+
+def _checksum(paths: Iterable[Path]) -> int:
+    """Return a checksum of the paths in an index: a damaged path would hide its mask."""
+    return zlib.crc32(b"\n".join(sorted(map(bytes, paths)))) % 2**31
 
 
 def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | None = None) -> list[Path]:
@@ -144,7 +208,7 @@ def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | 
             if database is not None:
                 shutil.rmtree(database)
             return _list_paths(root, [*ignore, NOT_UTF8], database)
-    paths = [Path(path) for path in layout.get_files() if path.endswith((".nii", ".nii.gz"))]
+    paths = [Path(path) for path in layout.get_files() if path.endswith(IMAGE_SUFFIXES)]
     # pybids leaves its database open, which is a ResourceWarning from Python 3.13 on.
     layout.session.close()
     layout.connection_manager.engine.dispose()

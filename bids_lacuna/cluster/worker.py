@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -122,13 +123,21 @@ def open_analysis(
     give_back_freed_memory()
     worker = get_worker()
     n_threads = min(n_threads or worker.state.nthreads, worker.state.nthreads)
-    # One worker per host compiles; the others find its result in the cache.
-    compiling = FileLock(Path(os.environ["NUMBA_CACHE_DIR"]) / f"compiling-{host}.lock")
-    with _kernel, compiling:
+    with _kernel, _compiling_alone(host):
         analysis.prepare(n_threads)
     limit_bytes = worker.memory_manager.memory_limit
     info = WorkerInfo(host, n_threads, resident_bytes(), memory_budget().available_bytes, limit_bytes)
     return WorkerState(analysis, n_threads), info
+
+
+@contextmanager
+def _compiling_alone(host: str) -> Iterator[None]:
+    """Let one worker per host compile: the others find its result in the cache, if there is one."""
+    with ExitStack() as stack:
+        # The disk may be full or read-only, or have no locks.
+        with suppress(KeyError, OSError, NotImplementedError):
+            stack.enter_context(FileLock(Path(os.environ["NUMBA_CACHE_DIR"]) / f"compiling-{host}.lock"))
+        yield
 
 
 def set_batch(

@@ -18,9 +18,9 @@ from itertools import pairwise
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's np.dot calls this BLAS; once loaded, its threads can be limited
-from numba import njit
 
 from bids_lacuna.kernels.blas import single_threaded_blas
+from bids_lacuna.kernels.compiled import cached_njit
 
 Array = np.ndarray
 Arrays = tuple[np.ndarray, ...]
@@ -68,7 +68,7 @@ PIECES_PER_THREAD = 8
 """Number of pieces of work per thread: other threads take over from a thread that is held up."""
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit(nogil=True, error_model="numpy")
 def standardize(timeseries: Array, run_starts: Array) -> tuple[Array, Array, Array]:
     """Demean each BOLD run of each voxel's series, divide the whole by its norm, and make the array voxel-major.
 
@@ -110,7 +110,7 @@ def standardize(timeseries: Array, run_starts: Array) -> tuple[Array, Array, Arr
     return series, scale, sd
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit(nogil=True, error_model="numpy")
 def demean(run: Array, mean: Array, squares: Array, varies: Array) -> None:
     """Compute each voxel's mean over a run; add the squares about it to `squares`, and update `varies`."""
     low, high = run[0].copy(), run[0].copy()
@@ -127,7 +127,7 @@ def demean(run: Array, mean: Array, squares: Array, varies: Array) -> None:
             squares[v] += (run[t, v] - mean[v]) ** 2
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit(nogil=True, error_model="numpy")
 def quantize(series: Array) -> tuple[Array, Array]:
     """Round each voxel's series to int16, scaled so that the largest value is ±32767.
 
@@ -191,7 +191,7 @@ def seeds(starts: Array, voxels: Array, weights: Array, series: Array, scale: Ar
     return unit_seeds
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit(nogil=True, error_model="numpy")
 def sum_seeds(
     starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array, unit_seeds: Array
 ) -> None:
@@ -221,7 +221,7 @@ def sum_seeds(
                 unit_seeds[lesion, t] = means[lesion, t] / norm
 
 
-@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+@cached_njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
 def add_weighted_rows(total: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array) -> float:
     """Add some voxels' weighted series in original units to a seed; return the sum of their norms.
 
@@ -284,7 +284,7 @@ def add_fisher_z(
     _distribute(work, math.ceil(total.shape[1] / TILE), PIECES_PER_THREAD)
 
 
-@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+@cached_njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
 def add_tiles(
     seeds: Arrays,
     series: Arrays,
@@ -316,7 +316,7 @@ def add_tiles(
                 add_z(z[0, row], z[1, row], z[2, row], z[3, row], *sums)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@cached_njit(nogil=True, error_model="numpy")
 def as_float32(series: Array) -> Array:
     """Convert some voxels' series to float32."""
     rows = np.empty(series.shape, dtype=np.float32)
@@ -327,14 +327,14 @@ def as_float32(series: Array) -> Array:
     return rows
 
 
-@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+@cached_njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
 def scale_to_fisher_z(products: Array, scale: Array) -> None:
     """Convert a lesion's products with some voxels' series to Fisher z, in place."""
     for v in range(len(products)):
         products[v] = fisher_z(products[v] * scale[v])
 
 
-@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+@cached_njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
 def add_z(a: Array, b: Array, c: Array, d: Array, total: Array, total_of_squares: Array) -> None:
     """Add the z of one lesion in a tile to its sums, in the order of the four subjects.
 
@@ -346,7 +346,7 @@ def add_z(a: Array, b: Array, c: Array, d: Array, total: Array, total_of_squares
         total_of_squares[v] = total_of_squares[v] + z_a * z_a + z_b * z_b + z_c * z_c + z_d * z_d
 
 
-@njit(nogil=True, error_model="numpy", fastmath=CONTRACT, cache=True)
+@cached_njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
 def fisher_z(r: np.float32) -> np.float32:
     """Compute Fisher's z of one correlation clipped to ±R_LIMIT, to 3e-7, without branches, for vectorization.
 

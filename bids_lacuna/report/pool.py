@@ -139,7 +139,8 @@ def _prepare_worker() -> None:
     """Prepare a process that writes pages."""
     prepare_worker(niceness=10)
     # matplotlib keeps a cache of fonts there, and warns if the user's home is not writable.
-    os.environ["MPLCONFIGDIR"] = os.environ["NUMBA_CACHE_DIR"]
+    if folder := os.environ.get("NUMBA_CACHE_DIR"):
+        os.environ["MPLCONFIGDIR"] = folder
     warnings.simplefilter("ignore")
 
 

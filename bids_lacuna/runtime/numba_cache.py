@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 CPU = "x86-64-v3"
@@ -18,26 +19,41 @@ CPU_FLAGS = frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "mov
 """Flags of these processors in /proc/cpuinfo."""
 
 
-def choose_folder() -> Path:
-    """Choose a folder that belongs to this user and is writable; the package's own folder may be read-only."""
-    folders = [Path(tempfile.gettempdir()) / f"bids-lacuna-{os.getuid()}"]
+def choose_folder() -> Path | None:
+    """Choose a folder that belongs to this user and is writable, if there is one.
+
+    The package's own folder may be read-only.
+    """
+    folders = []
     # A container writes only to the output folder, the work folder and /tmp: the home may be that of the host.
     if "BIDS_LACUNA_CONTAINER_TYPE" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
-        folders.insert(0, home / "bids-lacuna")
+        folders.append(home / "bids-lacuna")
+    # Each may be on a full disk, over quota, or read-only.
+    with suppress(OSError):
+        folders.append(Path(tempfile.gettempdir()) / f"bids-lacuna-{os.getuid()}")
     # For a user without a home, ~ is not expanded, and the path is not absolute.
     for folder in filter(Path.is_absolute, folders):
-        try:
+        with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            continue
-        # numba unpickles files there: a folder that another user has created is not safe.
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return folder
-    return Path(tempfile.mkdtemp(prefix="bids-lacuna-"))
+            # numba unpickles files there: a folder that another user has created is not safe.
+            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK, effective_ids=True):
+                return folder
+    with suppress(OSError):
+        return Path(tempfile.mkdtemp(prefix="bids-lacuna-"))
+    return None
 
 
-def keep_in(folder: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
+def ensure_home() -> None:
+    """Let a user without an entry in /etc/passwd and without HOME have a home, as in a container with another user.
+
+    pybids and other libraries look for their settings there, and do without them, but not without a home.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111
+        os.environ["HOME"] = os.environ.get("NUMBA_CACHE_DIR") or str(choose_folder() or "/")
+
+
+def keep_in(folder: Path | None, cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
     """Set the folder in which numba, imported later, keeps compiled kernels.
 
     Kernels of a container image (`BIDS_LACUNA_COMPILED`) are copied there, since numba does not read a cache that it
@@ -47,10 +63,12 @@ def keep_in(folder: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
     Parameters
     ----------
     folder
-        Existing folder that belongs to this user.
+        Existing folder that belongs to this user; None: kernels are compiled in each process.
     cpuinfo
         Linux's description of the processor.
     """
+    if folder is None:
+        return
     image = os.environ.get("BIDS_LACUNA_COMPILED")
     chosen = os.environ.get("NUMBA_CPU_NAME", CPU) == CPU
     if image and Path(image).is_dir() and chosen and _cpu_flags(cpuinfo) >= CPU_FLAGS:
@@ -60,8 +78,9 @@ def keep_in(folder: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
 
 
 def _cpu_flags(cpuinfo: Path) -> set[str]:
-    with cpuinfo.open(encoding="utf-8") as lines:
+    with suppress(OSError), cpuinfo.open(encoding="utf-8") as lines:
         return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return set()
 
 
 def _copy(source: Path, folder: Path) -> Path:
@@ -69,10 +88,9 @@ def _copy(source: Path, folder: Path) -> Path:
     target = folder / source.name
     if target.exists():
         return target
-    temporary = Path(tempfile.mkdtemp(dir=folder))
-    try:
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
-        temporary.rename(target)
-    except OSError:  # another job was faster, or there is no space
-        shutil.rmtree(temporary, ignore_errors=True)
+    # Another job may be faster, and there may be no space.
+    with suppress(OSError), tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
+        copy = Path(temporary, "copy")
+        shutil.copytree(source, copy)
+        copy.rename(target)
     return target if target.exists() else folder
