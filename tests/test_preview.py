@@ -1,40 +1,47 @@
-"""What a dry run shows of lesions, times and sizes."""
+"""Estimates of a dry run."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from bids_lacuna.app.preview import describe_lesions, format_seconds
-from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives.records import LesionRecord
+from bids_lacuna.app.preview import Sample, format_seconds
+from bids_lacuna.report.pool import PAGE_SECONDS, WORKER_SECONDS
+from bids_lacuna.runtime.plan import BatchPlan
+
+PLAN = BatchPlan(
+    n_rows=30, batch_size=15, n_batches=2, fixed_bytes=0, bytes_per_row=0, n_ahead=2, n_together=4, keep_cached=True,
+    available_bytes=0,
+)  # fmt: skip
+
+SAMPLE = Sample(
+    n_subjects=12, n_together=4, seconds_begin=7, seconds_per_subject=0.5, seconds_per_lesion=0.2, bytes_per_lesion=0
+)
+
+SECONDS_OF_MAPS = 2 * (7 + (41 - 4) * 0.5) + 30 * 0.2
+"""Two passes over 41 connectome subjects, and 30 lesions' maps."""
+
+
+def test_a_run_takes_its_passes_and_its_maps() -> None:
+    """Each pass begins with the first group of connectome subjects; each lesion's maps are written."""
+    assert SAMPLE.seconds(PLAN, 41, n_report_workers=0) == pytest.approx(SECONDS_OF_MAPS)
+
+
+def test_the_reports_of_the_last_batch_come_after_its_maps() -> None:
+    """Few workers have the reports of both batches to write after the first; many finish those of the first before."""
+    slow = WORKER_SECONDS + 30 * PAGE_SECONDS
+    assert SAMPLE.seconds(PLAN, 41, n_report_workers=1) == pytest.approx(SECONDS_OF_MAPS / 2 + slow)
+    fast = WORKER_SECONDS + 30 * PAGE_SECONDS / 4
+    assert SAMPLE.seconds(PLAN, 41, n_report_workers=4) == pytest.approx(SECONDS_OF_MAPS + fast / 2)
+    one = replace(PLAN, n_batches=1, batch_size=30)
+    expected = SAMPLE.seconds(one, 41, n_report_workers=0) + fast
+    assert SAMPLE.seconds(one, 41, n_report_workers=4) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ("coverage", "is_low"), [(0.5, False), (np.nextafter(0.5, 0), True), (1, False), (0.1, True)]
+    ("seconds", "text"), [(0.2, "1 s"), (99, "99 s"), (101, "2 min"), (5000, "83 min"), (7000, "1.9 h")]
 )
-def test_lesions_less_than_half_inside_are_mapped_in_part(tmp_path: Path, coverage: float, is_low: bool) -> None:
-    """The row of a lesion says that a part of it is mapped, if less than half lies in the connectome's mask."""
-    mask = LesionMask(tmp_path / "sub-01_label-lesion_mask.nii.gz", {"sub": "01"}, None, "source", tmp_path)
-    row = describe_lesions([LesionRecord(mask, volume_mm3=1234.5, coverage=coverage)]).splitlines()[1]
-    assert ("only the part inside the connectome's mask" in row) == is_low
-    assert "1.23 mL" in row
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "1 s"),
-        (40.4, "40 s"),
-        (99.9, "100 s"),
-        (100, "2 min"),
-        (5999, "100 min"),
-        (6000, "1.7 h"),
-        (36000, "10.0 h"),
-    ],
-)
-def test_times_for_people(seconds: float, text: str) -> None:
-    """Seconds up to 100, minutes up to 100, then hours."""
+def test_a_duration_has_the_unit_that_people_use(seconds: float, text: str) -> None:
+    """Durations are whole seconds or minutes, or hours with a decimal."""
     assert format_seconds(seconds) == text

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from bids_lacuna.batch import load_lesions
 from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass
-from bids_lacuna.report.pool import PAGE_BYTES, PAGE_SECONDS, WORKER_SECONDS
+from bids_lacuna.report.pool import PAGE_BYTES, PAGE_BYTES_PER_VOXEL, PAGE_SECONDS, WORKER_SECONDS
 from bids_lacuna.runtime.logs import kind_of
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import Progress, above_the_bar
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 SAMPLED_SUBJECTS = 3 * kernels.GROUP
 """Connectome subjects of the sample; the first group also allocates the moments, the others are timed."""
+
+MASKS_AT_ONCE = 32
+"""Masks that are loaded together: a few use all threads, more would occupy memory."""
 
 SAMPLED_LESIONS = 4
 """Number of lesions, or some more, whose maps are written into a temporary folder."""
@@ -105,8 +109,8 @@ def load_records(
     """
     kept: list[LesionData] = []
     with Progress(len(pending), "reading masks", "mask", shown=show_progress) as progress:
-        for start in range(0, len(pending), 4 * n_threads):
-            some = pending[start : start + 4 * n_threads]
+        for start in range(0, len(pending), MASKS_AT_ONCE):
+            some = pending[start : start + MASKS_AT_ONCE]
             loaded = load_lesions([record.as_lesion() for record in some], analysis, n_threads)
             for record, lesion in zip(some, loaded, strict=True):
                 record.volume_mm3, record.coverage = lesion.volume_mm3, lesion.coverage
@@ -220,7 +224,8 @@ def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str
 def describe_cost(sample: Sample, plan: BatchPlan, seconds: float, n_connectome_subjects: int, job: Job) -> str:
     """Return estimates of the disk space and time for maps and reports."""
     output_dir, n_workers = job.arguments.output_dir, job.n_report_workers
-    n_bytes = plan.n_rows * (sample.bytes_per_lesion + (PAGE_BYTES if n_workers else 0))
+    page_bytes = PAGE_BYTES + PAGE_BYTES_PER_VOXEL * prod(job.analysis.connectome.grid.shape)
+    n_bytes = plan.n_rows * (sample.bytes_per_lesion + (page_bytes if n_workers else 0))
     there = next(path for path in (output_dir, *output_dir.absolute().parents) if path.is_dir())
     free_bytes = shutil.disk_usage(there).free
     what = (
