@@ -160,9 +160,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    with renamed_when_whole(path) as temporary:
+def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> None:
+    """Write a JSON file atomically; `sync` as for `renamed_when_whole`."""
+    with renamed_when_whole(path, sync=sync) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         # In a C locale, Python decodes a path's UTF-8 to surrogates; bytes that are not UTF-8 are replaced.
         temporary.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode("utf-8"))
@@ -225,15 +225,25 @@ def hash_file(path: Path) -> str:
 
 
 @contextmanager
-def renamed_when_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary name in the same folder, and rename that file to `path` if the block succeeds."""
+def renamed_when_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary name in the same folder, and rename that file to `path` if the block succeeds.
+
+    Parameters
+    ----------
+    path
+        Final name; its folder is created if missing.
+    sync
+        Whether to wait until the new name is on the disk, too. Without, call `sync_folder` after the last of
+        several files: a disk takes milliseconds each time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -247,7 +257,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     try:
         _sync(folder)
     except OSError as error:

@@ -264,3 +264,22 @@ def test_a_mask_that_changes_while_it_is_mapped_has_no_maps(tmp_path: Path, chan
     assert "has changed while it was in use" in changed.error
     assert other.error is None
     assert {path.name[:5] for path in (tmp_path / "out").rglob("*.nii.gz")} == {"sub-2"}
+
+
+def test_a_lesion_without_all_maps_has_no_sidecar(tmp_path: Path) -> None:
+    """Sidecars follow the last map, since a map with a sidecar counts as complete; other lesions are written."""
+    series = synthetic.make_series(int(synthetic.make_mask().sum()), (13, 13, 13))
+    connectome = synthetic.write_connectome(tmp_path / "GSP.h5", series, synthetic.make_mask())
+    names = [f"sub-{sub}/anat/sub-{sub}_space-{synthetic.SPACE}_label-lesion_mask" for sub in ("1", "2")]
+    bids = synthetic.write_dataset(tmp_path / "bids", {name: synthetic.box((1, 2, 3)) for name in names})
+    analysis, out = FunctionalNetworkMapping(connectome), tmp_path / "out"
+    records = decide(find_lesion_masks(bids), out, analysis.provenance)
+    # A folder in the place of the t-map, which is written last.
+    (out / map_path(records[0].mask, analysis.provenance, stat="t")).mkdir(parents=True)
+    writer = DerivativesWriter(out, analysis.provenance, records, tmp_path / "logs", {"source": "source"})
+    lesions = [record.as_lesion() for record in records]
+    failed, other = batch_process(lesions, analysis, batch_result_callback=writer, show_progress=False)
+    assert "its maps cannot be written" in failed.error
+    assert other.error is None
+    assert {path.name[:5] for path in out.rglob("*.json")} == {"sub-2"}
+    assert not list(out.rglob(".*"))

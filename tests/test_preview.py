@@ -29,7 +29,7 @@ def test_a_run_takes_its_passes_and_its_maps() -> None:
 
 
 def test_the_reports_of_the_last_batch_come_after_its_maps() -> None:
-    """Few workers have the reports of both batches to write after the first; many finish those of the first before."""
+    """One worker still has reports of the first batch to write then; several have finished them."""
     slow = WORKER_SECONDS + 30 * PAGE_SECONDS
     assert SAMPLE.seconds(PLAN, 41, n_report_workers=1) == pytest.approx(SECONDS_OF_MAPS / 2 + slow)
     fast = WORKER_SECONDS + 30 * PAGE_SECONDS / 4

@@ -20,7 +20,14 @@ from bids_lacuna.derivatives.records import (
     read_threshold,
     write_outcomes,
 )
-from bids_lacuna.files import ChangedMeanwhile, check_unchanged, read_json_object, renamed_when_whole, write_json
+from bids_lacuna.files import (
+    ChangedMeanwhile,
+    check_unchanged,
+    read_json_object,
+    renamed_when_whole,
+    sync_folder,
+    write_json,
+)
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.logs import log_failure
@@ -117,7 +124,7 @@ class DerivativesWriter:
         t_map = self.output_dir / map_path(record.mask, self.provenance, stat="t")
         sidecar = read_json_object(sidecar_path(t_map))
         sidecar.pop("Description", None)
-        self._write_masks(record.mask, images, sidecar)
+        _write_sidecars(self._write_masks(record.mask, images, sidecar))
         record.status, record.reason = "done", "only masks of |t| were missing: made from its t-map"
         record.volume_mm3, record.coverage = (
             float(value) if isinstance(value := sidecar.get(key), int | float) else None
@@ -151,21 +158,24 @@ class DerivativesWriter:
             # The sidecar has the hash of the file as it is now.
             check_unchanged({mask.path: lesion.state})
         self._remove_stale(mask, sidecar)
+        sidecars = {}
         for stat, (key, description) in STATISTICS.items():
             if key in maps:
-                path = map_path(mask, self.provenance, stat=stat)
-                self._write_map(path, maps[key], {"Description": description, **sidecar})
-        self._write_masks(mask, maps.get("binary_maps", {}), sidecar)
+                path = self._write_map(map_path(mask, self.provenance, stat=stat), maps[key])
+                sidecars[sidecar_path(path)] = {"Description": description, **sidecar}
+        _write_sidecars(sidecars | self._write_masks(mask, maps.get("binary_maps", {}), sidecar))
 
     def _write_masks(
         self, mask: LesionMask, images: Mapping[float, nib.Nifti1Image], sidecar: Mapping[str, Any]
-    ) -> None:
+    ) -> dict[Path, dict[str, Any]]:
+        """Write masks of |t|, and return their sidecars, which are not written yet."""
+        sidecars = {}
         for threshold, image in images.items():
             description = f"Voxels where the lesion network map's |t| is above {threshold:g}; 0 where t is undefined"
-            path = map_path(mask, self.provenance, stat="t", threshold=threshold)
-            self._write_map(
-                path, image, {"Description": description, "Type": "ROI", "Threshold": threshold, **sidecar}
-            )
+            path = self._write_map(map_path(mask, self.provenance, stat="t", threshold=threshold), image)
+            own = {"Description": description, "Type": "ROI", "Threshold": threshold}
+            sidecars[sidecar_path(path)] = {**own, **sidecar}
+        return sidecars
 
     def _remove_stale(self, mask: LesionMask, sidecar: Mapping[str, Any]) -> None:
         """Remove this lesion's maps of other origin, so that a new map is not taken for one of theirs."""
@@ -192,8 +202,20 @@ class DerivativesWriter:
             sidecar["Resolution"] = f"{sizes} mm, the connectome's grid"
         return sidecar
 
-    def _write_map(self, relative_path: PurePosixPath, image: nib.Nifti1Image, sidecar: Mapping[str, Any]) -> None:
+    def _write_map(self, relative_path: PurePosixPath, image: nib.Nifti1Image) -> Path:
         path = self.output_dir / relative_path
-        with renamed_when_whole(path) as temporary:
+        with renamed_when_whole(path, sync=False) as temporary:
             nib.save(image, temporary)
-        write_json(sidecar_path(path), sidecar)
+        return path
+
+
+def _write_sidecars(sidecars: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Write the sidecars of maps in one folder; a map with a sidecar counts as complete."""
+    folders = {path.parent for path in sidecars}
+    # All maps are on the disk before the first sidecar.
+    for folder in folders:
+        sync_folder(folder)
+    for path, content in sidecars.items():
+        write_json(path, content, sync=False)
+    for folder in folders:
+        sync_folder(folder)
