@@ -143,7 +143,7 @@ def test_maps_from_fewer_components(tmp_path: Path, capsys: pytest.CaptureFixtur
         for store in (full, auto):
             capsys.readouterr()
             assert build(source, store, "--dtype", dtype, "--rank", store.name.partition("-")[0]) == 0
-        found = r"auto, tolerance 1e-05: components 10 per subject; .* saved \(\d\d %\); .* r \d\S+e-\d\d"
+        found = r"auto, tolerance 1e-05: components 10 per subject; .* saved \(\d\d\.\d %\); .* r \d\S+e-\d\d"
         assert re.search(f"rank {found}\n", capsys.readouterr().err)
         assert cli.connectome_main(["info", str(auto)]) == 0
         info = capsys.readouterr().out
