@@ -25,8 +25,8 @@ demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, i
 	@echo "The maps are in demo/out/sub-*, and what became of each lesion in demo/out/logs/*/lesions.tsv."
 	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
 
-test: $(DEVELOP) browser  ## run the tests
-	$(BIN)/python $(PYTEST)
+test: $(DEVELOP) browser  ## run the tests, and measure how much of the program they reach
+	$(BIN)/python $(PYTEST) --cov --cov-report=term
 
 test-slow: $(DEVELOP)  ## run the few tests that take long each: kills, clusters and memory
 	$(BIN)/python $(PYTEST) -m slow --timeout 300
@@ -81,7 +81,7 @@ dist: .venv/installed-release  ## build the sdist and the wheel into dist, and i
 	$(BIN)/check-wheel-contents dist/*.whl
 
 clean:  ## remove all that these targets made
-	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 
 .venv/installed-package: pyproject.toml | $(BIN)/pip
 	@echo "Installing bids_lacuna into .venv; this takes a minute or two."
