@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -86,6 +87,7 @@ KEEP_A_WORKER_BUSY = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 from bids_lacuna.runtime.processes import prepare_worker
 
@@ -107,3 +109,37 @@ def test_the_worker_ends_with_its_parent() -> None:
     finally:
         with suppress(psutil.NoSuchProcess):
             worker.kill()
+
+
+IN_THIS_PROCESS = """
+import logging, os
+from bids_lacuna.runtime.processes import prepare_worker, start_pool
+logging.basicConfig(format="%(message)s")
+if __name__ == "__main__":
+    with start_pool(2, prepare_worker) as pool:
+        assert pool.submit(os.getpid).result() == os.getpid()
+"""
+
+WITHOUT_SHARED_MEMORY = 'mount -t tmpfs -o ro none /dev/shm && exec "$@"'
+"""Runs a command where /dev/shm is read-only, as in some containers and jobs."""
+
+
+def test_without_shared_memory_one_process_works(tmp_path: Path) -> None:
+    """Where locks cannot be shared between processes, tasks run in this process, and a warning tells the cause."""
+    script = tmp_path / "script.py"
+    script.write_text(IN_THIS_PROCESS)
+    command = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        WITHOUT_SHARED_MEMORY,
+        "sh",
+        sys.executable,
+        script,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "there is no shared memory for worker processes ([Errno 30]" in done.stderr
+    assert "working in this process alone" in done.stderr

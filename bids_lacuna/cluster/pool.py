@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 from threading import Event
@@ -48,18 +49,11 @@ def connect(scheduler: str | None, n_workers: int | None, n_threads: int) -> Ite
     Raises
     ------
     PassStopped
-        No scheduler answers.
+        No scheduler answers, or workers cannot start on this machine.
     """
     with _quiet():
         if scheduler is None:
-            # The plan bounds the memory of all workers together; a limit per worker would only get in its way.
-            cluster = LocalCluster(
-                n_workers=n_workers,
-                threads_per_worker=max(1, n_threads // (n_workers or 1)),
-                memory_limit=0,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-            )
+            cluster = _start_cluster(n_workers, n_threads)
             target: dict[str, Any] = {"address": cluster}
         else:
             cluster = None
@@ -78,6 +72,26 @@ def connect(scheduler: str | None, n_workers: int | None, n_threads: int) -> Ite
                 client.close(timeout=2)
             if cluster is not None:
                 cluster.close()
+
+
+def _start_cluster(n_workers: int | None, n_threads: int) -> LocalCluster:
+    """Start worker processes on this machine."""
+    try:
+        # Dask's own error for a lock that cannot be made does not name the cause.
+        get_context("spawn").Lock()
+    except (OSError, ImportError) as error:
+        raise PassStopped(
+            f"Dask's workers need shared memory, which this machine does not provide ({error}): make /dev/shm "
+            "writable, or leave out --dask-workers, since one process uses all processors as well"
+        ) from error
+    # The plan bounds the memory of all workers together; a limit per worker would only get in its way.
+    return LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=max(1, n_threads // (n_workers or 1)),
+        memory_limit=0,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+    )
 
 
 def _await_file(path: str) -> str:

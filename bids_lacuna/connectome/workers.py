@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from bids_lacuna.connectome.importers.source import Source
 from bids_lacuna.connectome.records import read_signature, stored_runs, write_record
 from bids_lacuna.connectome.store import Store, StoredSubject, StoreDtype, write_subject
 from bids_lacuna.files import FileState, check_unchanged
-from bids_lacuna.runtime.processes import prepare_worker
+from bids_lacuna.runtime.processes import prepare_worker, start_pool
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.text import format_bytes
 
@@ -148,11 +147,9 @@ def _refuse(damaged: Mapping[str, str], n_subjects: int) -> NoReturn:
 
 
 @contextmanager
-def _processes(job: Job, n_processes: int) -> Iterator[ProcessPoolExecutor]:
+def _processes(job: Job, n_processes: int) -> Iterator[Executor]:
     """Start worker processes that know the job; if the block fails, pending subjects are cancelled."""
-    pool = ProcessPoolExecutor(
-        n_processes, multiprocessing.get_context("spawn"), initializer=_start_process, initargs=(job,)
-    )
+    pool = start_pool(n_processes, _start_process, job)
     try:
         yield pool
     finally:

@@ -6,13 +6,12 @@ import logging
 import os
 import warnings
 from collections.abc import Collection, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from bids_lacuna.runtime.processes import prepare_worker
+from bids_lacuna.runtime.processes import prepare_worker, start_pool
 
 if TYPE_CHECKING:
     from bids_lacuna.derivatives import LesionRecord
@@ -85,7 +84,7 @@ class ReportPool:
         """
         self._output_dir = output_dir
         self._n_workers = n_workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: Executor | None = None
         self._pages: dict[str, Future[list[str]]] = {}
 
     def __enter__(self) -> Self:
@@ -112,8 +111,7 @@ class ReportPool:
     def _begin(self, label: str | None) -> Future[list[str]]:
         try:
             if self._pool is None:
-                # Not forked: a fork would share the locks and the memory of the mapping process.
-                self._pool = ProcessPoolExecutor(self._n_workers, get_context("spawn"), _prepare_worker)
+                self._pool = start_pool(self._n_workers, _prepare_worker)
             return self._pool.submit(_write_page, self._output_dir, label)
         # A process cannot be started or was killed: like a page that fails, no reason to stop.
         except Exception as error:
