@@ -218,6 +218,17 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
             writer.writerow(map(one_line, row))
 
 
+def is_searchable(folder: Path) -> bool:
+    """Return whether permissions allow to list a folder and to open what is in it."""
+    try:
+        os.scandir(folder).close()
+        # pathlib would drop the dot, which needs the permission to search the folder.
+        os.stat(f"{folder}/.")  # noqa: PTH116
+    except PermissionError:
+        return False
+    return True
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file; raises OSError if it cannot be read."""
     with path.open("rb") as file:

@@ -43,6 +43,27 @@ def tell_bytes_apart(needed: int, available: int) -> tuple[str, str]:
     return shown if shown[0] != shown[1] or needed == available else (f"{needed} B", f"{available} B")
 
 
+def suggest_labels(labels: Iterable[str], known: Iterable[str]) -> str:
+    """Suggest the known BIDS labels that are meant by unknown ones: by what they mean, or else by their letters.
+
+    `1` means `001`, and `01,02` means two labels. Empty if nothing is similar.
+    """
+    labels, known = list(labels), sorted(known)
+    parts = [part for label in labels for part in re.split(r"[,;\s]+", label) if part]
+    if len(parts) > len(labels):
+        return f": separate labels by spaces, as in {' '.join(parts)}"
+    alike = [near for near in known if _meaning(near) in map(_meaning, labels)]
+    if alike:
+        return f": did you mean {' '.join(alike)}?"
+    return suggest(labels[0], known) if labels else ""
+
+
+def _meaning(label: str) -> str:
+    """Return a BIDS label without case, prefix, separators and leading zeros."""
+    plain = re.sub(r"[^a-z0-9]", "", re.sub(r"^(sub|ses)-?", "", label.lower()))
+    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain)
+
+
 def format_bytes(n: int) -> str:
     """Format a number of bytes for people, as in 512 B, 17 KiB and 1.3 GiB."""
     size = float(n)

@@ -139,7 +139,7 @@ def test_further_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     second.touch()
     assert find(tmp_path) == []
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith(f"files left out that may be further lesion masks: 1, such as {second}: ")
+    assert message.startswith(f"left out, although they may be or hold further lesion masks: 1, such as {second}: ")
     assert message.endswith("a file's ending is .NII.GZ: rename it to .nii.gz")
 
 

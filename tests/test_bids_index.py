@@ -9,9 +9,10 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,14 @@ import pytest
 import synthetic
 from synthetic import DERIVATIVE, RAW
 
-from bids_lacuna.bids import LesionMask, NoLesionMasks, UnknownParticipant, find_lesion_masks, read_filter_file
+from bids_lacuna.bids import (
+    LesionMask,
+    NoLesionMasks,
+    UnknownParticipant,
+    find_lesion_masks,
+    find_participants_without_mask,
+    read_filter_file,
+)
 
 LESION = "sub-01/anat/sub-01_label-lesion_mask.nii.gz"
 
@@ -407,3 +415,76 @@ def test_index_on_a_full_disk(tmp_path: Path) -> None:
     assert warning.startswith(f"WARNING no index is used in {tmp_path / 'database'}")
     assert found == Path(LESION).name
     assert not list((tmp_path / "database").iterdir())
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Make a folder that other users may enter, unlike pytest's own."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+@pytest.mark.parametrize("place", ["sub-02", "sub-02/anat"])
+@pytest.mark.parametrize("with_database", [False, True])
+def test_unsearchable_folder(
+    shared: Path, caplog: pytest.LogCaptureFixture, mode: int, place: str, with_database: bool
+) -> None:
+    """A folder that may not be searched is left out with a warning; the masks of other participants are found."""
+    root = synthetic.write_images(shared / "bids", LESION, LESION.replace("01", "02"))
+    (root / place).chmod(mode)
+    try:
+        with synthetic.as_nobody():
+            found = find_lesion_masks(root, database_dir=shared / "database" if with_database else None)
+            lost = find_participants_without_mask(found, root)
+    finally:
+        (root / place).chmod(0o755)
+    assert names(found) == [Path(LESION).name]
+    assert [(participant.label, participant.path) for participant in lost] == [("02", root / place)]
+    assert str(root / place) in caplog.text
+    if mode != 0o111:
+        assert len(find_lesion_masks(root, database_dir=shared / "database")) == 2
+
+
+def test_further_unsearchable_folder(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A session that may not be searched is named although its participant has a mask."""
+    root = synthetic.write_images(shared / "bids", LESION, "sub-01/ses-2/anat/sub-01_ses-2_label-lesion_mask.nii.gz")
+    (root / "sub-01/ses-2").chmod(0)
+    try:
+        with synthetic.as_nobody():
+            found = find_lesion_masks(root)
+            assert find_participants_without_mask(found, root) == []
+    finally:
+        (root / "sub-01/ses-2").chmod(0o755)
+    assert f"such as {root / 'sub-01/ses-2'}: a folder cannot be read: check its permissions" in caplog.text
+
+
+def test_unsearchable_dataset(shared: Path) -> None:
+    """A dataset that may not be searched is an error."""
+    root = synthetic.write_images(shared / "bids", LESION)
+    root.chmod(0)
+    try:
+        with synthetic.as_nobody(), pytest.raises(PermissionError):
+            find_lesion_masks(root)
+    finally:
+        root.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["001,002"], "separate labels by spaces, as in 001 002"),
+        (["sub-001;sub-002"], "separate labels by spaces, as in 001 sub-002"),
+        (["1"], "did you mean 001?"),
+        (["sub-1", "2"], "did you mean 001 002?"),
+        (["P01"], "did you mean p1?"),
+        (["Sub-001"], "did you mean 001?"),
+    ],
+)
+def test_suggested_participants(tmp_path: Path, asked: list[str], words: str) -> None:
+    """A label that means the same as an existing one is recognized, and so are several that are one word."""
+    synthetic.write_images(tmp_path, *(f"sub-{label}/anat/sub-{label}_T1w.nii.gz" for label in ("001", "002", "p1")))
+    with pytest.raises(UnknownParticipant) as caught:
+        find_lesion_masks(tmp_path, participant_labels=asked)
+    assert words in str(caught.value)

@@ -7,11 +7,21 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
 import pytest
-from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, make_mask, make_series, write_connectome, write_connectome_folder
+from synthetic import (
+    OBLIQUE,
+    RADIOLOGICAL,
+    SHAPE,
+    as_nobody,
+    make_mask,
+    make_series,
+    write_connectome,
+    write_connectome_folder,
+)
 
 from bids_lacuna.connectome import Connectome, ConnectomeSubject, build_store
 from bids_lacuna.connectome.importers import hdf5
@@ -447,3 +457,25 @@ def test_files_leave_the_page_cache_unless_kept(
     monkeypatch.setattr("bids_lacuna.connectome.connectome.forget", forgotten.append)
     list(Connectome.open(file).subjects(keep_cached=keep_cached))
     assert forgotten == ([] if keep_cached else [[file]] * 3)
+
+
+@pytest.mark.parametrize("name", ["store", "files", "files/above"])
+def test_connectome_that_may_not_be_searched(name: str) -> None:
+    """A connectome in a folder that may not be searched is an error that says so."""
+    # Other users may not enter pytest's own folders.
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "connectome"
+        place.mkdir()
+        Path(folder).chmod(0o755)
+        if name == "store":
+            (place / "connectome.json").write_text("{}")
+        else:
+            (place / "a.h5").touch()
+        place.chmod(0)
+        path = place / "a.h5" if name == "files/above" else place
+        with (
+            as_nobody(),
+            pytest.raises(PermissionError, match=f"connectome {path} may not be searched: check its permissions"),
+        ):
+            Connectome.open(path)
+        place.chmod(0o755)

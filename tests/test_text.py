@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from bids_lacuna.text import format_bytes, one_line, parse_bytes, percent, suggest, tell_apart, tell_bytes_apart
+from bids_lacuna.text import (
+    format_bytes,
+    one_line,
+    parse_bytes,
+    percent,
+    suggest,
+    suggest_labels,
+    tell_apart,
+    tell_bytes_apart,
+)
 
 MIB = 2**20
 
@@ -143,3 +152,22 @@ def test_different_numbers_of_bytes_look_different() -> None:
     """Bytes are rounded, unless that would hide the difference."""
     assert tell_bytes_apart(3 * 2**29, 2**30) == ("1.5 GiB", "1 GiB")
     assert tell_bytes_apart(2**30 + 7, 2**30) == ("1073741831 B", "1073741824 B")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["001,002"], ": separate labels by spaces, as in 001 002"),
+        (["001", "002;9"], ": separate labels by spaces, as in 001 002 9"),
+        (["1"], ": did you mean 001?"),
+        (["sub-1", "2"], ": did you mean 001 002?"),
+        (["patient7"], ": did you mean Patient07?"),
+        (["ses-pre"], ": did you mean pre?"),
+        (["0010"], ": did you mean 001?"),
+        (["xyz"], ""),
+        ([], ""),
+    ],
+)
+def test_suggested_labels(labels: list[str], words: str) -> None:
+    """Labels that mean the same are suggested before those with similar letters; commas are no part of a label."""
+    assert suggest_labels(labels, ["001", "002", "Patient07", "pre"]) == words

@@ -165,6 +165,10 @@ def run_command(
             logger.debug("traceback of the error below", exc_info=True)
             sys.stderr.write(f"{parser.prog}: error: {stop}\n")
             return stop.status
+        except PermissionError as error:
+            logger.debug("traceback of the error below", exc_info=True)
+            sys.stderr.write(f"{parser.prog}: error: {describe_permission(error)}\n")
+            return Exit.NO_INPUT
         except ModuleNotFoundError as error:
             sys.stderr.write(
                 f"{parser.prog}: error: {error.name} is not installed for {sys.executable}: run `make demo` and use "
@@ -219,7 +223,15 @@ def ending(status: Exit, *errors: type[Exception], saying: str = "") -> Iterator
     try:
         yield
     except errors as error:
-        raise Stop(status, f"{saying} ({error})" if saying else str(error)) from error
+        sentence = describe_permission(error) if isinstance(error, PermissionError) else str(error)
+        raise Stop(status, f"{saying} ({error})" if saying else sentence) from error
+
+
+def describe_permission(error: PermissionError) -> str:
+    """Describe an error of permissions: the system's own message does not say what to do."""
+    if error.filename is None:
+        return str(error)
+    return f"{error.filename} may not be opened: check its permissions, and those of the folders above it"
 
 
 def make_folder(folder: Path) -> Path:

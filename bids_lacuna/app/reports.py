@@ -13,6 +13,7 @@ from bids_lacuna.report.maps_on_disk import find_participants
 from bids_lacuna.report.pool import ReportPool, choose_n_workers
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.plan import Resources
+from bids_lacuna.text import suggest_labels
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,10 @@ def run_participant(arguments: argparse.Namespace) -> Exit:
     there = find_participants(out)
     wanted = [label.removeprefix("sub-") for label in arguments.participant_label] or there
     if unknown := sorted(set(wanted) - set(there)):
-        raise Stop(Exit.NO_INPUT, f"{out} has no participant {', '.join(unknown)}: there are {', '.join(there)}")
+        near = suggest_labels(unknown, there)
+        raise Stop(
+            Exit.NO_INPUT, f"{out} has no participant {', '.join(unknown)}: there are {', '.join(there)}{near}"
+        )
     resources = find_resources(arguments.mem, arguments.nprocs)
     with (
         ending(Exit.CANNOT_CREATE, OSError, saying=f"{out} cannot be written to"),

@@ -45,6 +45,9 @@ NOT_IMAGES = re.compile(
 OTHER_FORMATS = re.compile(r"(?i)\.(mg[hz]|hdr|img|nrrd|nhdr|mh[ad]|mnc|dcm|ima|par|rec|head|brik|gipl)(\.gz)?$")
 """Endings of images in formats other than NIfTI."""
 
+UNREADABLE = "a folder cannot be read: check its permissions"
+"""Reason why a participant's masks are unknown."""
+
 FOLDER_NEAR_MISS = re.compile(r"(?i)(sub|subject|participant|patient|pat)[-_ ]?[a-z0-9+]+")
 """Name of a folder that is probably a participant's, including right ones."""
 
@@ -103,6 +106,8 @@ def find_absences(search: Search, covered: Collection[str]) -> list[ParticipantW
 def find_left_out(search: Search, found: Collection[Path], covered: Collection[str]) -> dict[Path, str]:
     """Find files of participants with masks that would be further masks, but for the ending of their names.
 
+    Folders that cannot be read are among them.
+
     Parameters
     ----------
     search, covered
@@ -121,7 +126,8 @@ def find_left_out(search: Search, found: Collection[Path], covered: Collection[s
     stems = {(path.parent, _split(path.name)[0]) for path in found}
     for label, folders in _participants_folders(search).items():
         for dataset, folder in folders if label in covered else []:
-            for path in _list_files(folder, []):
+            unreadable: list[OSError] = []
+            for path in _list_files(folder, unreadable):
                 stem, ending = _split(path.name)
                 if ending in NIFTI or not (".nii" in ending.lower() or OTHER_FORMATS.search(ending)):
                     continue
@@ -132,6 +138,7 @@ def find_left_out(search: Search, found: Collection[Path], covered: Collection[s
                     and _is_mask(image, metadata, search)
                 ):
                     left_out[path] = _describe_ending(ending)
+            left_out |= {Path(error.filename): UNREADABLE for error in unreadable}
     return left_out
 
 
@@ -192,7 +199,7 @@ def _explain_absence(
     dataset = folders[0][0] if folders else "source"
     if unreadable:
         place = Path(unreadable[0].filename)
-        return ParticipantWithoutMask(label, dataset, "a folder cannot be read: check its permissions", place)
+        return ParticipantWithoutMask(label, dataset, UNREADABLE, place)
     if misses:
         _, path, reason = min(misses)
         return ParticipantWithoutMask(label, dataset, reason, path)
@@ -286,6 +293,13 @@ def _split(name: str) -> tuple[str, str]:
 def _list_files(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
     """List the files in a folder and below that may be images; hidden ones are skipped."""
     for place, folders, names in os.walk(folder, onerror=unreadable.append):
+        try:
+            # Without the permission to search it, a folder may be listed, but its files are out of reach.
+            os.stat(f"{place}/.")  # noqa: PTH116
+        except OSError as error:
+            unreadable.append(error)
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and not NOT_IMAGES.search(name):

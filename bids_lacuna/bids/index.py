@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import sqlite3
@@ -26,8 +27,8 @@ from bids.layout import BIDSLayout, BIDSLayoutIndexer, Config
 from sqlalchemy.exc import SQLAlchemyError  # pybids keeps its index with it
 
 from bids_lacuna.bids.links import FoldersReachedElsewhere
-from bids_lacuna.files import read_json_object
-from bids_lacuna.text import suggest
+from bids_lacuna.files import is_searchable, read_json_object
+from bids_lacuna.text import suggest_labels
 
 logger = logging.getLogger(__name__)
 
@@ -108,19 +109,43 @@ def check_labels(kind: str, labels: Sequence[str], roots: Collection[Path], patt
     unknown = [label for label in labels if label not in present]
     if unknown:
         instead = f"there are {listing(sorted(present))}" if present else f"there are no {pattern} folders"
-        near = suggest(unknown[0], present)
+        near = suggest_labels(unknown, present)
         raise UnknownParticipant(f"{listing(roots)} has no {kind} {listing(unknown)}: {instead}{near}")
 
 
-def list_images(dataset: str, root: Path, participants: Sequence[str], database_dir: Path | None) -> list[Image]:
+def list_searchable_images(
+    dataset: str, root: Path, participants: Sequence[str], database_dir: Path | None
+) -> list[Image]:
+    """List the NIfTI files of a dataset as `list_images`, but leave out folders that may not be searched."""
+    try:
+        return list_images(dataset, root, participants, database_dir)
+    except PermissionError:
+        if not (unsearchable := _find_unsearchable(root)):
+            raise
+    logger.warning(
+        "folders were left out that may not be searched: %s: check their permissions",
+        listing(f"{root}{path}" for path in unsearchable),
+    )
+    pattern = re.compile(f"^({'|'.join(map(re.escape, unsearchable))})(/|$)")
+    # An index on disk would lack these folders also when their permissions are correct.
+    return list_images(dataset, root, participants, None, ignore=(*NOT_SEARCHED, pattern))
+
+
+def list_images(
+    dataset: str,
+    root: Path,
+    participants: Sequence[str],
+    database_dir: Path | None,
+    ignore: Sequence[re.Pattern[str]] = NOT_SEARCHED,
+) -> list[Image]:
     """List the NIfTI files of a dataset: of some participants, or of all if the index is kept on disk."""
     if database_dir is not None:
         paths = _list_indexed(root, database_dir / f"{dataset}-{zlib.crc32(bytes(root)):08x}")
     elif participants:
         others = re.compile(rf"^/sub-(?!({'|'.join(map(re.escape, participants))})(?![a-zA-Z0-9+]))")
-        paths = _list_paths(root, [*NOT_SEARCHED, others])
+        paths = _list_paths(root, [*ignore, others])
     else:
-        paths = _list_paths(root, NOT_SEARCHED)
+        paths = _list_paths(root, ignore)
     return [Image(dataset, root, path, parse_name(path)) for path in paths]
 
 
@@ -213,6 +238,21 @@ def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | 
     layout.session.close()
     layout.connection_manager.engine.dispose()
     return paths
+
+
+def _find_unsearchable(root: Path) -> list[str]:
+    """List the folders below a dataset's root that may not be searched, by their paths after the root."""
+    unsearchable = []
+    for place, folders, _ in os.walk(root):
+        for name in sorted(folders):
+            folder = Path(place, name)
+            path = f"/{folder.relative_to(root).as_posix()}"
+            if name.startswith(".") or any(pattern.search(path) for pattern in NOT_SEARCHED):
+                folders.remove(name)
+            elif not is_searchable(folder):
+                unsearchable.append(path)
+                folders.remove(name)
+    return sorted(unsearchable)
 
 
 def parse_name(path: Path) -> dict[str, str]:

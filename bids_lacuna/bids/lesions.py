@@ -23,7 +23,7 @@ from bids_lacuna.bids.index import (
     check_labels,
     explain_nothing,
     fits,
-    list_images,
+    list_searchable_images,
     listing,
     parse_name,
     read_filters,
@@ -119,7 +119,7 @@ def find_lesion_masks(
     everything = (
         image
         for dataset, root in search.datasets.items()
-        for image in list_images(dataset, root, search.participants, database_dir)
+        for image in list_searchable_images(dataset, root, search.participants, database_dir)
     )
     listed = reached_once(everything, lambda image: image.path)
     _warn_about_missing_labels(listed)
@@ -184,7 +184,7 @@ def find_participants_without_mask(
     if left_out := find_left_out(search, found, covered):
         first = min(left_out)
         logger.warning(
-            "files left out that may be further lesion masks: %d, such as %s: %s",
+            "left out, although they may be or hold further lesion masks: %d, such as %s: %s",
             len(left_out),
             first,
             left_out[first],

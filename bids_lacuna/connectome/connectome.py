@@ -18,7 +18,7 @@ import numpy as np
 
 from bids_lacuna.connectome.importers import hdf5
 from bids_lacuna.connectome.store import Store, is_store, subject_bytes
-from bids_lacuna.files import ChangedMeanwhile, FileState, check_unchanged, forget
+from bids_lacuna.files import ChangedMeanwhile, FileState, check_unchanged, forget, is_searchable
 from bids_lacuna.grid import Grid
 from bids_lacuna.spaces import DEFAULT_SPACE
 
@@ -68,6 +68,8 @@ class Connectome:
 
         Raises
         ------
+        PermissionError
+            The folder may not be searched.
         FileNotFoundError
             There is no such file or folder, it has no HDF5 file, or the store is unfinished.
         ValueError
@@ -76,6 +78,7 @@ class Connectome:
         """
         path = Path(path)
         recordings: Store | hdf5.Hdf5Source
+        _check_searchable(path)
         if is_store(path):
             recordings = Store.open(path)
             own_name = recordings.name
@@ -235,3 +238,16 @@ class Connectome:
                     raise changed from None
                 recordings.states[file] = now
         return any(recordings.states[file] != state for file, state in before.items())
+
+
+def _check_searchable(path: Path) -> None:
+    """Raise an error for a folder whose files may not be opened, or that lies in such a folder."""
+    try:
+        # A store need not be listed.
+        allowed = not path.is_dir() or is_store(path) or is_searchable(path)
+    except PermissionError:
+        allowed = False
+    if not allowed:
+        raise PermissionError(
+            f"the connectome {path} may not be searched: check its permissions, and those of the folders above it"
+        )
