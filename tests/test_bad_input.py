@@ -731,3 +731,29 @@ def test_an_output_folder_that_vanishes(bids: Path, tmp_path: Path) -> None:
     assert "the table of outcomes could not be written" in last_line(printed)
     assert "its maps cannot be written" in printed
     assert out.read_text() == "in the way"
+
+
+@pytest.mark.parametrize("closed", ["bids", "other", "output", "filters"])
+def test_folders_that_may_not_be_searched(closed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that may not be searched ends the program with a sentence that names the path and what to do."""
+    # Other users may not enter pytest's own folders.
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        (root / "closed").mkdir()
+        places = {
+            name: root / ("closed" if name == closed else "open") / name for name in ("bids", "other", "output")
+        }
+        for name in ("bids", "other"):
+            synthetic.write_images(places[name], "sub-01/anat/sub-01_label-lesion_mask.nii.gz")
+        filters = root / ("closed" if closed == "filters" else "open") / "filters.json"
+        filters.write_text('{"lesion": {}}')
+        (root / "closed").chmod(0)
+        arguments = [places["bids"], places["output"], "group", "-d", places["other"], "--bids-filter-file", filters]
+        with synthetic.as_nobody():
+            status = status_of(cli.main, *arguments, "--dry-run")
+        (root / "closed").chmod(0o755)
+    error = last_line(capsys.readouterr().err)
+    assert status == 66
+    assert "may not be opened: check its permissions, and those of the folders above it" in error
+    assert f"{root}/closed/" in error
