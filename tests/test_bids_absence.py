@@ -83,6 +83,14 @@ def test_nearest_miss(tmp_path: Path) -> None:
     assert [participant.path for participant in find(tmp_path)] == [tmp_path / images[-1]]
 
 
+def test_folder_linked_to_another(tmp_path: Path) -> None:
+    """A participant whose folder is a link to another one's has no mask of their own."""
+    synthetic.write_images(tmp_path, MASK)
+    (tmp_path / "sub-02").symlink_to("sub-01")
+    (participant,) = find(tmp_path)
+    assert participant.reason.startswith("a mask there has another participant's label")
+
+
 def test_everybody_has_a_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Masks in another dataset, at the root or in a folder for participant and session count; nothing is said."""
     root = synthetic.write_images(

@@ -228,6 +228,8 @@ def _describe_near_miss(image: Image, path: Path, search: Search, metadata: Meta
             return 0, ending_reason
         if "sub" not in image.name:
             return 0, "a file's name has no sub-<label>: rename the file"
+        if image.name["sub"] != folder_label(image, "sub"):
+            return 0, "a mask there has another participant's label in its name: rename or move it"
         if NOT_UTF8.search(str(path)):
             return 0, "a file's name is not UTF-8: rename the file"
         if not _is_wanted(image, search):
