@@ -89,7 +89,7 @@ def test_texts_have_the_masks_of_all_runs(bids: Path, silent_connectome: Path, t
     write_participant_report(out, "01")
     page = (out / "sub-01.html").read_text().replace("&gt;", ">")
     assert sentence in page
-    assert "|t| > 2, |t| > 7.5" in page
+    assert "|t| > 2; with masks of other runs: |t| > 2, |t| > 7.5" in page
     (mapping,) = [table.parent.name for table in out.glob("logs/*/lesions.tsv") if "\t1\n" in table.read_text()]
     assert f"logs/{mapping}/lesions.tsv" in page
     assert page.count("Outcomes of all lesions") == 1

@@ -152,7 +152,9 @@ def test_a_group_is_described() -> None:
     assert "The maps of 40 lesions" in text
     assert "bids_lacuna 1.2.3 [@bids_lacuna]" in text
     minus = "\N{MINUS SIGN}"
-    assert f"fraction of lesions with t > 5, t > 7.5, t < {minus}5 and t < {minus}7.5." in text
+    assert (
+        f"fraction of lesions with t > 5, t > 7.5, t < {minus}5 and t < {minus}7.5, of those with a t there." in text
+    )
     alone = describe_group_methods(1, [], "1.2.3")
     assert "The maps of 1 lesion were" in alone
     assert "fraction" not in alone

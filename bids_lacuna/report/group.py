@@ -305,7 +305,8 @@ class _Drawing:
         title = f"Fraction of the {self._lesions} with {beyond}"
         figures.draw_overlap(path, volume, (0, 0.25, 0.5, 0.75, 1), "fraction", percent, (title, STAMP))
         most = f"at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm"
-        what = f"{title}: {most if facts.n_above else 'zero in every voxel'}. {STAMP}"
+        most = most if facts.n_above else "zero in every voxel"
+        what = f"{title}: {most}. In each voxel, lesions whose t is undefined there are left out. {STAMP}"
         return self._add(f"Network overlap, {beyond}", path, what)
 
     def _add(self, name: str, path: Path, what: str) -> Picture:

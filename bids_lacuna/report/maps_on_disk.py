@@ -27,6 +27,7 @@ class MappedLesion:
     sidecar: Mapping[str, Any]
     """Sidecar of the r-map."""
     r_map: Path
+    z_map: Path | None
     t_map: Path | None
     n_map: Path | None
     binary_maps: Mapping[float, Path]
@@ -94,13 +95,14 @@ def read_mapped_lesion(output_dir: Path, r_sidecar: Path, links: Mapping[str, An
     """
     sidecar = read_json_object(r_sidecar)
     before, after = r_sidecar.name.removesuffix("_statmap.json").rsplit("_stat-r_", 1)
-    t_map, n_map = (r_sidecar.with_name(f"{before}_stat-{stat}_{after}_statmap.nii.gz") for stat in "tn")
+    z_map, t_map, n_map = (r_sidecar.with_name(f"{before}_stat-{stat}_{after}_statmap.nii.gz") for stat in "ztn")
     dataset, _, source = str((sidecar.get("Sources") or [""])[0]).removeprefix("bids:").partition(":")
     return MappedLesion(
         f"{before}_{after}",
         dict(part.split("-", 1) for part in f"{before}_{after}".split("_") if "-" in part),
         sidecar,
         _image_of(r_sidecar),
+        z_map if z_map.exists() else None,
         t_map if t_map.exists() else None,
         n_map if n_map.exists() else None,
         _find_binary_maps(r_sidecar, before, after, sidecar.get("ConnectomeName")),

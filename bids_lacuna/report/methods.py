@@ -58,7 +58,11 @@ def describe_group_methods(n_lesions: int, t_thresholds: Sequence[float], versio
     """Describe in Markdown how the maps of a group were summarized."""
     above = [f"t > {threshold:g}" for threshold in t_thresholds]
     below = [f"t < \N{MINUS SIGN}{threshold:g}" for threshold in t_thresholds]
-    fractions = f", and the fraction of lesions with {_listing([*above, *below])}" if t_thresholds else ""
+    fractions = (
+        f", and the fraction of lesions with {_listing([*above, *below])}, of those with a t there"
+        if t_thresholds
+        else ""
+    )
     return (
         f"The maps of {_count(n_lesions, 'lesion')} were described as a group with bids_lacuna {version} "
         "[@bids_lacuna]: the number of lesions at each voxel, the mean r and the mean Fisher z over the lesions "

@@ -85,7 +85,7 @@ def _describe_runs(
 ) -> list[dict[str, Any]]:
     """Describe each run, with the headings of the lesions that it mapped and the masks that it did not."""
     headings: dict[Path, list[str]] = {}
-    found = dict(runs)
+    found, originals = dict(runs), {origin.log_dir: origin.run for origin in origins if origin}
     for section, origin in zip(sections, origins, strict=True):
         if origin is not None:
             headings.setdefault(origin.log_dir, []).append(section.heading)
@@ -96,7 +96,7 @@ def _describe_runs(
     return [
         {
             "headings": headings[log_dir],
-            "rows": _run_rows(found[log_dir]) if log_dir in found else [],
+            "rows": _run_rows(found[log_dir], originals.get(log_dir)) if log_dir in found else [],
             "command": found[log_dir].command if log_dir in found else "",
             "table": (log_dir / OUTCOMES).relative_to(output_dir).as_posix(),
         }
@@ -112,9 +112,11 @@ def _explain_missing_methods(origins: Sequence[Outcome | None]) -> str:
     return "The logs of the run, which the text is generated from, no longer exist."
 
 
-def _run_rows(run: Run) -> list[tuple[str, str]]:
+def _run_rows(run: Run, original: Run | None = None) -> list[tuple[str, str]]:
     sizes = " \N{MULTIPLICATION SIGN} ".join(f"{size:g}" for size in run.provenance.voxel_sizes_mm)
-    thresholds = ", ".join(f"|t| > {threshold:g}" for threshold in run.provenance.options.t_thresholds) or "none"
+    thresholds = _list_thresholds(run)
+    if original and thresholds != (own := _list_thresholds(original)):
+        thresholds = f"{own}; with masks of other runs: {thresholds}"
     so_far = "" if run.finished else ", up to this participant's batch"
     taken = "unknown" if run.seconds is None else f"{timedelta(seconds=round(run.seconds))} (h:mm:ss){so_far}"
     used = "unknown" if run.peak_bytes is None else f"{format_bytes(run.peak_bytes)}{so_far}"
@@ -137,3 +139,7 @@ def _run_rows(run: Run) -> list[tuple[str, str]]:
     if run.provenance.options.lesion_threshold is not None:
         rows.insert(5, ("Lesion threshold", f"{run.provenance.options.lesion_threshold:g}"))
     return rows
+
+
+def _list_thresholds(run: Run) -> str:
+    return ", ".join(f"|t| > {threshold:g}" for threshold in run.provenance.options.t_thresholds) or "none"

@@ -61,7 +61,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
         coverage,
         n_subjects if isinstance(n_subjects, int) else None,
     )
-    maps = [lesion.r_map, lesion.t_map, lesion.n_map, *lesion.binary_maps.values()]
+    maps = [lesion.r_map, lesion.z_map, lesion.t_map, lesion.n_map, *lesion.binary_maps.values()]
     section.files = [path.relative_to(output_dir).as_posix() for path in maps if path]
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.facts = [

@@ -45,7 +45,7 @@ PANEL_PIXELS = 186
 LABEL_PIXELS = 22
 """Height below each row of slices, for their coordinates."""
 
-BAR_PIXELS = 120
+BAR_PIXELS = 140
 """Width beside the slices, for the colour bar and its numbers."""
 
 SIDE_PIXELS = 66
