@@ -316,6 +316,7 @@ def test_the_page_of_a_failed_lesion_describes_its_run(failed: Path) -> None:
     ):
         assert words in page.text
     assert "no longer exist" not in page.text
+    assert "How to read the maps" not in page.text
     assert f"./{log.parent.relative_to(failed)}/lesions.tsv" in [a["href"] for a in page.all("a")]
     # Without run.json, the table is still there.
     log.unlink()
