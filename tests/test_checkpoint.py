@@ -30,6 +30,7 @@ from synthetic import (
 from bids_lacuna.batch import batch_process
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping
+from bids_lacuna.mapping.moments import RunningMoments
 from bids_lacuna.runtime.checkpoint import Checkpoints
 from bids_lacuna.runtime.signals import TERMINATING, Terminated, terminations_raised
 
@@ -230,6 +231,22 @@ def test_a_folder_that_cannot_be_used_stops_nothing(
     (tmp_path / "kept").rmdir()
     (tmp_path / "kept").write_text("a file", encoding="utf-8")
     map_all(analysis, lesions, checkpoints)
+
+
+@pytest.mark.parametrize("missing_bytes", [0, 1])
+def test_sums_may_fill_the_disk_to_the_byte(
+    analysis: FunctionalNetworkMapping,
+    lesions: list[LesionData],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    missing_bytes: int,
+) -> None:
+    """Sums are saved where they just fit, and not where one byte is missing."""
+    checkpoints = keep(analysis, tmp_path / "kept", interval_s=0)
+    n_bytes = RunningMoments(len(lesions), N_VOXELS).nbytes
+    checkpoints.free_bytes = lambda: n_bytes - missing_bytes
+    map_all(analysis, lesions, checkpoints)
+    assert ("no checkpoint is kept" in caplog.text) == bool(missing_bytes)
 
 
 def test_batches_stay_those_of_the_first_run(analysis: FunctionalNetworkMapping, tmp_path: Path) -> None:

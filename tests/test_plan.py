@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from bids_lacuna.runtime.memory import memory_budget, resident_bytes, room_for_files
+from bids_lacuna.runtime.memory import find_resources, memory_budget, resident_bytes, room_for_files
 from bids_lacuna.runtime.plan import Footprint, Resources, plan_batches
 from bids_lacuna.text import format_bytes
 
@@ -70,6 +70,13 @@ def test_cpus_follow_affinity() -> None:
     )
     child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert child.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(None, 3), (1, 1), (3, 3), (4, 3), (10**30, 3)])
+def test_no_more_threads_than_processors(monkeypatch: pytest.MonkeyPatch, wanted: int | None, found: int) -> None:
+    """A run uses all processors, or as many threads as the user wants, up to that."""
+    monkeypatch.setattr("bids_lacuna.runtime.memory.available_cpus", lambda: 3)
+    assert find_resources(n_threads=wanted).n_threads == found
 
 
 def test_resident_bytes_grow_with_what_is_written() -> None:
