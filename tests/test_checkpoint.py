@@ -233,6 +233,24 @@ def test_a_folder_that_cannot_be_used_stops_nothing(
     map_all(analysis, lesions, checkpoints)
 
 
+@pytest.mark.parametrize("n_saved", [2, 3])
+def test_the_newest_sums_stay_until_the_next_are_whole(
+    analysis: FunctionalNetworkMapping, tmp_path: Path, n_saved: int
+) -> None:
+    """A run resumes after the most subjects that were saved, also where its own first save has failed."""
+    rows, moments = {"lesion": "hash"}, RunningMoments(1, 5)
+    first = keep(analysis, tmp_path)
+    first.begin([["lesion"]])
+    for n_subjects in range(1, n_saved + 1):
+        first.save(rows, moments, n_subjects)
+    for _ in range(2):
+        resumed = keep(analysis, tmp_path)
+        resumed.begin([["lesion"]])
+        assert resumed.resume(rows, lambda: RunningMoments(1, 5))[1] == n_saved
+        resumed.free_bytes = lambda: 0
+        resumed.save(rows, moments, n_saved + 1)
+
+
 @pytest.mark.parametrize("missing_bytes", [0, 1])
 def test_sums_may_fill_the_disk_to_the_byte(
     analysis: FunctionalNetworkMapping,
