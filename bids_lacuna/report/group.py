@@ -289,7 +289,7 @@ class _Drawing:
         threshold = figures.strongest_tenth_threshold(volume)
         facts = figures.measure_map(volume, threshold)
         path = self._pictures.path(f"mean-{stat}.png")
-        above = f"|mean {name}| > {decimal(threshold)}, the strongest tenth of all voxels"
+        above = f"|mean {name}| > {decimal(threshold)}, about the strongest tenth of all voxels"
         title = f"Mean {name} of {self._lesions}, where {above}"
         figures.draw_map(path, volume, threshold, name, title=(title, STAMP))
         what = (

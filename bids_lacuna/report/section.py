@@ -135,7 +135,7 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
         section.parts.append(Part("Lesion", [pictures.add("Lesion on the template", path, alt, caption)]))
     r_map = figures.read_map(lesion.r_map)
     t_map = figures.read_map(lesion.t_map) if lesion.t_map else None
-    shown = [("r", r_map, figures.strongest_tenth_threshold(r_map), "the strongest tenth of all voxels")]
+    shown = [("r", r_map, figures.strongest_tenth_threshold(r_map), "about the strongest tenth of all voxels")]
     if t_map:
         given = next(iter(lesion.binary_maps), None)
         threshold, why = (
