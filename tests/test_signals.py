@@ -273,3 +273,14 @@ def test_nohup_survives_a_closed_terminal() -> None:
     """A program that nohup has started neither notes SIGHUP nor ends."""
     result = subprocess.run(["nohup", sys.executable, "-c", NOHUP], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "set()\n"), result.stderr
+
+
+def test_a_signal_before_an_error_has_its_effect() -> None:
+    """A signal that was held when the block failed is sent all the same: who survives the error does not miss it."""
+    received = []
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    with pytest.raises(OSError, match="the connectome has changed"), signals_held(True):
+        signal.raise_signal(signal.SIGTERM)
+        assert not received
+        raise OSError("the connectome has changed")
+    assert received == [signal.SIGTERM]

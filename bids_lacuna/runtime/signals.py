@@ -105,10 +105,13 @@ def signals_held(hold: bool) -> Iterator[set[int]]:
             raise KeyboardInterrupt
         received.add(number)
 
-    with _handled([*ENDING, SAVING], note):
-        yield received
-    for number in received - {SAVING}:
-        signal.raise_signal(number)
+    try:
+        with _handled([*ENDING, SAVING], note):
+            yield received
+    finally:
+        # Also after an error, which the run may survive: the signal would have no effect.
+        for number in received - {SAVING}:
+            signal.raise_signal(number)
 
 
 @contextmanager
