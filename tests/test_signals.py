@@ -279,8 +279,13 @@ def test_a_signal_before_an_error_has_its_effect() -> None:
     """A signal that was held when the block failed is sent all the same: who survives the error does not miss it."""
     received = []
     signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    with pytest.raises(OSError, match="the connectome has changed"), signals_held(True):
-        signal.raise_signal(signal.SIGTERM)
-        assert not received
-        raise OSError("the connectome has changed")
+
+    def work() -> None:
+        with signals_held(True):
+            signal.raise_signal(signal.SIGTERM)
+            assert not received
+            raise OSError("the connectome has changed")
+
+    with pytest.raises(OSError, match="the connectome has changed"):
+        work()
     assert received == [signal.SIGTERM]
