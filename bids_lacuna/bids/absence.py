@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,10 +127,8 @@ def find_left_out(search: Search, found: Collection[Path], covered: Collection[s
     for label, folders in _participants_folders(search).items():
         for dataset, folder in folders if label in covered else []:
             unreadable: list[OSError] = []
-            for path in _list_files(folder, unreadable):
+            for path in _list_files(folder, unreadable, _has_other_ending):
                 stem, ending = _split(path.name)
-                if ending in NIFTI or not (".nii" in ending.lower() or OTHER_FORMATS.search(ending)):
-                    continue
                 image = _as_image(dataset, search.datasets[dataset], path)
                 if (
                     (path.parent, stem) not in stems
@@ -179,9 +177,10 @@ def _participants_folders(search: Search) -> dict[str, list[tuple[str, Path]]]:
     """List each participant's folders, with the names of their datasets."""
     folders: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for dataset, root in search.datasets.items():
-        for folder in sorted(root.glob("sub-*")):
-            if folder.is_dir():
-                folders[label_of_folder(folder.name, "sub") or ""].append((dataset, folder))
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.startswith("sub-") and entry.is_dir())
+        for name in names:
+            folders[label_of_folder(name, "sub") or ""].append((dataset, root / name))
     return folders
 
 
@@ -292,8 +291,20 @@ def _split(name: str) -> tuple[str, str]:
     return stem, dot + ending
 
 
-def _list_files(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
-    """List the files in a folder and below that may be images; hidden ones are skipped."""
+def _has_other_ending(name: str) -> bool:
+    """Return whether a file's ending resembles that of a NIfTI file, or is that of another format."""
+    ending = _split(name)[1]
+    return ending not in NIFTI and (".nii" in ending.lower() or OTHER_FORMATS.search(ending) is not None)
+
+
+def _may_be_image(name: str) -> bool:
+    return NOT_IMAGES.search(name) is None
+
+
+def _list_files(
+    folder: Path, unreadable: list[OSError], chosen: Callable[[str], bool] = _may_be_image
+) -> Iterator[Path]:
+    """List the files in a folder and below whose names are chosen; hidden ones are skipped."""
     for place, folders, names in os.walk(folder, onerror=unreadable.append):
         try:
             # Without the permission to search it, a folder may be listed, but its files are out of reach.
@@ -304,5 +315,5 @@ def _list_files(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and not NOT_IMAGES.search(name):
+            if not name.startswith(".") and chosen(name):
                 yield Path(place, name)

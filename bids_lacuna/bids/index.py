@@ -164,6 +164,8 @@ def _list_indexed(root: Path, database: Path) -> list[Path]:
     try:
         paths = _write_index(root, database)
     except (OSError, sqlite3.DatabaseError, SQLAlchemyError) as error:
+        if isinstance(error, PermissionError) and Path(error.filename or "").is_relative_to(root):
+            raise
         reason = damage or getattr(error, "orig", None) or error
         logger.warning("no index is used in %s (%s): choose another folder", database.parent, reason)
         return _list_paths(root, NOT_SEARCHED)
