@@ -233,6 +233,15 @@ def test_a_folder_that_cannot_be_used_stops_nothing(
     map_all(analysis, lesions, checkpoints)
 
 
+def test_sigusr1_saves_once(
+    analysis: FunctionalNetworkMapping, lesions: list[LesionData], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SIGUSR1 saves the sums after the current connectome subjects, not after the later ones."""
+    caplog.set_level(logging.INFO)
+    map_all(analysis, lesions, keep(analysis, tmp_path / "kept"), signal_after(3, signal.SIGUSR1))
+    assert caplog.text.count("saved the sums") == 1
+
+
 @pytest.mark.parametrize("n_saved", [2, 3])
 def test_the_newest_sums_stay_until_the_next_are_whole(
     analysis: FunctionalNetworkMapping, tmp_path: Path, n_saved: int
