@@ -6,12 +6,14 @@ import gzip
 import logging
 import zlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from math import prod
 from pathlib import Path
 from typing import IO
 
 import nibabel as nib
 import numpy as np
+from nibabel import imageglobals
 from nibabel.analyze import AnalyzeHeader
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
@@ -53,6 +55,24 @@ QUATERNION_TOLERANCE = 1e-5
 """Excess over 1 of b² + c² + d², by rounding, up to which a quaternion is a rotation by 180°."""
 
 
+_opened: ContextVar[Path | None] = ContextVar("_opened", default=None)
+"""The file whose header nibabel reads in this thread."""
+
+
+class _WithFileName(logging.Filter):
+    """Logs nibabel's messages about a header as this module's, with the file's name, instead of twice without."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether nibabel's own handlers get the message: if it is about no file that is being opened."""
+        path = _opened.get()
+        if path is not None:
+            logger.log(record.levelno, "%s: %s", path, record.getMessage())
+        return path is None
+
+
+imageglobals.logger.addFilter(_WithFileName())
+
+
 def check_file(path: Path, kind: str) -> None:
     """Raise an error for a missing file and for a broken link.
 
@@ -89,6 +109,7 @@ def open_image(path: Path, kind: str) -> SpatialImage:
         The file is missing, is not NIfTI, or is smaller than its header requires.
     """
     check_file(path, kind)
+    opened = _opened.set(path)
     try:
         # nibabel reports a file without read permission as one of unknown type.
         problem = _describe_content(path)
@@ -99,6 +120,8 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     except (*UNREADABLE, TypeError, ValueError, OverflowError) as error:
         advice = advise(error, "copy it again, or save it again")
         raise OSError(f"the {kind} {path} cannot be read as NIfTI ({error}): {advice}") from error
+    finally:
+        _opened.reset(opened)
     if image is None or (problem := _describe_mismatch(image)):
         raise OSError(f"the {kind} {path} cannot be read as NIfTI: {problem}")
     return image

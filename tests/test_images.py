@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import logging
+import struct
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
+from nibabel import imageglobals
 
 from bids_lacuna import images
 from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask, read_volume
@@ -199,3 +203,30 @@ def test_a_quaternion_that_is_longer_than_1_by_rounding(tmp_path: Path) -> None:
     write_map(tmp_path / "long.nii", lambda header: header.structarr.__setitem__("quatern_c", 1.01))
     with pytest.raises(OSError, match="w2 should be positive"):
         open_image(tmp_path / "long.nii", "map")
+
+
+@pytest.mark.parametrize(
+    ("offset", "kind", "value", "message"),
+    [(80, "<f", 0.0, "pixdim[1,2,3] should be non-zero"), (254, "<h", 77, "sform_code 77 not valid")],
+)
+def test_messages_about_a_header_have_the_file_s_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, offset: int, kind: str, value: float, message: str
+) -> None:
+    """Nibabel does not say which of many files it means, and prints what is also logged."""
+    affine = np.diag([2.0, 2, 2, 1])
+    content = bytearray(nib.Nifti1Image(np.ones((3, 4, 5), np.uint8), affine).to_bytes())
+    struct.pack_into(kind, content, offset, value)
+    path = tmp_path / "mask.nii"
+    path.write_bytes(content)
+    printed = StringIO()
+    (handler,) = (each for each in imageglobals.logger.handlers if isinstance(each, logging.StreamHandler))
+    before = handler.setStream(printed)
+    try:
+        open_image(path, "mask")
+        assert printed.getvalue() == ""
+        assert [record.name for record in caplog.records] == ["bids_lacuna.images"]
+        assert caplog.records[0].getMessage().startswith(f"{path}: {message}")
+        nib.load(path)
+        assert printed.getvalue().startswith(message)
+    finally:
+        handler.setStream(before)
