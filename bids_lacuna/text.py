@@ -17,6 +17,9 @@ SIMILAR = 0.75
 
 def one_line(text: str) -> str:
     """Escape text for one line of a table or log: file names may contain newlines and terminal control codes."""
+    # Tables have thousands of cells. Of all white space, only the space itself is printable.
+    if text.isprintable():
+        return text
     visible = (" " if char.isspace() else char for char in text)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in visible)
 
