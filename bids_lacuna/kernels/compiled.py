@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from numba import njit
+from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ class _DamagedError(OSError):
 
 
 class _Locations(CompileResultCacheImpl):
-    """Compiled code in NUMBA_CACHE_DIR; numba would otherwise try the package, then a folder `~` without a home."""
+    """Compiled code in NUMBA_CACHE_DIR only; a program that imports numba first may have none, and numba chooses."""
 
-    _locator_classes = CompileResultCacheImpl._locator_classes[:1]
+    _locator_classes = CompileResultCacheImpl._locator_classes[: 1 if getattr(config, "CACHE_DIR", "") else None]
 
 
 class _CheckedFiles(IndexDataCacheFile):

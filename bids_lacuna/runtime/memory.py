@@ -212,7 +212,8 @@ def _unescape(path: str) -> PurePosixPath:
 def _read(root: Path, path: PurePosixPath) -> str:
     try:
         return (root / path.relative_to("/")).read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
+    # ValueError: a damaged path, relative or with a null byte.
+    except (OSError, ValueError):
         return ""
 
 
