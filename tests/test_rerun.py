@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,7 +266,7 @@ def test_failures_are_told_everywhere(faulty: Path, connectome: Path, tmp_path: 
 def test_stop_on_first_crash(faulty: Path, connectome: Path, tmp_path: Path) -> None:
     """The run ends with the first failure: what was done stays, and the others are listed as not run."""
     out = tmp_path / "bids-lacuna"
-    (faulty / f"{mask_name('01')}.nii.gz").unlink()
+    shutil.rmtree(faulty / "sub-01")
     status, _ = here(faulty, out, connectome, "--stop-on-first-crash")
     assert status == 1
     assert statuses(out) == [["done", "failed", "not run", "not run", "not run"]]
