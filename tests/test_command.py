@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from bids_lacuna import cli
+from bids_lacuna.app.options import build_parser
 from tests.program import capture
 
 ORDER = "put BIDS_DIR OUTPUT_DIR {participant,group} before the options"
@@ -64,3 +65,14 @@ def test_a_level_before_the_folders() -> None:
     assert ended.returncode == 17
     assert "there is no OUT level" in ended.stderr
     assert "name the level after BIDS_DIR and OUTPUT_DIR" in ended.stderr
+
+
+def test_two_spellings_of_an_option_are_no_ambiguity() -> None:
+    """An abbreviation may stand for one option with two spellings, not for two options."""
+    parser = build_parser()
+    places = ["BIDS", "OUT", "participant"]
+    arguments = parser.parse_args([*places, "--participant", "01", "02", "--session=a"])
+    assert (arguments.participant_label, arguments.session_label) == (["01", "02"], ["a"])
+    ended = capture(cli.main, *places, "--lesion", "5")
+    assert ended.returncode == 64
+    assert "--lesion could match --lesion-weighting, --lesion-threshold, --lesion-batch-size" in ended.stderr

@@ -99,6 +99,13 @@ class Parser(argparse.ArgumentParser):
         self._taken.append((action, list(arg_strings)))
         return super()._get_values(action, arg_strings)
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Return what an abbreviation may mean: two spellings of one option are no ambiguity."""
+        found: dict[int, Any] = {}
+        for match in super()._get_option_tuples(option_string):
+            found.setdefault(id(match[0]), match)
+        return list(found.values())
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, and exit."""
         self.print_usage(sys.stderr)
