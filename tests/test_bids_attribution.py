@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
+from program import map_lesions, read_table
 
 from bids_lacuna.bids import find_lesion_masks
 
@@ -76,3 +77,24 @@ def test_selected_participant(tmp_path: Path, label: str) -> None:
     )
     found = find_lesion_masks(root, participant_labels=[label])
     assert [mask.path.name for mask in found if mask.problem] == ["sub-02_label-lesion_mask.nii.gz"] * (label == "01")
+
+
+def test_masks_of_somebody_else_fail(tmp_path: Path) -> None:
+    """The program maps no mask under a label that its folder contradicts; the right mask of that label is mapped."""
+    brain = synthetic.make_mask()
+    series = synthetic.make_series(int(brain.sum()), [23] * 5)
+    connectome = synthetic.write_connectome(tmp_path / "GSP5.h5", series, brain)
+    bids = synthetic.write_dataset(tmp_path / "bids", {})
+    for folder, label in (("01", "02"), ("02", "02"), ("03_04", "03_04")):
+        name = f"sub-{folder}/anat/sub-{label}_space-{synthetic.SPACE}_label-lesion_mask.nii.gz"
+        synthetic.write_mask(bids / name, synthetic.box((1, 2, 4)))
+    ended = map_lesions(bids, tmp_path / "out", connectome)
+    assert ended.returncode == 1
+    rows = {row["mask"].split("/")[0]: row for row in read_table(tmp_path / "out")}
+    assert {folder: row["status"] for folder, row in rows.items()} == {
+        "sub-01": "failed",
+        "sub-02": "done",
+        "sub-03_04": "failed",
+    }
+    assert rows["sub-01"]["reason"] == "its name says sub-02, but its folder says sub-01: rename or move the file"
+    assert [path.name for path in (tmp_path / "out").glob("sub-*")] == ["sub-02"]
