@@ -160,8 +160,9 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             stack.enter_context(keeping_log(arguments, log_dir))
             checkpoints = claim(job, claims)
             writer = DerivativesWriter(out, job.provenance, job.records, log_dir, links, job.without_mask)
+            stack.enter_context(listing_interrupted(job, writer))
             writer.write_table()
-        with above_the_bar(), listing_interrupted(job, writer):
+        with above_the_bar():
             records = job.pending if job.continues else []
             thresholds = add_masks(records, writer, job.analysis.connectome.grid, job.provenance.space)
         plan = planned if len(job.to_map) == planned.n_rows else job.plan()
