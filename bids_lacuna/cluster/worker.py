@@ -99,7 +99,7 @@ class WorkerState:
 
 
 def count_bytes_of(kind: type[Accumulator]) -> None:
-    """Tell Dask how much memory accumulators of a class occupy."""
+    """Register with Dask how much memory accumulators of a class occupy."""
     sizeof.register(kind)(lambda accumulator: int(accumulator.nbytes))
 
 

@@ -115,33 +115,9 @@ class Store:
                     f"the store {path} is unfinished: rerun its `bids-lacuna-connectome build` command to resume"
                 )
             raise FileNotFoundError(f"there is no connectome store at {path}: a folder with {DESCRIPTION} is needed")
-        description = _read_description(path / DESCRIPTION)
-        try:
-            shape, n_voxels = tuple(description["shape"]), int(description["n_voxels"])
-            affine = np.array(description["affine"], float)
-            subjects = tuple(map(_read_subject, description["subjects"]))
-            names = [str(description[key]) for key in ("name", "space")]
-            sources = tuple(
-                {"path": str(file["path"]), "bytes": int(file["bytes"])} for file in description["sources"]
-            )
-            software = {key: str(description["software"][key]) for key in ("name", "version")}
-            dtype = description["dtype"]
-            rank, rank_tolerance = _read_rank(description)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): {REMEDY}"
-            ) from error
-        grid = _read_grid(path / MASK, affine)
-        n_names = len({subject.name for subject in subjects})
-        fits = (shape, n_voxels) == (grid.shape, grid.n_voxels) and dtype in get_args(StoreDtype)
-        if not fits or not sources or not subjects or n_names < len(subjects):
-            raise ValueError(
-                f"{path / DESCRIPTION} and {MASK} do not match (series of {dtype}; {n_names} subjects; "
-                f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
-            )
-        store = cls(path, names[0], names[1], grid, dtype, rank, rank_tolerance, subjects, sources, software)
+        store = _read_store(path)
         states: dict[Path, FileState] = {}
-        for subject in subjects:
+        for subject in store.subjects:
             states |= store.check_files(subject)
         return replace(store, states=states)
 
@@ -369,6 +345,33 @@ def _read_description(path: Path) -> dict[str, Any]:
             "version of bids-lacuna"
         )
     return description
+
+
+def _read_store(path: Path) -> Store:
+    """Read the description and the mask of a store; raise ValueError where they are damaged or do not match."""
+    description = _read_description(path / DESCRIPTION)
+    try:
+        shape, n_voxels = tuple(description["shape"]), int(description["n_voxels"])
+        affine = np.array(description["affine"], float)
+        subjects = tuple(map(_read_subject, description["subjects"]))
+        names = [str(description[key]) for key in ("name", "space")]
+        sources = tuple({"path": str(file["path"]), "bytes": int(file["bytes"])} for file in description["sources"])
+        software = {key: str(description["software"][key]) for key in ("name", "version")}
+        dtype = description["dtype"]
+        rank, rank_tolerance = _read_rank(description)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): {REMEDY}"
+        ) from error
+    grid = _read_grid(path / MASK, affine)
+    n_names = len({subject.name for subject in subjects})
+    fits = (shape, n_voxels) == (grid.shape, grid.n_voxels) and dtype in get_args(StoreDtype)
+    if not fits or not sources or not subjects or n_names < len(subjects):
+        raise ValueError(
+            f"{path / DESCRIPTION} and {MASK} do not match (series of {dtype}; {n_names} subjects; "
+            f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
+        )
+    return Store(path, names[0], names[1], grid, dtype, rank, rank_tolerance, subjects, sources, software)
 
 
 def _read_rank(description: Mapping[str, Any]) -> tuple[Rank, float | None]:

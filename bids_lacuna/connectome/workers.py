@@ -90,15 +90,11 @@ def write_subjects(
         " at most" if job.rank == "auto" else "",
         n_processes,
     )
+    n_recorded = sum(n_bytes[name] for name in recorded)
     written, damaged = {}, {}
     with (
         Progress(
-            sum(n_bytes.values()),
-            "building",
-            "B",
-            initial=sum(n_bytes[name] for name in recorded),
-            shown=show_progress,
-            in_bytes=True,
+            sum(n_bytes.values()), "building", "B", initial=n_recorded, shown=show_progress, in_bytes=True
         ) as progress,
         _processes(job, n_processes) as pool,
     ):
