@@ -269,5 +269,5 @@ def test_stop_on_first_crash(faulty: Path, connectome: Path, tmp_path: Path) -> 
     shutil.rmtree(faulty / "sub-01")
     status, _ = here(faulty, out, connectome, "--stop-on-first-crash")
     assert status == 1
-    assert statuses(out) == [["done", "failed", "not run", "not run", "not run", "no mask"]]
+    assert statuses(out) == [["done", "failed", "not run", "not run", "not run"]]
     assert {path.parts[-3] for path in maps(out)} == {"sub-02"}
