@@ -31,7 +31,7 @@ test: $(DEVELOP) browser  ## run the tests, and measure how much of the program 
 test-slow: $(DEVELOP)  ## run the few tests that take long each: kills, clusters and memory
 	$(BIN)/python $(PYTEST) -m slow --timeout 300
 
-fuzz: $(DEVELOP)  ## read damaged files for five minutes: only errors of our own may come out
+fuzz: $(DEVELOP)  ## read damaged files and caches for five minutes: they may raise only our own errors
 	$(BIN)/python tests/fuzz.py
 
 test-lowest: .venv/installed-release  ## run the tests on the oldest dependencies that pyproject.toml admits
@@ -57,7 +57,7 @@ docs: $(DEVELOP)  ## build the documentation into build/docs, with warnings as e
 bench: .venv/installed-bench  ## measure speed and memory against the goals, in about 15 minutes
 	$(BIN)/python -m benchmarks.run
 
-soak: $(DEVELOP)  ## kill the program 20 times and compare what it ends with, in at most 10 minutes
+soak: $(DEVELOP)  ## end the program 20 times by signals and compare what it ends with, in at most 10 minutes
 	$(BIN)/python tests/soak.py
 
 audit: .venv/installed-audit  ## look for known vulnerabilities in the dependencies, and for risky code

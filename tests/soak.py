@@ -1,8 +1,9 @@
 """Kill the program again and again, at random moments, and compare its maps with those of an undisturbed run.
 
 `make soak` runs it; --bids and --connectome select your own dataset and connectome. Each round maps all lesions into
-a new folder: the program is killed by SIGKILL and started again until it ends by itself. There are as many rounds as
-the kills need. The kills fall into three phases, in turn: the start, the pass over the connectome, and the writing.
+a new folder: the program is ended by a signal and started again until it ends by itself. There are as many rounds as
+the signals need. They fall into three phases, in turn: the start, the pass over the connectome, and the writing. They
+are SIGKILL, SIGTERM, SIGHUP, SIGUSR2 and SIGXCPU, in turn; every second process has its stderr closed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ N_TIMEPOINTS = 80
 PHASES = ("start", "pass", "writing")
 
 
+SIGNALS = (signal.SIGKILL, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU, signal.SIGTERM)
+
+SHUT = ("bash", "-c", 'exec "$@" 2>&-', "bash")
+"""Start of a command whose stderr is closed."""
+
+
 class Soak:
     """One program, its input, and its deadline."""
 
@@ -43,17 +50,23 @@ class Soak:
         self.deadline = deadline
         self.random = random.Random(seed)
         self.n_kills: Counter[str] = Counter()
+        self.n_starts = 0
 
     def start(self, out: Path) -> subprocess.Popen[bytes]:
         """Start the program."""
         arguments = [self.command[0], out, *self.command[1:], "--work-dir", self.folder / "work"]
+        command = [*(SHUT if self.n_starts % 2 else ()), sys.executable, str(RUN), *map(str, arguments)]
+        self.n_starts += 1
         with (self.folder / "said").open("w") as said:
-            return subprocess.Popen([sys.executable, RUN, *map(str, arguments)], stdout=said, stderr=said)
+            return subprocess.Popen(command, stdout=said, stderr=said)
 
-    def check(self, status: int) -> None:
-        """Exit if the program has failed by itself."""
-        if status not in (0, -signal.SIGKILL):
-            raise SystemExit(f"the program ended with status {status}:\n{(self.folder / 'said').read_text()}")
+    def check(self, status: int, number: int | None = None) -> None:
+        """Exit if the program has failed by itself, or did not end as the signal wants it to."""
+        said = (self.folder / "said").read_text()
+        # Before and after the program, Python has the default handlers.
+        expected = {0} if number is None else {0, -number, 143} - ({143} if number == signal.SIGKILL else set())
+        if status not in expected or "Traceback" in said:
+            raise SystemExit(f"the program ended with status {status}, after signal {number}:\n{said}")
 
     def undisturbed(self, out: Path) -> dict[str, float]:
         """Map all lesions, and measure how long each phase takes."""
@@ -70,14 +83,15 @@ class Soak:
         """Map all lesions, and kill the program until there were enough kills or it ends by itself."""
         while self.n_kills.total() < n_wanted:
             phase = PHASES[self.n_kills.total() % len(PHASES)]
+            number = SIGNALS[self.n_kills.total() % len(SIGNALS)]
             begun = {"pass": has_claim, "writing": has_maps}.get(phase, lambda _: lambda: True)(out)
             process = self.start(out)
             wait_for(begun, process, self.deadline)
             try:
                 process.wait(self.random.uniform(0, durations[phase]))
             except subprocess.TimeoutExpired:
-                process.kill()
-            self.check(process.wait())
+                process.send_signal(number)
+            self.check(process.wait(), number)
             if process.returncode == 0:
                 return
             self.n_kills[phase] += 1
