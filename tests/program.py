@@ -35,6 +35,11 @@ Ended = subprocess.CompletedProcess[str]
 """Exit status, stdout and stderr of a program, within this process or not."""
 
 
+def environ_without(*prefixes: str) -> dict[str, str]:
+    """Return the environment without some variables, and without coverage, which writes files of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith((*prefixes, "COVERAGE_"))}
+
+
 def run_as_user(*arguments: object, **environ: str) -> Ended:
     """Run the BIDS App in a process of its own, with additional environment variables."""
     return subprocess.run(

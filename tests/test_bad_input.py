@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import pytest
 import synthetic
-from program import PATIENCE_S, RUN, Ended, last_line, read_table, run_as_user, status_of, wait_until
+from program import PATIENCE_S, RUN, Ended, environ_without, last_line, read_table, run_as_user, status_of, wait_until
 from synthetic import RADIOLOGICAL, SHAPE, SPACE
 
 from bids_lacuna import cli, reference
@@ -693,6 +693,7 @@ def test_a_full_disk(
         list(map(str, command)),
         capture_output=True,
         text=True,
+        env=environ_without(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
     )
     assert result.returncode == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from program import RUN
+from program import RUN, environ_without
 
 from bids_lacuna.runtime.numba_cache import CPU, CPU_FLAGS, choose_folder, keep_in
 
@@ -94,7 +94,7 @@ def test_a_container_writes_nothing_to_the_home(tmp_path: Path, monkeypatch: pyt
 def test_numba_finds_the_kernels_of_an_image(tmp_path: Path) -> None:
     """A process compiles nothing if its copy has kernels that were compiled for the processor family."""
     image, home = tmp_path / "image", tmp_path / "home"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    environ = environ_without("NUMBA_")
     building = environ | {"NUMBA_CACHE_DIR": str(image), "NUMBA_CPU_NAME": CPU, "NUMBA_CPU_FEATURES": ""}
     running = environ | {"BIDS_LACUNA_COMPILED": str(image), "XDG_CACHE_HOME": str(home)}
     for variables, counts in ((building, "0 1"), (running, "1 0")):
@@ -127,7 +127,7 @@ NOBODY = [*NOBODY, "--ambient-caps=-all,+dac_read_search"] if os.getuid() == 0 e
 
 def quantize(folder: Path | None, *command: str, **variables: str | None) -> tuple[int, list[str]]:
     """Run a kernel in a new process; return how often its code was in the cache, and the lines on stderr."""
-    environ: dict[str, str | None] = {name: value for name, value in os.environ.items() if name[:6] != "NUMBA_"}
+    environ: dict[str, str | None] = {**environ_without("NUMBA_")}
     environ |= variables | ({"NUMBA_CACHE_DIR": str(folder)} if folder else {})
     result = subprocess.run(
         [*command, sys.executable, "-c", MAP],
@@ -234,7 +234,7 @@ def test_no_home_and_no_name(tmp_path: Path) -> None:
 
 def test_numba_that_is_imported_first_chooses_a_place() -> None:
     """A program that imports numba before bids_lacuna has no warning."""
-    environ = {name: value for name, value in os.environ.items() if name[:6] != "NUMBA_"}
+    environ = environ_without("NUMBA_")
     command = [sys.executable, "-c", f"import numba{MAP}"]
     result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     assert result.stderr == ""
@@ -258,7 +258,7 @@ print(os.environ.get("NUMBA_CACHE_DIR"))
 def test_no_place_for_a_cache(tmp_path: Path) -> None:
     """Without a home and a temporary folder that can be written to, numba is left to choose."""
     (tmp_path / "home").write_text("not a folder")
-    environ = {name: value for name, value in os.environ.items() if name[:6] != "NUMBA_"}
+    environ = environ_without("NUMBA_")
     environ |= dict.fromkeys(("HOME", "XDG_CACHE_HOME"), str(tmp_path / "home"))
     command = [sys.executable, "-c", CHOOSE]
     result = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=tmp_path, check=True)
