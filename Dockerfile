@@ -22,22 +22,23 @@ RUN python3 -m pip --python /opt/bids-lacuna/bin/python install \
       --no-cache-dir --disable-pip-version-check --no-compile --no-deps .
 COPY run.py /opt/bids-lacuna/
 
-# The kernels, compiled for processors of a family: bids_lacuna/runtime/numba_cache.py has their name, and takes it from there at
-# run time. The folder has another name whenever the code or numba is another, since copies outlast the image.
+# The kernels, compiled for a family of processors that bids_lacuna/runtime/numba_cache.py names, and which it takes from
+# there at run time. The folder has another name whenever the code or numba differs, since copies outlast the image.
 WORKDIR /opt/bids-lacuna
 RUN mkdir compiled \
  && if [ "$(uname -m)" = x86_64 ]; then \
-      code=$(cat lib/python3*/site-packages/bids_lacuna/kernels/cpu.py /src/requirements.lock | sha256sum | cut -c -12) \
+      code=$(cat lib/python3*/site-packages/bids_lacuna/kernels/*.py /src/requirements.lock | sha256sum | cut -c -12) \
    && NUMBA_CACHE_DIR=/opt/bids-lacuna/compiled/$code NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES= \
-      bin/python -c 'from bids_lacuna.kernels.cpu import compile_for; \
+      bin/python -c 'from bids_lacuna.kernels import compile_for; \
 compile_for("int16", ["float32", "float64"]); compile_for("float32", [])' \
    && ln -s "$code" compiled/current; \
     fi
 
 # Bytecode of what runs import: that of all that is installed is 110 MB.
-RUN MPLCONFIGDIR=/tmp NUMBA_CACHE_DIR=/tmp bin/python -c 'import bids_lacuna.cli, bids_lacuna.app.connectome, \
-bids_lacuna.batch, bids_lacuna.connectome.build, bids_lacuna.derivatives.writer, bids_lacuna.cluster, bids_lacuna.report.figures, \
-bids_lacuna.report.group, bids_lacuna.connectome.importers.layouts, bids_lacuna.app.preview, distributed.deploy.local'
+RUN MPLCONFIGDIR=/tmp NUMBA_CACHE_DIR=/tmp bin/python -c 'import bids_lacuna.cli, bids_lacuna.demo, \
+bids_lacuna.app.participant, bids_lacuna.app.group, bids_lacuna.app.reports, bids_lacuna.app.connectome, \
+bids_lacuna.cluster, bids_lacuna.connectome.importers.bids, bids_lacuna.connectome.importers.layouts, \
+bids_lacuna.report.participant, bids_lacuna.report.group, distributed.deploy.local'
 
 FROM ${BASE_IMAGE}
 
