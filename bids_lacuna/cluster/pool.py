@@ -17,6 +17,7 @@ from threading import Event
 from typing import Any
 
 from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
+from distributed.comm.core import CommClosedError
 
 from bids_lacuna._version import __version__
 from bids_lacuna.cluster.worker import WorkerInfo, open_analysis
@@ -29,6 +30,9 @@ POLL_S = 0.5
 
 PATIENCE_S = 300.0
 """Seconds that a run waits while there is no worker."""
+
+NOTICE_S = 10.0
+"""Seconds after which a client has noticed that its scheduler is gone."""
 
 GONE = "the Dask scheduler is gone"
 
@@ -136,6 +140,10 @@ def reporting_a_lost_scheduler(client: Client) -> Iterator[None]:
     except PassStopped:
         raise
     except Exception as error:
+        # The client notices that the scheduler is gone a moment after the first message that fails.
+        deadline = time.monotonic() + NOTICE_S
+        while isinstance(error, CommClosedError) and client.status == "running" and time.monotonic() < deadline:
+            time.sleep(0.05)
         if client.status != "running":
             raise PassStopped(GONE) from error
         raise
