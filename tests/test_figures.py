@@ -171,7 +171,7 @@ def test_a_map_s_colours_show_its_sign(tmp_path: Path) -> None:
 def test_the_viewer_fetches_nothing(tmp_path: Path, lesion: figures.LesionShape) -> None:
     """The viewer's page contains no web address, and has the map's title."""
     values = np.where(blob((40, -18, 12), 12), 8, 0.1).astype(np.float32)
-    figures.write_viewer(tmp_path / "viewer.html", figures.Volume(values, TWO_MM), 5, "t-map", lesion)
+    figures.write_viewer(tmp_path / "viewer.html", {"t": figures.Volume(values, TWO_MM)}, {"t": 5}, lesion, "t-map")
     page = (tmp_path / "viewer.html").read_text()
     assert "https://" not in page
     assert "http://" not in page

@@ -256,14 +256,14 @@ def _write_viewer(
     shown: Sequence[tuple[str, Volume, float, str]],
     shape: LesionShape | None,
 ) -> None:
-    """Write the viewer of the last map that has a defined voxel."""
-    for stat, volume, threshold, _ in reversed(shown):
-        if threshold == threshold:
-            path = pictures.path("viewer.html")
-            section.viewer_map = f"{stat}-map"
-            figures.write_viewer(path, volume, threshold, f"{stat}-map", shape)
-            section.viewer = pictures.relative(path)
-            return
+    """Write the viewer of the maps that have a defined voxel."""
+    maps = {stat: volume for stat, volume, threshold, _ in shown if threshold == threshold}
+    thresholds = {stat: threshold for stat, _, threshold, _ in shown}
+    if maps:
+        path = pictures.path("viewer.html")
+        section.viewer_map = f"{list(maps)[-1]}-map"
+        figures.write_viewer(path, maps, thresholds, shape, section.viewer_map)
+        section.viewer = pictures.relative(path)
 
 
 def _write_clusters(

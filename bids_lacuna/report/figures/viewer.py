@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -19,11 +20,31 @@ FAVICON = re.compile(r'<link rel="icon".*?/>', re.DOTALL)
 """The only thing that nilearn's viewer would fetch from the web."""
 
 
-def write_viewer(path: Path, volume: Volume, threshold: float, title: str, lesion: LesionShape | None) -> None:
-    """Write nilearn's interactive viewer of a map as a separate page, which fetches nothing from the web.
+def write_viewer(
+    path: Path,
+    maps: Mapping[str, Volume],
+    thresholds: Mapping[str, float],
+    lesion: LesionShape | None,
+    title: str,
+) -> None:
+    """Write an interactive viewer of a lesion's maps as a single page, which fetches nothing.
 
-    It opens at the lesion's centre, if that is known.
+    It opens at the lesion's centre. A link to `viewer.html#mm=-40,12,8` opens it at a position in mm.
+
+    Parameters
+    ----------
+    maps
+        Maps by the name of their statistic: "r", "z", "t". At least one has a defined voxel; the first one that has
+        is shown first.
+    thresholds
+        Voxels with a greater absolute value are shown at first; one for each map that has a defined voxel.
+    lesion
+        Shape to outline; None if the mask cannot be read.
+    title
+        Title of the page.
     """
+    stat, volume = list(maps.items())[-1]
+    threshold = thresholds[stat]
     background, limit = template(), colour_limit(volume, threshold)
     view = plotting.view_img(
         volume.image(),
