@@ -203,7 +203,7 @@ def test_a_matrix_is_drawn_in_the_order_given(tmp_path: Path) -> None:
     """The first row is at the top; 1 is red, -1 blue, and 0 nearly white."""
     path = tmp_path / "similarity.png"
     matrix = np.array([[1, -1, 0], [-1, 1, 0], [0, 0, 1]])
-    figures.draw_similarity(path, matrix, ["a", "b", "c"], ("a title", "a sentence"))
+    charts.draw_similarity(path, matrix, ["a", "b", "c"], ("a title", "a sentence"))
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     red, _, blue = np.moveaxis(pixels, -1, 0)
     rows, columns = np.nonzero(red - blue > 60)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from grouped import make_maps, write_group
 
+from bids_lacuna.derivatives import GROUP_DICTIONARY
 from bids_lacuna.group.cohort import Group, LeftOut
 from bids_lacuna.group.earlier import describe_replaced
 from bids_lacuna.group.summary import summarize_group
-from bids_lacuna.group.writer import DICTIONARY
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,10 @@ def test_the_same_lesions_and_connectome_are_the_same_group(described: tuple[Pat
 def test_a_lesion_that_was_left_out_may_come_back(described: tuple[Path, Group], tmp_path: Path) -> None:
     """After it has been mapped again, the same request gives the same group."""
     out, group = described
-    earlier = json.loads((out / DICTIONARY).read_text())
+    earlier = json.loads((out / GROUP_DICTIONARY).read_text())
     name = earlier["ClusteringOrder"].pop()
     earlier["LeftOut"] = [{"Lesion": name, "Kind": "missing", "Reason": "its map is truncated"}]
-    (tmp_path / DICTIONARY).write_text(json.dumps(earlier))
+    (tmp_path / GROUP_DICTIONARY).write_text(json.dumps(earlier))
     assert describe_replaced(tmp_path, group) == ""
 
 
@@ -85,5 +85,5 @@ def test_other_lesions_are_another_group(described: tuple[Path, Group]) -> None:
 def test_an_incomplete_group_is_replaced(described: tuple[Path, Group], tmp_path: Path, content: str | None) -> None:
     """Without a readable dictionary, which is written last, there is no group."""
     if content:
-        (tmp_path / DICTIONARY).write_text(content)
+        (tmp_path / GROUP_DICTIONARY).write_text(content)
     assert describe_replaced(tmp_path, described[1]) == ""

@@ -29,10 +29,9 @@ from bids_lacuna import demo
 from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.history import read_run
 from bids_lacuna.derivatives.records import LesionRecord
-from bids_lacuna.group import PAGE
 from bids_lacuna.report.maps_on_disk import find_mapped_lesions, find_participants, page_anchor
 from bids_lacuna.report.participant import _run_rows, write_participant_report
-from bids_lacuna.report.pool import GROUP_PAGE, WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
 
 # The processes that draw give way to all others, so that a busy machine takes long.
 pytestmark = pytest.mark.timeout(400)
@@ -343,16 +342,20 @@ def test_a_page_that_fails_stops_nothing(odd: Path, caplog: pytest.LogCaptureFix
     assert (odd / "sub-x.html").is_file()
 
 
-def test_the_mapping_process_does_not_load_nilearn() -> None:
-    """The module that submits pages loads neither nilearn nor matplotlib, which take 200 MB."""
-    code = "import sys, bids_lacuna.report.methods, bids_lacuna.report.pool; print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("bids_lacuna.report.methods, bids_lacuna.report.pool", {"nilearn", "matplotlib", "PIL", "jinja2"}),
+        ("bids_lacuna.report.participant", {"bids", "bids_lacuna.report.figures.charts"}),
+        ("bids_lacuna.report.group", {"bids", "sqlalchemy"}),
+    ],
+    ids=["mapping", "participant", "group"],
+)
+def test_a_process_loads_only_what_it_uses(modules: str, unwanted: set[str]) -> None:
+    """Mapping loads nothing that draws, and drawing loads no pybids; charts are for the group's page alone."""
+    code = f"import sys, {modules}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"nilearn", "matplotlib", "PIL", "jinja2"} & set(result.stdout.split())
-
-
-def test_the_group_s_page_has_one_name() -> None:
-    """The pool has the same name for the group's page as the group package."""
-    assert GROUP_PAGE == PAGE
+    assert not unwanted & set(result.stdout.split())
 
 
 def test_when_a_page_is_due(tmp_path: Path) -> None:

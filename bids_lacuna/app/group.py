@@ -14,12 +14,9 @@ from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.bids import DamagedDataset, LesionMask, ParticipantWithoutMask, find_stat_maps
-from bids_lacuna.derivatives import prepare_dataset
+from bids_lacuna.derivatives import GROUP_DICTIONARY, GROUP_PAGE, GROUP_TABLE, prepare_dataset
 from bids_lacuna.group import (
     BLOCK_BYTES,
-    DICTIONARY,
-    PAGE,
-    TABLE,
     Group,
     NoMaps,
     UnfitLesions,
@@ -47,10 +44,10 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     if (replaced := describe_replaced(out, group)) and not arguments.overwrite:
         raise Stop(
             Exit.CANNOT_CREATE,
-            f"{out} describes {replaced}: replace it with --overwrite, or move {TABLE}, {DICTIONARY} and the files "
-            "that it lists to another folder first",
+            f"{out} describes {replaced}: replace it with --overwrite, or move {GROUP_TABLE}, {GROUP_DICTIONARY} and "
+            "the files that it lists to another folder first",
         )
-    had_page = (out / PAGE).exists()
+    had_page = (out / GROUP_PAGE).exists()
     with ending(Exit.CANNOT_CREATE, OSError, ValueError):
         links = prepare_dataset(out, datasets)
     resources = find_resources(arguments.mem, arguments.nprocs)
@@ -78,10 +75,10 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     )
     if not arguments.no_reports:
         write_group_page(out, resources)
-    elif had_page and not (out / PAGE).exists():
+    elif had_page and not (out / GROUP_PAGE).exists():
         logger.warning(
             "%s was removed: the page of the earlier files contradicts the new ones; --reports-only writes a new one",
-            out / PAGE,
+            out / GROUP_PAGE,
         )
     return Exit.OK
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
-from bids_lacuna.group import DICTIONARY
+from bids_lacuna.derivatives import GROUP_DICTIONARY
 from bids_lacuna.report.maps_on_disk import find_participants
 from bids_lacuna.report.pool import ReportPool, choose_n_workers
 from bids_lacuna.runtime.memory import find_resources
@@ -43,7 +43,7 @@ def run_participant(arguments: argparse.Namespace) -> Exit:
 
 def run_group(arguments: argparse.Namespace) -> Exit:
     """Write the group's page again."""
-    if not (arguments.output_dir / DICTIONARY).is_file():
+    if not (arguments.output_dir / GROUP_DICTIONARY).is_file():
         raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no group: run without --reports-only first")
     written = write_group_page(arguments.output_dir, find_resources(arguments.mem, arguments.nprocs))
     return Exit.OK if written else Exit.FAILED

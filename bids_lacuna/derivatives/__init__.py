@@ -2,12 +2,24 @@
 
 from bids_lacuna.derivatives.dataset import DATASET_FILES, clean_after, prepare_dataset, read_description
 from bids_lacuna.derivatives.history import NO_MASK, OUTCOMES, Outcome, Run, read_outcomes
-from bids_lacuna.derivatives.names import map_path, number_label, sidecar_path
+from bids_lacuna.derivatives.names import (
+    FIGURES,
+    GROUP_DICTIONARY,
+    GROUP_PAGE,
+    GROUP_TABLE,
+    map_path,
+    number_label,
+    sidecar_path,
+)
 from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, file_hash
 from bids_lacuna.derivatives.writer import DerivativesWriter
 
 __all__ = [
     "DATASET_FILES",
+    "FIGURES",
+    "GROUP_DICTIONARY",
+    "GROUP_PAGE",
+    "GROUP_TABLE",
     "NO_MASK",
     "OUTCOMES",
     "DerivativesWriter",

@@ -1,15 +1,29 @@
-"""File names of maps: the only module that builds and parses them."""
+"""File names of maps, which this module alone builds and parses, and of the group's files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_lacuna.bids import LesionMask
 from bids_lacuna.provenance import Provenance
+
+if TYPE_CHECKING:
+    # Processes that draw pages import this package, but do without pybids.
+    from bids_lacuna.bids import LesionMask
+
+GROUP_TABLE = "group_lesions.tsv"
+
+GROUP_DICTIONARY = "group_lesions.json"
+"""Data dictionary of the group's table; it also lists the group's other files."""
+
+GROUP_PAGE = "group.html"
+
+FIGURES = "figures"
+"""Folder of the group's pictures, whose names begin with group_."""
 
 # fmt: off
 ENTITY_ORDER = (

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
 from bids_lacuna.derivatives.history import NO_MASK
 from bids_lacuna.derivatives.names import before_statistic, expected_maps, expected_masks, is_of_lesion, map_path
 from bids_lacuna.files import hash_file, read_json_object, write_table
@@ -18,6 +17,9 @@ from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import OPTION_WORDS, Provenance
 from bids_lacuna.runtime.locks import Claims
 from bids_lacuna.spaces import describe_mismatch
+
+if TYPE_CHECKING:
+    from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
 
 DECIDING = {
     "ConnectomeHash": "another connectome",

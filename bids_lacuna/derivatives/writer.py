@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 
-from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
 from bids_lacuna.derivatives.history import OUTCOMES
 from bids_lacuna.derivatives.names import expected_masks, map_path, sidecar_path
 from bids_lacuna.derivatives.records import (
@@ -31,6 +30,9 @@ from bids_lacuna.files import (
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.logs import log_failure
+
+if TYPE_CHECKING:
+    from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,9 @@ from bids_lacuna.group.cohort import Group, NoMaps, UnfitLesions, choose_group, 
 from bids_lacuna.group.earlier import describe_replaced
 from bids_lacuna.group.summary import summarize_group
 from bids_lacuna.group.sums import BLOCK_BYTES
-from bids_lacuna.group.writer import DICTIONARY, PAGE, PICTURES, TABLE
 
 __all__ = [
     "BLOCK_BYTES",
-    "DICTIONARY",
-    "PAGE",
-    "PICTURES",
-    "TABLE",
     "Group",
     "NoMaps",
     "UnfitLesions",

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bids_lacuna.derivatives import GROUP_DICTIONARY
 from bids_lacuna.files import read_json_object
 from bids_lacuna.group.cohort import CONNECTOME_KEYS, Group
-from bids_lacuna.group.writer import DICTIONARY
 
 
 def describe_replaced(maps_dir: Path, group: Group) -> str:
@@ -25,7 +25,7 @@ def describe_replaced(maps_dir: Path, group: Group) -> str:
         Group that would replace it.
     """
     try:
-        earlier = read_json_object(maps_dir / DICTIONARY)
+        earlier = read_json_object(maps_dir / GROUP_DICTIONARY)
     # The dictionary is written last: without it, an earlier run was killed, and nothing is complete.
     except (OSError, ValueError):
         return ""

@@ -16,6 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bids_lacuna.bids import describe_absence
+from bids_lacuna.derivatives import GROUP_TABLE
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.group.cohort import Group, GroupLesion, LeftOut, refuse
 from bids_lacuna.group.sums import (
@@ -27,7 +28,7 @@ from bids_lacuna.group.sums import (
     find_side,
     order_by_similarity,
 )
-from bids_lacuna.group.writer import TABLE, GroupSummary, GroupWriter
+from bids_lacuna.group.writer import GroupSummary, GroupWriter
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData, load_lesion
 from bids_lacuna.provenance import Provenance
@@ -112,7 +113,7 @@ def summarize_group(
     writer.remove_earlier()
     summary = GroupSummary(
         maps=writer.write_maps(sums),
-        table=maps_dir / TABLE,
+        table=maps_dir / GROUP_TABLE,
         similarity=writer.write_similarity(similarity, int(common.sum())),
         order=tuple(lesions[index].name for index in order),
         outliers=tuple(lesion.name for lesion, outlier in zip(lesions, outliers, strict=True) if outlier),

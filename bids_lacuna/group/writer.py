@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.derivatives import number_label
+from bids_lacuna.derivatives import FIGURES, GROUP_DICTIONARY, GROUP_PAGE, GROUP_TABLE, number_label
 from bids_lacuna.files import read_json_object, read_table, renamed_when_whole, write_json, write_table
 from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut
 from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
@@ -29,16 +29,6 @@ INTERPRETATION = (
     "symptom; only a contrast with other lesions allows an inference"
 )
 """Note in every sidecar of a group; each picture has a short form."""
-
-TABLE = "group_lesions.tsv"
-
-DICTIONARY = "group_lesions.json"
-"""Data dictionary of the table; it also lists the group's other files."""
-
-PAGE = "group.html"
-
-PICTURES = "figures"
-"""Folder of the page's pictures, whose names begin with group_."""
 
 # fmt: off
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -108,7 +98,10 @@ class GroupWriter:
         The page stays until the new table is known: if that is the same, the page is still right.
         """
         with suppress(OSError, ValueError):
-            self._earlier = read_table(self.maps_dir / TABLE), read_json_object(self.maps_dir / DICTIONARY)
+            self._earlier = (
+                read_table(self.maps_dir / GROUP_TABLE),
+                read_json_object(self.maps_dir / GROUP_DICTIONARY),
+            )
         for path in self.maps_dir.glob("space-*_stat-*.json"):
             try:
                 sidecar = read_json_object(path)
@@ -120,11 +113,11 @@ class GroupWriter:
             ):
                 for ending in (".nii.gz", ".tsv", ".json"):
                     path.with_name(path.stem + ending).unlink(missing_ok=True)
-        for name in (TABLE, DICTIONARY):
+        for name in (GROUP_TABLE, GROUP_DICTIONARY):
             (self.maps_dir / name).unlink(missing_ok=True)
 
     def _remove_page(self) -> None:
-        for path in (self.maps_dir / PAGE, *(self.maps_dir / PICTURES).glob("group_*")):
+        for path in (self.maps_dir / GROUP_PAGE, *(self.maps_dir / FIGURES).glob("group_*")):
             path.unlink(missing_ok=True)
 
     def write_maps(self, sums: GroupSums) -> dict[str, Path]:
@@ -200,7 +193,7 @@ class GroupWriter:
         if self._earlier != (cells, json.loads(json.dumps(dictionary))):
             self._remove_page()
         write_table(summary.table, list(COLUMNS), (list(row.values()) for row in cells))
-        write_json(self.maps_dir / DICTIONARY, dictionary)
+        write_json(self.maps_dir / GROUP_DICTIONARY, dictionary)
 
     def _describe_table(self, summary: GroupSummary) -> dict[str, Any]:
         return self._sidecar(

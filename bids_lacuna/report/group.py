@@ -13,11 +13,20 @@ from typing import Any
 import numpy as np
 
 from bids_lacuna.citations import references
-from bids_lacuna.derivatives import OUTCOMES, Outcome, Run, read_outcomes
+from bids_lacuna.derivatives import (
+    FIGURES,
+    GROUP_DICTIONARY,
+    GROUP_PAGE,
+    GROUP_TABLE,
+    OUTCOMES,
+    Outcome,
+    Run,
+    read_outcomes,
+)
 from bids_lacuna.files import hash_file, read_json_object, read_table
-from bids_lacuna.group import DICTIONARY, PAGE, PICTURES, TABLE
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import LesionShape
+from bids_lacuna.report.figures.charts import draw_distributions, draw_similarity
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion
 from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import decimal, position, write_page
@@ -86,11 +95,11 @@ def write_group_report(output_dir: Path) -> list[str]:
     OSError, ValueError, KeyError
         The group's table or its dictionary is missing or damaged.
     """
-    group = read_json_object(output_dir / DICTIONARY)
+    group = read_json_object(output_dir / GROUP_DICTIONARY)
     lesions = _find_lesions(output_dir, group)
     rows = [
         _describe_row(output_dir, cells, lesion)
-        for cells, lesion in zip(read_table(output_dir / TABLE), lesions, strict=True)
+        for cells, lesion in zip(read_table(output_dir / GROUP_TABLE), lesions, strict=True)
     ]
     drawing = _Drawing(output_dir, group, rows)
     maps = drawing.draw_maps()
@@ -102,7 +111,7 @@ def write_group_report(output_dir: Path) -> list[str]:
         version = str(group["SoftwareVersion"])
         methods = f"{methods.rstrip()}\n\n{describe_group_methods(len(rows), drawing.thresholds, version)}"
     write_page(
-        output_dir / PAGE,
+        output_dir / GROUP_PAGE,
         "group.html.jinja",
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
         group=group,
@@ -138,7 +147,7 @@ def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesi
 
 
 def _list_files(group: Mapping[str, Any]) -> list[str]:
-    return [TABLE, DICTIONARY, *group["Maps"].values(), group["SimilarityMatrix"]]
+    return [GROUP_TABLE, GROUP_DICTIONARY, *group["Maps"].values(), group["SimilarityMatrix"]]
 
 
 def _describe_row(output_dir: Path, cells: Mapping[str, str], lesion: MappedLesion | None) -> Row:
@@ -218,9 +227,9 @@ class _Drawing:
         self._group = group
         self._rows = rows
         self._lesions = f"{len(rows)} lesion" + ("" if len(rows) == 1 else "s")
-        self._pictures = Pictures(output_dir, output_dir / PICTURES / "group")
+        self._pictures = Pictures(output_dir, output_dir / FIGURES / "group")
         self._thresholds = self._read_thresholds()
-        (output_dir / PICTURES).mkdir(exist_ok=True)
+        (output_dir / FIGURES).mkdir(exist_ok=True)
 
     @property
     def thresholds(self) -> list[float]:
@@ -331,7 +340,7 @@ class _Drawing:
         path = self._pictures.path("similarity.png")
         title = f"Spatial correlation between the r-maps of {self._lesions}, in clustering order"
         names = [self._rows[number].name for number in order]
-        figures.draw_similarity(path, matrix[np.ix_(order, order)], names, (title, STAMP))
+        draw_similarity(path, matrix[np.ix_(order, order)], names, (title, STAMP))
         pairs = matrix[np.triu(np.ones((n, n), bool), 1)]
         between = f"; r between two lesions is {_range(pairs)}" if pairs.size else ""
         what = f"{title}{between}. {self._group['Clustering']}. {STAMP}"
@@ -346,7 +355,7 @@ class _Drawing:
         coverages = [row.coverage for row in self._rows]
         path = self._pictures.path("distributions.png")
         title = f"Volume and coverage of {self._lesions}"
-        figures.draw_distributions(path, volumes_ml, [100 * coverage for coverage in coverages], (title, OF_LESIONS))
+        draw_distributions(path, volumes_ml, [100 * coverage for coverage in coverages], (title, OF_LESIONS))
         what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverages, percent)}."
         return self._pictures.add(
             title, path, f"Histograms. {what} {OF_LESIONS}", f"{what} The volume axis is logarithmic. {OF_LESIONS}"

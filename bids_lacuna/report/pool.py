@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from bids_lacuna.derivatives import GROUP_PAGE
 from bids_lacuna.runtime.processes import prepare_worker, start_pool
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ PAGE_BYTES = 1_150_000
 
 PAGE_BYTES_PER_VOXEL = 0.4
 """Bytes of the map in the viewer, per voxel of the connectome's volume: measured at 4, 3 and 2 mm."""
-
-GROUP_PAGE = "group.html"
-"""The same as `group.PAGE`, whose import would cost the mapping process 7 MB."""
 
 
 def participants_with_news(output_dir: Path, records: Iterable[LesionRecord]) -> list[str]:
@@ -147,9 +145,11 @@ def _prepare_worker() -> None:
 
 def _write_page(output_dir: Path, label: str | None) -> list[str]:
     """Write a participant's page; without a label, the group's."""
-    # Only workers import these: nilearn and matplotlib would cost the mapping process 200 MB.
-    from bids_lacuna.report import group, participant
-
+    # Only workers import these, and matplotlib only for the group's page.
     if label is None:
-        return group.write_group_report(output_dir)
-    return participant.write_participant_report(output_dir, label)
+        from bids_lacuna.report.group import write_group_report
+
+        return write_group_report(output_dir)
+    from bids_lacuna.report.participant import write_participant_report
+
+    return write_participant_report(output_dir, label)

@@ -1,6 +1,5 @@
 """The pictures and numbers of the reports. Importing this package loads nilearn and matplotlib, which take 200 MB."""
 
-from bids_lacuna.report.figures.charts import draw_distributions, draw_similarity
 from bids_lacuna.report.figures.mosaic import (
     draw_binary_map,
     draw_glass_brain,
@@ -28,12 +27,10 @@ __all__ = [
     "MapFacts",
     "Volume",
     "draw_binary_map",
-    "draw_distributions",
     "draw_glass_brain",
     "draw_lesion",
     "draw_map",
     "draw_overlap",
-    "draw_similarity",
     "draw_tiles",
     "find_clusters",
     "measure_map",
