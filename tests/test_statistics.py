@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from bids_lacuna.mapping.moments import RunningMoments
-from bids_lacuna.statistics import fdr_threshold, minus_log10_p
+from bids_lacuna.statistics import fdr_threshold, minus_log10_p, of_sums
 
 Array = np.ndarray
 
@@ -212,3 +212,78 @@ def test_fdr_threshold_where_nothing_is_kept(t: list[float]) -> None:
 def test_fdr_threshold_of_huge_t() -> None:
     """Voxels whose p underflows are kept."""
     assert fdr_threshold(np.array([900, -70, 0.1], np.float32), np.full(3, 1000)) == 70
+
+
+def benjamini_hochberg(t: Array, n: Array, q: float) -> float:
+    """Rank the p of all voxels, as the procedure is written down."""
+    defined = np.isfinite(t)
+    sizes = np.abs(t[defined])
+    p = 10.0 ** -minus_log10_p(sizes, n[defined]).astype(float)
+    ranked = np.sort(p)
+    below = np.flatnonzero(ranked <= q * np.arange(1, len(p) + 1) / len(p))
+    return float(sizes[p <= ranked[below[-1]]].min()) if len(below) else math.nan
+
+
+def awkward_t(kind: str, df: int, n_voxels: int, rng: np.random.Generator) -> Array:
+    """Draw t of which many are equal, near the limits of float32, or with a p just beside its own limit."""
+    t = rng.standard_t(df, n_voxels)
+    match kind:
+        case "effect":
+            t = t * 3
+        case "ties":
+            t = np.round(2 * t, 1)
+        case "wide":
+            t = t * 10.0 ** rng.uniform(-30, 30, n_voxels)
+        case "limits":
+            t = rng.choice([0, 1e-45, 3.4e38, 2, np.inf, np.nan, -37.5, 38.6, 1e19], n_voxels)
+        case "edge":
+            p = 0.05 * (np.arange(n_voxels) + 1 + rng.choice([-0.6, -1e-6, 0, 1e-6, 0.6], n_voxels)) / n_voxels
+            t = stats.t.isf(np.clip(p, 1e-300, 1) / 2, df)
+        case "neighbours":
+            t = (rng.integers(-40, 40, n_voxels) + np.float32(stats.t.isf(0.0125, df)).view(np.int32)).astype(
+                np.int32
+            )
+            t = t.view(np.float32)
+    t[rng.random(n_voxels) < 0.1] = np.nan
+    return t.astype(np.float32)
+
+
+@pytest.mark.parametrize("varies", [False, True], ids=["one n", "n varies"])
+@pytest.mark.parametrize("kind", ["null", "effect", "ties", "wide", "limits", "edge", "neighbours"])
+def test_fdr_threshold_is_that_of_all_ranked_p(kind: str, varies: bool) -> None:
+    """The threshold is bit-identical to that of the procedure with the p of every voxel, whatever the map."""
+    rng = np.random.default_rng(len(kind) + varies)
+    thresholds = []
+    for n_voxels in [1, 2, 3, *[10] * 10, *[300] * 20, 20_000]:
+        df, q = int(rng.choice([1, 3, 29, 999, 50_000])), float(rng.choice([0.05, 0.05, 0.5, 1, 1e-6]))
+        t = awkward_t(kind, df, n_voxels, rng)
+        n = rng.integers(2, df + 3, n_voxels) if varies else np.full(n_voxels, df + 1)
+        thresholds.append(fdr_threshold(t, n.astype(np.int32), q))
+        np.testing.assert_equal(thresholds[-1], benjamini_hochberg(t, n, q))
+    assert np.isfinite(thresholds).any()
+
+
+def test_fdr_threshold_of_many_voxels_is_scipys() -> None:
+    """Among 20,000 voxels with several n, exactly those that SciPy accepts have a p at or below the threshold's."""
+    rng = np.random.default_rng(7)
+    n = rng.choice([12, 37, 38, 40], 20_000)
+    t = (2 * rng.standard_t(n - 1)).astype(np.float32)
+    p = 2 * stats.t.sf(np.abs(t.astype(float)), n - 1)
+    kept = stats.false_discovery_control(p) <= 0.05
+    assert 0.1 < kept.mean() < 0.9
+    assert fdr_threshold(t, n) == np.abs(t[kept]).min()
+
+
+@pytest.mark.parametrize("n_voxels", [8191, 8192, 16_385])
+def test_statistics_of_many_voxels_are_numpys(n_voxels: int) -> None:
+    """Mean and t of a map that is computed in blocks are NumPy's of the whole, to the bit."""
+    rng = np.random.default_rng(n_voxels)
+    z, n = rng.normal(0.2, 1, (7, n_voxels)), rng.integers(0, 8, n_voxels).astype(np.int32)
+    total, squares = z.sum(axis=0), (z**2).sum(axis=0)
+    found = of_sums(total, squares, n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / n
+        variance = (squares - total * mean) / (n - 1)
+        t = np.where(variance > 0, mean / np.sqrt(variance / n), np.nan)
+    np.testing.assert_array_equal(found.z, mean.astype(np.float32))
+    np.testing.assert_array_equal(found.t, t.astype(np.float32))
