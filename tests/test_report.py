@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import nibabel as nib
@@ -435,12 +435,35 @@ def check_viewer(page: Page) -> None:
     np.testing.assert_allclose(place, [number(coordinate) for coordinate in centre.split(", ")], atol=2)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_accessible(finished: Path, browser: Browser, width: int) -> None:
-    """axe-core finds no violation on either page."""
-    page = browser.new_page(viewport={"width": width, "height": 900})
+BACKGROUND = "element => getComputedStyle(element).backgroundColor"
+
+WHITE = "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (1280, "dark")])
+def test_accessible(finished: Path, browser: Browser, width: int, scheme: Literal["light", "dark"]) -> None:
+    """axe-core finds no violation on either page, and in the dark the page is dark while pictures stay on white."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     for path in finished.glob("sub-*.html"):
         page.goto(path.as_uri())
         results = Axe().run(page).response
         assert [(violation["id"], violation["impact"]) for violation in results["violations"]] == []
+        assert (page.locator("body").evaluate(BACKGROUND) == WHITE) == (scheme == "light")
+        assert page.locator("figure img").first.evaluate(BACKGROUND) == WHITE
+    page.close()
+
+
+def test_a_printed_page_keeps_headings_with_what_follows(finished: Path, browser: Browser) -> None:
+    """On paper, the page is light, the viewer is left out, and no heading ends a sheet."""
+    page = browser.new_page(color_scheme="dark")
+    page.goto((finished / "sub-02.html").as_uri())
+    page.emulate_media(media="print")
+    assert (
+        page.locator("body").evaluate("element => getComputedStyle(element).backgroundColor") == "rgb(255, 255, 255)"
+    )
+    assert not page.locator("details.viewer:visible, nav:visible").count()
+    breaks = page.locator("h1, h2, h3, caption").evaluate_all(
+        "elements => elements.map(element => getComputedStyle(element).breakAfter)"
+    )
+    assert set(breaks) == {"avoid"}
     page.close()
