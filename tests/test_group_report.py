@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 from program import read_tsv, run
 
-from bids_lacuna.report.group import OF_LESIONS, STAMP, whole_ticks
+from bids_lacuna.report.group_drawing import OF_LESIONS, STAMP, whole_ticks
 
 Array = np.ndarray
 

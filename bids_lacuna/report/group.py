@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from math import ceil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives import (
-    FIGURES,
     GROUP_DICTIONARY,
     GROUP_PAGE,
     GROUP_TABLE,
@@ -23,63 +17,11 @@ from bids_lacuna.derivatives import (
     Run,
     read_outcomes,
 )
-from bids_lacuna.files import hash_file, read_json_object, read_table
-from bids_lacuna.report import figures
-from bids_lacuna.report.figures import LesionShape
-from bids_lacuna.report.figures.charts import draw_distributions, draw_similarity
+from bids_lacuna.files import read_json_object, read_table
+from bids_lacuna.report.group_drawing import GroupDrawing, Row
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion
 from bids_lacuna.report.methods import combine, describe_group_methods
-from bids_lacuna.report.pages import decimal, position, write_page
-from bids_lacuna.report.pictures import Part, Picture, Pictures
-from bids_lacuna.text import percent
-
-STAMP = (
-    "Descriptive: such maps resemble a property of the connectome, whatever the symptom; "
-    "only a contrast with other lesions allows an inference."
-)
-"""Printed on each picture of network maps, and below it."""
-
-OF_LESIONS = "Descriptive: where the lesions of this group are, not what causes their symptoms."
-"""Printed on pictures of the lesions themselves, and below them."""
-
-SHEET = 50
-"""Tiles in one file: thousands of files would be slow on a computing cluster's disk."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The small picture of a lesion, part of a sheet."""
-
-    sheet: str
-    """Path relative to the output's root."""
-    top: int
-    """Pixels above the tile in its sheet."""
-    width: int
-    height: int
-    alt: str
-
-
-@dataclass
-class Row:
-    """The page's data on one lesion."""
-
-    name: str
-    participant: str
-    page: str
-    """Path of the participant's page relative to the output's root; "" if there is none."""
-    anchor: str
-    """HTML id of the lesion's section on that page."""
-    volume_ml: float
-    coverage: float
-    side: str
-    n_subjects: int
-    peaks: Mapping[str, tuple[float, tuple[float, float, float]]]
-    """Peak value of r and of t, and its position in mm."""
-    r_with_mean: float
-    cluster_position: int
-    is_outlier: bool
-    tile: Tile | None = None
-    why_no_tile: str = ""
+from bids_lacuna.report.pages import write_page
 
 
 def write_group_report(output_dir: Path) -> list[str]:
@@ -101,7 +43,7 @@ def write_group_report(output_dir: Path) -> list[str]:
         _describe_row(output_dir, cells, lesion)
         for cells, lesion in zip(read_table(output_dir / GROUP_TABLE), lesions, strict=True)
     ]
-    drawing = _Drawing(output_dir, group, rows)
+    drawing = GroupDrawing(output_dir, group, rows)
     maps = drawing.draw_maps()
     similarity, distributions = drawing.draw_similarity(), drawing.draw_distributions()
     drawing.draw_tiles(lesions)
@@ -216,192 +158,3 @@ def _describe_origin(
     if group.get("LesionThreshold") is not None:
         facts.insert(6, ("Lesion threshold", f"{group['LesionThreshold']:g}"))
     return facts
-
-
-class _Drawing:
-    """Draws the pictures of a group; `problems` has a sentence for each that cannot be drawn."""
-
-    def __init__(self, output_dir: Path, group: Mapping[str, Any], rows: Sequence[Row]) -> None:
-        self.problems: list[str] = []
-        self._output_dir = output_dir
-        self._group = group
-        self._rows = rows
-        self._lesions = f"{len(rows)} lesion" + ("" if len(rows) == 1 else "s")
-        self._pictures = Pictures(output_dir, output_dir / FIGURES / "group")
-        self._thresholds = self._read_thresholds()
-        (output_dir / FIGURES).mkdir(exist_ok=True)
-
-    @property
-    def thresholds(self) -> list[float]:
-        """Thresholds of the network overlaps, lowest first."""
-        return sorted({abs(threshold) for threshold in self._thresholds.values()})
-
-    def _read_thresholds(self) -> dict[str, float]:
-        """Read the signed threshold of each network overlap, by the map's key."""
-        thresholds = {}
-        for key, name in self._group["Maps"].items():
-            if key.startswith("network") and key.endswith("_share"):
-                sidecar = self._output_dir / f"{name.removesuffix('.nii.gz')}.json"
-                thresholds[key] = float(read_json_object(sidecar)["Threshold"])
-        return thresholds
-
-    def draw_maps(self) -> list[Part]:
-        """Draw slices of all maps."""
-        parts = [
-            Part("Lesion overlap", self._attempt(self._draw_lesions)),
-            Part("Mean r", self._attempt(self._draw_mean, "r", "r")),
-            Part("Mean Fisher z", self._attempt(self._draw_mean, "z", "Fisher z")),
-        ]
-        for key, threshold in sorted(self._thresholds.items(), key=lambda item: (abs(item[1]), -item[1])):
-            beyond = f"t {'>' if threshold > 0 else '<'} {decimal(threshold)}"
-            parts.append(Part(f"Network overlap, {beyond}", self._attempt(self._draw_network, key, beyond)))
-        return parts
-
-    def _attempt(self, draw: Callable[..., Picture], *arguments: str) -> list[Picture]:
-        try:
-            return [draw(*arguments)]
-        except (OSError, ValueError) as error:
-            self.problems.append(f"a picture could not be drawn: {error}.")
-            return []
-        finally:
-            # matplotlib's figures are reference cycles.
-            gc.collect()
-
-    def _draw_lesions(self) -> Picture:
-        n = len(self._rows)
-        volume = figures.read_map(self._output_dir / self._group["Maps"]["lesions_n"])
-        facts = figures.measure_map(volume, 0)
-        path = self._pictures.path("lesions.png")
-        title = f"Number of lesions out of {n}, and percentage"
-
-        def write(count: float) -> str:
-            return f"{count:.0f}\n({percent(count / n)})"
-
-        figures.draw_overlap(path, volume, whole_ticks(facts.maximum), "lesions", write, (title, OF_LESIONS))
-        what = f"{title}: at most {decimal(facts.maximum)} ({percent(facts.maximum / n)})"
-        what = f"{what} at {position(facts.maximum_mm)} mm. {self._describe_counting()}"
-        return self._add("Lesion overlap", path, f"{what} {OF_LESIONS}")
-
-    def _describe_counting(self) -> str:
-        """Describe how much a lesion counts in a voxel: the number of lesions need not be whole."""
-        if self._group.get("LesionWeighting") == "binary":
-            return "A lesion counts as 1 in each voxel of which it covers at least half."
-        if self._group.get("LesionThreshold") is not None:
-            return "In each voxel, a lesion counts as its mean probability there, so the number need not be whole."
-        return (
-            "In each voxel, a lesion counts as the fraction of the voxel that it covers, so the number need not be "
-            "whole."
-        )
-
-    def _draw_mean(self, stat: str, name: str) -> Picture:
-        volume = figures.read_map(self._output_dir / self._group["Maps"][f"mean_{stat}"])
-        threshold = figures.strongest_tenth_threshold(volume)
-        facts = figures.measure_map(volume, threshold)
-        path = self._pictures.path(f"mean-{stat}.png")
-        above = f"|mean {name}| > {decimal(threshold)}, about the strongest tenth of all voxels"
-        title = f"Mean {name} of {self._lesions}, where {above}"
-        figures.draw_map(path, volume, threshold, name, title=(title, STAMP))
-        what = (
-            f"{title}; red is positive, blue negative. Lowest {decimal(facts.minimum)} at "
-            f"{position(facts.minimum_mm)} mm, highest {decimal(facts.maximum)} at {position(facts.maximum_mm)} mm"
-        )
-        return self._add(f"Mean {name}", path, f"{what}. {STAMP}")
-
-    def _draw_network(self, key: str, beyond: str) -> Picture:
-        volume = figures.read_map(self._output_dir / self._group["Maps"][key])
-        facts = figures.measure_map(volume, 0)
-        path = self._pictures.path(f"{key.removesuffix('_share')}.png")
-        title = f"Fraction of the {self._lesions} with {beyond}"
-        figures.draw_overlap(path, volume, (0, 0.25, 0.5, 0.75, 1), "fraction", percent, (title, STAMP))
-        most = f"at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm"
-        most = most if facts.n_above else "zero in every voxel"
-        what = f"{title}: {most}. In each voxel, lesions whose t is undefined there are left out. {STAMP}"
-        return self._add(f"Network overlap, {beyond}", path, what)
-
-    def _add(self, name: str, path: Path, what: str) -> Picture:
-        return self._pictures.add(name, path, f"Slices of the MNI template. {what}", what)
-
-    def draw_similarity(self) -> list[Picture]:
-        """Draw the matrix of correlations between r-maps, in clustering order."""
-        return self._attempt(self._draw_similarity)
-
-    def _draw_similarity(self) -> Picture:
-        n = len(self._rows)
-        matrix = np.loadtxt(
-            self._output_dir / self._group["SimilarityMatrix"],
-            np.float32,
-            comments=None,
-            delimiter="\t",
-            skiprows=1,
-            usecols=range(1, n + 1),
-            ndmin=2,
-        )
-        order = np.argsort([row.cluster_position for row in self._rows])
-        path = self._pictures.path("similarity.png")
-        title = f"Spatial correlation between the r-maps of {self._lesions}, in clustering order"
-        names = [self._rows[number].name for number in order]
-        draw_similarity(path, matrix[np.ix_(order, order)], names, (title, STAMP))
-        pairs = matrix[np.triu(np.ones((n, n), bool), 1)]
-        between = f"; r between two lesions is {_range(pairs)}" if pairs.size else ""
-        what = f"{title}{between}. {self._group['Clustering']}. {STAMP}"
-        return self._pictures.add("Similarity of the maps", path, f"Matrix. {what}", what)
-
-    def draw_distributions(self) -> list[Picture]:
-        """Draw histograms of volume and coverage."""
-        return self._attempt(self._draw_distributions)
-
-    def _draw_distributions(self) -> Picture:
-        volumes_ml = [row.volume_ml for row in self._rows]
-        coverages = [row.coverage for row in self._rows]
-        path = self._pictures.path("distributions.png")
-        title = f"Volume and coverage of {self._lesions}"
-        draw_distributions(path, volumes_ml, [100 * coverage for coverage in coverages], (title, OF_LESIONS))
-        what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverages, percent)}."
-        return self._pictures.add(
-            title, path, f"Histograms. {what} {OF_LESIONS}", f"{what} The volume axis is logarithmic. {OF_LESIONS}"
-        )
-
-    def draw_tiles(self, lesions: Sequence[MappedLesion | None]) -> None:
-        """Draw a small picture of each lesion, many per file, and set each row's `tile`."""
-        for start in range(0, len(lesions), SHEET):
-            self._draw_sheet(start // SHEET + 1, self._rows[start : start + SHEET], lesions[start : start + SHEET])
-        missing = [row for row in self._rows if not row.tile]
-        if missing:
-            self.problems.append(
-                f"{len(missing)} of the {len(self._rows)} lesions could not be drawn, for example {missing[0].name}: "
-                f"{missing[0].why_no_tile}."
-            )
-
-    def _draw_sheet(self, number: int, rows: Sequence[Row], lesions: Sequence[MappedLesion | None]) -> None:
-        shapes: list[tuple[Row, LesionShape]] = []
-        for row, lesion in zip(rows, lesions, strict=True):
-            try:
-                shapes.append((row, _read_shape(lesion)))
-            except (OSError, ValueError) as error:
-                row.why_no_tile = str(error)
-        if not shapes:
-            return
-        path = self._pictures.path(f"tiles-{number:03d}.png")
-        width, height = figures.draw_tiles(path, [shape for _, shape in shapes])
-        for row_in_sheet, (row, shape) in enumerate(shapes):
-            alt = f"Three slices of the MNI template through {position(shape.centre_mm)} mm, with the lesion in red"
-            row.tile = Tile(self._pictures.relative(path), row_in_sheet * height, width, height, alt)
-
-
-def whole_ticks(maximum: float) -> list[int]:
-    """Return up to five whole numbers from 0 for a colour bar, the last of them not below the maximum."""
-    return sorted({round(tick) for tick in np.linspace(0, max(1, ceil(maximum - 1e-6)), 5).tolist()})
-
-
-def _range(numbers: Sequence[float] | np.ndarray, write: Callable[[float], str] = decimal) -> str:
-    low, middle, high = np.quantile(numbers, (0, 0.5, 1))
-    return f"{write(low)} to {write(high)} (median {write(middle)})"
-
-
-def _read_shape(lesion: MappedLesion | None) -> LesionShape:
-    """Read a lesion's mask, provided that it has not changed since it was mapped."""
-    if lesion is None:
-        raise FileNotFoundError("the sidecar of its r-map is missing or damaged")
-    if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
-        raise ValueError("its mask has changed since it was mapped")
-    return figures.read_lesion(lesion.mask, lesion.sidecar.get("LesionThreshold"))
