@@ -185,3 +185,47 @@ def map_lesions(weights: Array, connectome: Iterable[Array]) -> dict[str, Array]
         t = mean / np.sqrt(variance / n)
     t[np.nanmax(z, axis=0, initial=-np.inf) == np.nanmin(z, axis=0, initial=np.inf)] = np.nan
     return {"r": np.tanh(mean), "z": mean, "t": t, "n": n}
+
+
+def permutation_statistics(
+    maps: Array, tested: Array, nuisance: Array, orders: Array, groups: Array | None = None
+) -> Array:
+    """Test a column of a general linear model in each permutation, by Freedman and Lane's method.
+
+    Parameters
+    ----------
+    maps : shape (n_patients, n_voxels)
+    tested : shape (n_patients,)
+        Column that is tested.
+    nuisance : shape (n_patients, n_columns)
+        All other columns, with a constant.
+    orders : shape (n_permutations, n_patients)
+        The residual of patient i goes to row `orders[k, i]`.
+    groups : shape (n_patients,), boolean
+        Groups that may differ in their variance, for Aspin and Welch's v; without, Student's t.
+
+    Returns
+    -------
+    shape (n_permutations, n_voxels)
+
+    References
+    ----------
+    Winkler et al. (2014), NeuroImage 92:381, doi:10.1016/j.neuroimage.2014.01.060, with v as G of one contrast.
+    """
+    fitted = nuisance @ np.linalg.lstsq(nuisance, maps, rcond=None)[0]
+    design = np.column_stack([tested, nuisance])
+    forming = np.eye(len(tested)) - design @ np.linalg.pinv(design)
+    same = np.ones(len(tested), dtype=bool)
+    statistics = np.empty((len(orders), maps.shape[1]))
+    for k, order in enumerate(orders):
+        permuted = fitted.copy()
+        permuted[order] += maps - fitted
+        coefficients = np.linalg.lstsq(design, permuted, rcond=None)[0]
+        errors = permuted - design @ coefficients
+        for voxel, error in enumerate(errors.T):
+            weights = np.zeros(len(tested))
+            for rows in [same] if groups is None else [groups, ~groups]:
+                weights[rows] = np.trace(forming[np.ix_(rows, rows)]) / (error[rows] @ error[rows])
+            covariance = np.linalg.pinv(design.T @ (weights[:, np.newaxis] * design))
+            statistics[k, voxel] = coefficients[0, voxel] / np.sqrt(covariance[0, 0])
+    return statistics
