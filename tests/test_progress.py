@@ -43,6 +43,15 @@ def test_a_log_has_a_line_per_minute(monkeypatch: pytest.MonkeyPatch, caplog: py
     ]
 
 
+def test_few_units_are_counted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """After 12 of 40 pages in a minute, 28 are left, which take 140 seconds more."""
+    times = iter([0.0, 60.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    with caplog.at_level(logging.INFO, logger="bids_lacuna"), progress.Progress(40, "pages", "page") as counted:
+        counted.update(12)
+    assert [record.message for record in caplog.records] == ["pages: 12 of 40, 0.2 page/s, 02:20 left"]
+
+
 def test_bytes_have_prefixes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """At half of 3 GiB and 1 MiB per second, 1536 seconds are left."""
     times = iter([0.0, 1536.0])

@@ -32,6 +32,7 @@ from bids_lacuna.derivatives.records import LesionRecord
 from bids_lacuna.report.maps_on_disk import find_mapped_lesions, find_participants, page_anchor
 from bids_lacuna.report.participant import _run_rows, write_participant_report
 from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+from bids_lacuna.runtime import progress
 
 # The processes that draw give way to all others, so that a busy machine takes long.
 pytestmark = pytest.mark.timeout(400)
@@ -329,16 +330,21 @@ def test_the_page_of_a_failed_lesion_describes_its_run(failed: Path) -> None:
     assert "no run has a record of one" in Elements((failed / "sub-01.html").read_text()).text
 
 
-def test_a_page_that_fails_stops_nothing(odd: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A page that cannot be written is a warning with the reason; the others are written."""
+def test_a_page_that_fails_stops_nothing(
+    odd: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that cannot be written is a warning with the reason; the others are written; both are counted."""
     (odd / "sub-y.html").mkdir()
     (odd / "sub-y").mkdir()
-    with caplog.at_level(logging.WARNING), ReportPool(odd, 1) as reports:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    with caplog.at_level(logging.INFO, logger="bids_lacuna"), ReportPool(odd, 1) as reports:
         reports.submit(["y", "x"])
         reports.submit(["x"])
         assert reports.wait() == 1
     assert "sub-y.html could not be written (IsADirectoryError" in caplog.text
     assert "sub-x.html: Lesion" in caplog.text
+    counted = [record.message.partition(",")[0] for record in caplog.records if record.message.startswith("pages: ")]
+    assert counted == ["pages: 0 of 2", "pages: 1 of 2", "pages: 2 of 2"]
     assert (odd / "sub-x.html").is_file()
 
 

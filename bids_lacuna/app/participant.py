@@ -175,7 +175,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             if job.pending or thresholds:
                 all_masks = this_run.with_thresholds({*job.provenance.options.t_thresholds, *thresholds})
                 write_citation(out, all_masks, md_only=arguments.md_only_boilerplate)
-        pages = stack.enter_context(ReportPool(out, job.n_report_workers))
+        pages = stack.enter_context(ReportPool(out, job.n_report_workers, show_progress=not arguments.quiet))
         log = RunLog(job, this_run, log_dir, writer, pages)
         with above_the_bar(), listing_interrupted(job, writer):
             process_batches(

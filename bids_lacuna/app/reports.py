@@ -34,7 +34,11 @@ def run_participant(arguments: argparse.Namespace) -> Exit:
     with (
         ending(Exit.CANNOT_CREATE, OSError, saying=f"{out} cannot be written to"),
         keeping_log(arguments, name_log_dir(out)),
-        ReportPool(out, choose_n_workers(resources.available_bytes, resources.n_threads)) as pages,
+        ReportPool(
+            out,
+            choose_n_workers(resources.available_bytes, resources.n_threads),
+            show_progress=not arguments.quiet,
+        ) as pages,
     ):
         pages.submit(wanted)
         n_written = pages.wait()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from bids_lacuna.derivatives import GROUP_PAGE
 from bids_lacuna.runtime.processes import prepare_worker, start_pool
+from bids_lacuna.runtime.progress import Progress, above_the_bar
 
 if TYPE_CHECKING:
     from bids_lacuna.derivatives import LesionRecord
@@ -68,9 +71,13 @@ def choose_n_workers(available_bytes: int, n_threads: int) -> int:
 
 
 class ReportPool:
-    """Writes pages in separate processes of low priority; a page that fails stops nothing else."""
+    """Writes pages in separate processes of low priority; a page that fails stops nothing else.
 
-    def __init__(self, output_dir: Path, n_workers: int) -> None:
+    While lesions are mapped, the log has a line per minute: pages that are written, of those submitted. While the
+    program waits for the last pages, a terminal has a bar instead.
+    """
+
+    def __init__(self, output_dir: Path, n_workers: int, *, show_progress: bool = True) -> None:
         """Create the pool; no process starts before the first page is submitted.
 
         Parameters
@@ -79,11 +86,16 @@ class ReportPool:
             The derivative dataset's root.
         n_workers
             Number of processes.
+        show_progress
+            Whether to show a bar if stderr is a terminal.
         """
         self._output_dir = output_dir
         self._n_workers = n_workers
         self._pool: Executor | None = None
         self._pages: dict[str, Future[list[str]]] = {}
+        self._show_progress = show_progress
+        self._progress = Progress(0, "pages", "page", shown=False)
+        self._lock = Lock()
 
     def __enter__(self) -> Self:
         """Enter a block that ends the processes when it is left."""
@@ -100,11 +112,22 @@ class ReportPool:
         """Write the pages of participants, except those already submitted."""
         for label in labels:
             if f"sub-{label}.html" not in self._pages:
-                self._pages[f"sub-{label}.html"] = self._begin(label)
+                self._add(f"sub-{label}.html", label)
 
     def submit_group(self) -> None:
         """Write the group's page."""
-        self._pages[GROUP_PAGE] = self._begin(None)
+        self._add(GROUP_PAGE, None)
+
+    def _add(self, name: str, label: str | None) -> None:
+        with self._lock:
+            self._progress.change_total(1)
+        self._pages[name] = self._begin(label)
+        self._pages[name].add_done_callback(self._count)
+
+    def _count(self, _page: Future[list[str]]) -> None:
+        """Count a page that has ended, in whatever thread it did."""
+        with self._lock:
+            self._progress.update()
 
     def _begin(self, label: str | None) -> Future[list[str]]:
         try:
@@ -120,18 +143,32 @@ class ReportPool:
     def wait(self) -> int:
         """Wait for all pages, log what is missing from them, and return how many were written."""
         n_written = 0
-        for name, page in self._pages.items():
-            try:
-                for problem in page.result():
-                    logger.warning("%s: %s", name, problem)
-                n_written += 1
-            # The border of a page: the maps are on disk whether or not it can be written.
-            except Exception as error:
-                logger.warning("%s could not be written (%s: %s)", name, type(error).__name__, error)
-                logger.debug("traceback of the failure above", exc_info=True)
+        with self._showing_the_rest():
+            for name, page in self._pages.items():
+                try:
+                    for problem in page.result():
+                        logger.warning("%s: %s", name, problem)
+                    n_written += 1
+                # The border of a page: the maps are on disk whether or not it can be written.
+                except Exception as error:
+                    logger.warning("%s could not be written (%s: %s)", name, type(error).__name__, error)
+                    logger.debug("traceback of the failure above", exc_info=True)
         if self._pages:
             logger.info("pages written: %d, in %s", n_written, self._output_dir)
         return n_written
+
+    @contextmanager
+    def _showing_the_rest(self) -> Iterator[None]:
+        """Show how many pages are written while the program waits for those that are not."""
+        with self._lock:
+            n_ended, total = self._progress.n, self._progress.total
+            several_left = n_ended < total > 1
+            if several_left:
+                logger.info("pages: %d of %d", n_ended, total)
+            shown = self._show_progress and several_left
+            self._progress = Progress(total, "pages", "page", initial=n_ended, shown=shown)
+        with above_the_bar(), self._progress:
+            yield
 
 
 def _prepare_worker() -> None:

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 60
 """Seconds between two lines in the log."""
 
+FEW = 1000
+"""Fewer units than this are counted in logs, as in "pages: 12 of 40"; of more, a line has the percentage."""
+
 
 class Progress:
     """Counts and shows the finished part of a task.
@@ -105,6 +108,8 @@ class Progress:
             return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 
         fraction = f"{percent(self.n / self.total, digits=2)} of {sized(self.total)} {self._unit}"
+        if self.total < FEW:
+            fraction = f"{self.n} of {self.total}"
         if rate <= 0:
             return fraction
         left = tqdm.format_interval((self.total - self.n) / rate)
