@@ -229,3 +229,28 @@ def permutation_statistics(
             covariance = np.linalg.pinv(design.T @ (weights[:, np.newaxis] * design))
             statistics[k, voxel] = coefficients[0, voxel] / np.sqrt(covariance[0, 0])
     return statistics
+
+
+def leave_one_out(maps: Array, tested: Array, nuisance: Array) -> Array:
+    """Correlate each patient's map with the effect map that is fitted without that patient.
+
+    Parameters
+    ----------
+    maps : shape (n_patients, n_voxels)
+    tested : shape (n_patients,)
+        Column whose coefficient at each voxel is the effect map.
+    nuisance : shape (n_patients, n_columns)
+        All other columns, with a constant.
+
+    Returns
+    -------
+    shape (n_patients,)
+        Pearson r over voxels.
+    """
+    design = np.column_stack([tested, nuisance])
+    similarity = []
+    for patient in range(len(tested)):
+        others = np.arange(len(tested)) != patient
+        effect = np.linalg.lstsq(design[others], maps[others], rcond=None)[0][0]
+        similarity.append(np.corrcoef(effect, maps[patient])[0, 1])
+    return np.array(similarity)
