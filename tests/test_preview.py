@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bids_lacuna.app.preview import Sample, format_seconds
-from bids_lacuna.report.pool import PAGE_SECONDS, WORKER_SECONDS
+from bids_lacuna.report.pool import PageCost, measure_pages
 from bids_lacuna.runtime.plan import BatchPlan
 
 PLAN = BatchPlan(
@@ -18,6 +20,8 @@ PLAN = BatchPlan(
 SAMPLE = Sample(
     n_subjects=12, n_together=4, seconds_begin=7, seconds_per_subject=0.5, seconds_per_lesion=0.2, bytes_per_lesion=0
 )
+
+WITH_PAGES = replace(SAMPLE, pages=PageCost(start_seconds=3, seconds_per_lesion=2, bytes_per_lesion=0))
 
 SECONDS_OF_MAPS = 2 * (7 + (41 - 4) * 0.5) + 30 * 0.2
 """Two passes over 41 connectome subjects, and 30 lesions' maps."""
@@ -30,13 +34,13 @@ def test_a_run_takes_its_passes_and_its_maps() -> None:
 
 def test_the_reports_of_the_last_batch_come_after_its_maps() -> None:
     """One worker still has reports of the first batch to write then; several have finished them."""
-    slow = WORKER_SECONDS + 30 * PAGE_SECONDS
-    assert SAMPLE.seconds(PLAN, 41, n_report_workers=1) == pytest.approx(SECONDS_OF_MAPS / 2 + slow)
-    fast = WORKER_SECONDS + 30 * PAGE_SECONDS / 4
-    assert SAMPLE.seconds(PLAN, 41, n_report_workers=4) == pytest.approx(SECONDS_OF_MAPS + fast / 2)
+    slow = 3 + 30 * 2
+    assert WITH_PAGES.seconds(PLAN, 41, n_report_workers=1) == pytest.approx(SECONDS_OF_MAPS / 2 + slow)
+    fast = 3 + 30 * 2 / 4
+    assert WITH_PAGES.seconds(PLAN, 41, n_report_workers=4) == pytest.approx(SECONDS_OF_MAPS + fast / 2)
     one = replace(PLAN, n_batches=1, batch_size=30)
     expected = SAMPLE.seconds(one, 41, n_report_workers=0) + fast
-    assert SAMPLE.seconds(one, 41, n_report_workers=4) == pytest.approx(expected)
+    assert WITH_PAGES.seconds(one, 41, n_report_workers=4) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +49,18 @@ def test_the_reports_of_the_last_batch_come_after_its_maps() -> None:
 def test_a_duration_has_the_unit_that_people_use(seconds: float, text: str) -> None:
     """Durations are whole seconds or minutes, or hours with a decimal."""
     assert format_seconds(seconds) == text
+
+
+def test_the_cost_of_pages_is_measured_on_some(tmp_path: Path) -> None:
+    """Two processes write the pages of three participants, and what is on disk then is what the estimate counts."""
+    (tmp_path / "dataset_description.json").write_text("{}")
+    before = sum(path.stat().st_size for path in tmp_path.iterdir())
+    began = time.monotonic()
+    cost = measure_pages(tmp_path, {"a": 1, "b": 2, "c": 1}, n_workers=2)
+    seconds = time.monotonic() - began
+    pages = [tmp_path / f"sub-{label}.html" for label in "abc"]
+    assert cost.bytes_per_lesion == (sum(page.stat().st_size for page in pages)) / 4
+    assert before == sum(path.stat().st_size for path in tmp_path.iterdir() if path not in pages)
+    assert 0 < cost.seconds_per_lesion < cost.start_seconds < seconds
+    assert cost.seconds(10, 2) == pytest.approx(cost.start_seconds + 5 * cost.seconds_per_lesion)
+    assert cost.seconds(1, 2) == pytest.approx(cost.start_seconds + cost.seconds_per_lesion)

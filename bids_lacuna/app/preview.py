@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.batch import load_lesions
-from bids_lacuna.derivatives import DerivativesWriter, LesionRecord
+from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, prepare_dataset
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass
-from bids_lacuna.report.pool import PAGE_BYTES, PAGE_BYTES_PER_VOXEL, PAGE_SECONDS, WORKER_SECONDS
+from bids_lacuna.report.pool import PageCost, measure_pages
 from bids_lacuna.runtime.logs import kind_of
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import Progress, above_the_bar
@@ -27,6 +28,8 @@ from bids_lacuna.weights import Rows
 
 if TYPE_CHECKING:
     from bids_lacuna.app.participant import Job
+
+logger = logging.getLogger(__name__)
 
 SAMPLED_SUBJECTS = 3 * kernels.GROUP
 """Connectome subjects of the sample; the first group also allocates the moments, the others are timed."""
@@ -46,7 +49,7 @@ LONG_REASON = 60
 
 @dataclass(frozen=True)
 class Sample:
-    """Measurements of a pass over a few connectome subjects, and of one lesion's maps."""
+    """Measurements of a pass over a few connectome subjects, and of a few lesions' maps and pages."""
 
     n_subjects: int
     n_together: int
@@ -59,6 +62,8 @@ class Sample:
     """Time to write a lesion's maps."""
     bytes_per_lesion: float
     """Size of a lesion's maps on disk."""
+    pages: PageCost | None = None
+    """Cost of the pages; None if there are none, or if they could not be measured."""
 
     def seconds(self, plan: BatchPlan, n_connectome_subjects: int, n_report_workers: int) -> float:
         """Estimate the duration of a run from its first pass on.
@@ -68,9 +73,9 @@ class Sample:
         n_after = max(0, n_connectome_subjects - self.n_together)
         a_pass = self.seconds_begin + n_after * self.seconds_per_subject
         maps = plan.n_batches * a_pass + plan.n_rows * self.seconds_per_lesion
-        if not n_report_workers:
+        if not self.pages:
             return maps
-        reports = WORKER_SECONDS + plan.n_rows * PAGE_SECONDS / min(n_report_workers, plan.n_rows)
+        reports = self.pages.seconds(plan.n_rows, n_report_workers)
         return max(maps + reports / plan.n_batches, maps / plan.n_batches + reports)
 
 
@@ -123,7 +128,7 @@ def load_records(
 
 
 def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sample:
-    """Measure the mapping of lesions in a few connectome subjects, and the writing of some lesions' maps.
+    """Measure the mapping of lesions in a few connectome subjects, and the writing of some lesions' maps and pages.
 
     Raises
     ------
@@ -141,7 +146,7 @@ def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sam
     n_after = len(times) - len(first_group)
     some = range(0, len(lesions), max(1, len(lesions) // SAMPLED_LESIONS))
     mapped = [replace(lesions[row], results={few.name: few.results(lesions[row], accumulator, row)}) for row in some]
-    seconds_per_lesion, bytes_per_lesion = _time_writing(mapped, job)
+    seconds_per_lesion, bytes_per_lesion, pages = _time_writing(mapped, job)
     return Sample(
         len(times) - 1,
         plan.n_together,
@@ -149,21 +154,39 @@ def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sam
         (times[-1] - first_group[-1]) / n_after if n_after else 0,
         seconds_per_lesion,
         bytes_per_lesion,
+        pages,
     )
 
 
-def _time_writing(mapped: Sequence[LesionData], job: Job) -> tuple[float, float]:
-    """Write maps into a temporary folder, and return seconds and bytes per lesion."""
+def _time_writing(mapped: Sequence[LesionData], job: Job) -> tuple[float, float, PageCost | None]:
+    """Write maps and pages into a temporary folder; return seconds and bytes per lesion, and what pages cost."""
     masks = {lesion.mask for lesion in mapped}
     records = [replace(record) for record in job.records if record.mask.path in masks]
-    links = dict.fromkeys((record.mask.dataset for record in records), "sample")
     with TemporaryDirectory(prefix="bids-lacuna-") as folder:
-        writer = DerivativesWriter(Path(folder), job.provenance, records, Path(folder), links)
+        root = Path(folder)
+        writer = DerivativesWriter(root, job.provenance, records, root, prepare_dataset(root, job.datasets))
         began = time.perf_counter()
         writer(mapped)
         seconds = time.perf_counter() - began
-        n_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return seconds / len(mapped), n_bytes / len(mapped)
+        n_bytes = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+        pages = _measure_pages(root, records, job.n_report_workers)
+    return seconds / len(mapped), n_bytes / len(mapped), pages
+
+
+def _measure_pages(output_dir: Path, records: Sequence[LesionRecord], n_workers: int) -> PageCost | None:
+    """Measure the pages of lesions whose maps have been written; None if there are none, or if that fails."""
+    if not n_workers:
+        return None
+    try:
+        return measure_pages(output_dir, Counter(record.mask.entities["sub"] for record in records), n_workers)
+    # As in a run, where a page that fails stops nothing.
+    except Exception as error:
+        logger.warning(
+            "the estimates leave out the reports: those of the sample cannot be written (%s: %s)",
+            type(error).__name__,
+            error,
+        )
+        return None
 
 
 def describe_lesions(records: Sequence[LesionRecord]) -> str:
@@ -223,17 +246,19 @@ def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str
 
 def describe_cost(sample: Sample, plan: BatchPlan, seconds: float, n_connectome_subjects: int, job: Job) -> str:
     """Return estimates of the disk space and time for maps and reports."""
-    output_dir, n_workers = job.arguments.output_dir, job.n_report_workers
-    page_bytes = PAGE_BYTES + PAGE_BYTES_PER_VOXEL * prod(job.analysis.connectome.grid.shape)
-    n_bytes = plan.n_rows * (sample.bytes_per_lesion + (page_bytes if n_workers else 0))
+    output_dir, n_workers, pages = job.arguments.output_dir, job.n_report_workers, sample.pages
+    n_bytes = plan.n_rows * (sample.bytes_per_lesion + (pages.bytes_per_lesion if pages else 0))
     there = next(path for path in (output_dir, *output_dir.absolute().parents) if path.is_dir())
     free_bytes = shutil.disk_usage(there).free
     what = (
         f"{1000 * sample.seconds_per_subject:.0f} ms per connectome subject, timed on {sample.n_subjects} of "
         f"{n_connectome_subjects}"
     )
-    if n_workers:
-        what += f"; {PAGE_SECONDS:g} s per lesion for reports, in {n_workers} process{'es' if n_workers > 1 else ''}"
+    if pages:
+        what += (
+            f"; {pages.seconds_per_lesion:.2g} s per lesion for reports, in {n_workers} "
+            f"process{'es' if n_workers > 1 else ''}"
+        )
     return _layout(
         {
             "disk": f"about {format_bytes(round(n_bytes))}; {format_bytes(free_bytes)} are free",

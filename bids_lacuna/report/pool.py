@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -31,17 +33,21 @@ MOST_WORKERS = 4
 MEMORY_DIVISOR = 8
 """Two or more workers take at most the available memory divided by this."""
 
-PAGE_SECONDS = 2.0
-"""Seconds to write one lesion's section of a page."""
 
-WORKER_SECONDS = 4.0
-"""Seconds to start the processes."""
+@dataclass(frozen=True)
+class PageCost:
+    """Time and disk space that pages take, measured on those of a few lesions."""
 
-PAGE_BYTES = 1_150_000
-"""Bytes on disk of one lesion's section, with pictures and viewer, but for the map in the viewer."""
+    start_seconds: float
+    """Time until a process has started, and has loaded what the first page needs."""
+    seconds_per_lesion: float
+    """Time of one process for a lesion's part of a page."""
+    bytes_per_lesion: float
+    """Size on disk of a lesion's part of a page, with its pictures."""
 
-PAGE_BYTES_PER_VOXEL = 0.4
-"""Bytes of the map in the viewer, per voxel of the connectome's volume: measured at 4, 3 and 2 mm."""
+    def seconds(self, n_lesions: int, n_workers: int) -> float:
+        """Estimate how long several processes take for the pages of all lesions."""
+        return self.start_seconds + n_lesions * self.seconds_per_lesion / max(1, min(n_workers, n_lesions))
 
 
 def participants_with_news(output_dir: Path, records: Iterable[LesionRecord]) -> list[str]:
@@ -169,6 +175,57 @@ class ReportPool:
             self._progress = Progress(total, "pages", "page", initial=n_ended, shown=shown)
         with above_the_bar(), self._progress:
             yield
+
+
+def measure_pages(output_dir: Path, n_lesions: Mapping[str, int], n_workers: int) -> PageCost:
+    """Write the pages of a few participants, and measure what they cost.
+
+    Parameters
+    ----------
+    output_dir
+        Root of a dataset that may be changed: a copy, or a sample.
+    n_lesions
+        Number of lesions by participant.
+    n_workers
+        Number of processes, as many as will write the pages: processors that share a core slow each other down.
+
+    Raises
+    ------
+    Exception
+        A page cannot be written, or a process cannot be started.
+    """
+    labels = list(n_lesions)
+    parts = [labels[number::n_workers] for number in range(min(n_workers, len(labels)))]
+    # The second page of a process is the first that costs what all others do.
+    parts = [part if len(part) > 1 else 2 * part for part in parts]
+    n_bytes = _count_bytes(output_dir)
+    began = time.monotonic()
+    with start_pool(len(parts), _prepare_worker) as pool:
+        times = list(pool.map(_time_pages, [output_dir] * len(parts), parts))
+    later = [
+        (end - start, n_lesions[label])
+        for part, ends in zip(parts, times, strict=True)
+        for label, start, end in zip(part[1:], ends, ends[1:], strict=False)
+    ]
+    seconds_per_lesion = sum(seconds for seconds, _ in later) / sum(n for _, n in later)
+    start_seconds = max(
+        ends[0] - began - n_lesions[part[0]] * seconds_per_lesion for part, ends in zip(parts, times, strict=True)
+    )
+    n_bytes = _count_bytes(output_dir) - n_bytes
+    return PageCost(max(0.0, start_seconds), seconds_per_lesion, n_bytes / sum(n_lesions.values()))
+
+
+def _count_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _time_pages(output_dir: Path, labels: Sequence[str]) -> list[float]:
+    """Write participants' pages, and return the time at the end of each; the clock is that of all processes."""
+    ends = []
+    for label in labels:
+        _write_page(output_dir, label)
+        ends.append(time.monotonic())
+    return ends
 
 
 def _prepare_worker() -> None:
