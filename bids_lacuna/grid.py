@@ -43,6 +43,11 @@ class Grid:
         """Shape (x, y, z), int32: index of each voxel in a voxel vector; -1 outside the mask."""
         return self.volume(np.arange(self.n_voxels, dtype=np.int32), outside=-1)
 
+    @cached_property
+    def _indices_in_file(self) -> Array:
+        """Shape (n_voxels,): index of each voxel of a voxel vector in a volume in Fortran order."""
+        return np.ravel_multi_index(np.nonzero(self.mask), self.shape, order="F")
+
     @property
     def voxel_volume_mm3(self) -> float:
         """Volume of one voxel in mm³."""
@@ -66,10 +71,11 @@ class Grid:
         Returns
         -------
         shape (x, y, z), of the values' dtype
+            In Fortran order, as in a NIfTI file.
         """
-        volume = np.full(self.shape, outside, dtype=values.dtype)
-        volume[self.mask] = values
-        return volume
+        volume = np.full(self.mask.size, outside, dtype=values.dtype)
+        volume[self._indices_in_file] = values
+        return volume.reshape(self.shape, order="F")
 
     def vector(self, volume: Array) -> Array:
         """Convert a volume to a voxel vector: the inverse of `volume`."""

@@ -27,6 +27,7 @@ from bids_lacuna.files import (
     sync_folder,
     write_json,
 )
+from bids_lacuna.images import save_gzipped
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.logs import log_failure
@@ -155,17 +156,19 @@ class DerivativesWriter:
 
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
         maps = lesion.results[ANALYSIS]
-        sidecar = self._common_sidecar(mask, lesion, maps["summary_statistics"])
-        if lesion.state:
-            # The sidecar has the hash of the file as it is now.
-            check_unchanged({mask.path: lesion.state})
-        self._remove_stale(mask, sidecar)
-        sidecars = {}
-        for stat, (key, description) in STATISTICS.items():
-            if key in maps:
-                path = self._write_map(map_path(mask, self.provenance, stat=stat), maps[key])
-                sidecars[sidecar_path(path)] = {"Description": description, **sidecar}
-        _write_sidecars(sidecars | self._write_masks(mask, maps.get("binary_maps", {}), sidecar))
+        with maps.computed_once() as statistics:
+            sidecar = self._common_sidecar(mask, lesion, statistics.n_subjects)
+            if lesion.state:
+                # The sidecar has the hash of the file as it is now.
+                check_unchanged({mask.path: lesion.state})
+            self._remove_stale(mask, sidecar)
+            sidecars = {}
+            for stat, (key, description) in STATISTICS.items():
+                if key in maps:
+                    path = self._write_map(map_path(mask, self.provenance, stat=stat), maps[key])
+                    sidecars[sidecar_path(path)] = {"Description": description, **sidecar}
+            sidecars |= self._write_masks(mask, maps.get("binary_maps", {}), sidecar)
+        _write_sidecars(sidecars)
 
     def _write_masks(
         self, mask: LesionMask, images: Mapping[float, nib.Nifti1Image], sidecar: Mapping[str, Any]
@@ -187,12 +190,12 @@ class DerivativesWriter:
                 path.unlink(missing_ok=True)
                 old.unlink()
 
-    def _common_sidecar(self, mask: LesionMask, lesion: LesionData, summary: Mapping[str, Any]) -> dict[str, Any]:
+    def _common_sidecar(self, mask: LesionMask, lesion: LesionData, n_subjects: int) -> dict[str, Any]:
         sidecar = {
             "Sources": [f"bids:{self.links[mask.dataset]}:{mask.path.relative_to(mask.dataset_path).as_posix()}"],
             "SpatialReference": self.provenance.space,
-            "NumberOfConnectomeSubjects": summary["n_subjects"],
-            "DegreesOfFreedom": summary["degrees_of_freedom"],
+            "NumberOfConnectomeSubjects": n_subjects,
+            "DegreesOfFreedom": n_subjects - 1,
             "LesionVolume": lesion.volume_mm3,
             "LesionVolumeUnits": "mm^3",
             "LesionCoverage": lesion.coverage,
@@ -207,7 +210,7 @@ class DerivativesWriter:
     def _write_map(self, relative_path: PurePosixPath, image: nib.Nifti1Image) -> Path:
         path = self.output_dir / relative_path
         with renamed_when_whole(path, sync=False) as temporary:
-            nib.save(image, temporary)
+            save_gzipped(image, temporary)
         return path
 
 

@@ -17,7 +17,7 @@ from bids_lacuna.derivatives import FIGURES, GROUP_DICTIONARY, GROUP_PAGE, GROUP
 from bids_lacuna.files import read_json_object, read_table, renamed_when_whole, write_json, write_table
 from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut
 from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
-from bids_lacuna.images import open_image
+from bids_lacuna.images import open_image, save_gzipped
 from bids_lacuna.lesion import ONE_SIDED
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.text import percent
@@ -227,7 +227,7 @@ class GroupWriter:
         dtype = np.int32 if values.dtype.kind == "i" else np.float32
         image = nib.Nifti1Image(values.astype(dtype), like.affine, like.header, dtype=dtype)
         with renamed_when_whole(path) as temporary:
-            nib.save(image, temporary)
+            save_gzipped(image, temporary)
         self._write_sidecar(path, description, sources, **more)
         return path
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,16 @@ class NetworkMaps(Mapping[str, Any]):
             )
         return self._read_statistics()
 
+    @contextmanager
+    def computed_once(self) -> Iterator[LesionStatistics]:
+        """Compute the lesion's voxel vectors once for all maps that are read in the block, and yield them."""
+        self._kept = self.statistics
+        try:
+            yield self._kept
+        finally:
+            if self._read_statistics is not None:
+                self._kept = None
+
     def keep(self) -> None:
         """Keep a copy of the lesion's voxel vectors instead of a reference to the batch's moments."""
         self._kept = self.statistics
@@ -134,17 +146,18 @@ class NetworkMaps(Mapping[str, Any]):
         return _make_image(values, outside, self._grid, self._space)
 
     def _summarize(self, statistics: LesionStatistics) -> dict[str, Any]:
-        t_size = np.abs(statistics.t)
+        r, t = statistics.r, statistics.t
+        t_size = np.abs(t)
         return {
             "n_subjects": statistics.n_subjects,
             "degrees_of_freedom": statistics.n_subjects - 1,
             "n_voxels": int(np.isfinite(statistics.z).sum()),
-            "r_min": _number(np.min, statistics.r),
-            "r_max": _number(np.max, statistics.r),
-            "r_mean": _number(np.mean, statistics.r),
-            "t_min": _number(np.min, statistics.t),
-            "t_max": _number(np.max, statistics.t),
-            "t_fdr05": fdr_threshold(statistics.t, statistics.n),
+            "r_min": _number(np.min, r),
+            "r_max": _number(np.max, r),
+            "r_mean": _number(np.mean, r),
+            "t_min": _number(np.min, t),
+            "t_max": _number(np.max, t),
+            "t_fdr05": fdr_threshold(t, statistics.n),
             "n_voxels_above_threshold": {t: int((t_size > t).sum()) for t in self._t_thresholds},
         }
 
@@ -190,12 +203,19 @@ def threshold_t(t: Array, threshold: float, grid: Grid, space: str) -> nib.Nifti
 
 
 def _make_image(values: Array, outside: float, grid: Grid, space: str) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(grid.volume(values, outside), grid.affine)
-    code = nifti_code(space)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(grid.affine, code)
-    image.set_qform(grid.affine, code, strip_shears=True)
-    return image
+    return nib.Nifti1Image(grid.volume(values, outside), grid.affine, _make_header(grid, space, values.dtype))
+
+
+@lru_cache(maxsize=4)
+def _make_header(grid: Grid, space: str, dtype: np.dtype[Any]) -> nib.Nifti1Header:
+    """Make a header that images copy: to make one takes longer than to fill the volume."""
+    header, code = nib.Nifti1Header(), nifti_code(space)
+    header.set_data_dtype(dtype)
+    header.set_data_shape(grid.shape)
+    header.set_xyzt_units("mm")
+    header.set_sform(grid.affine, code)
+    header.set_qform(grid.affine, code, strip_shears=True)
+    return header
 
 
 def _number(reduce: Callable[[Array], Any], values: Array) -> float:
