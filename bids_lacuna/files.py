@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -138,6 +139,22 @@ def recognize(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(max(map(len, FIRST_BYTES))).lstrip()
     return next((words for known, words in FIRST_BYTES.items() if start.lower().startswith(known.lower())), "")
+
+
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8, or the Unicode encoding that a byte order mark names, which Windows' editors and shells write.
+
+    Raises
+    ------
+    ValueError
+        The content is something else.
+    """
+    encodings = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((name for mark, name in encodings.items() if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{error}: save it as UTF-8") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import os
 import shlex
 import sys
@@ -16,7 +15,7 @@ import tomli_w
 
 from bids_lacuna.app.command import Exit
 from bids_lacuna.app.suggestions import suggest_option
-from bids_lacuna.files import renamed_when_whole
+from bids_lacuna.files import decode_text, renamed_when_whole
 
 FLAG = "--config-file"
 
@@ -50,7 +49,7 @@ def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
     if path is None:
         return argv
     try:
-        content = tomllib.loads(_decode(path.read_bytes()))
+        content = tomllib.loads(decode_text(path.read_bytes()))
     except OSError as error:
         parser.exit(Exit.NO_INPUT, f"{parser.prog}: error: the config file {path} cannot be read ({error})\n")
     except ValueError as error:
@@ -69,16 +68,6 @@ def add_config_file(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
                 parser.error(f"the config file {path}: {error}")
     # argv is decoded in the user's locale, the file is UTF-8.
     return [os.fsdecode(word.encode()) for word in words] + argv
-
-
-def _decode(content: bytes) -> str:
-    """Decode UTF-8, or the Unicode encoding that a byte order mark names, which Windows' editors and shells write."""
-    encodings = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-    encoding = next((name for mark, name in encodings.items() if content.startswith(mark)), "utf-8")
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{error}: save it as UTF-8") from error
 
 
 def write_config(path: Path, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
