@@ -22,8 +22,9 @@ import synthetic
 from program import CONNECTOME_PROGRAM, PATIENCE_S, wait_until
 
 from bids_lacuna import reference
-from bids_lacuna.connectome.build import NoRoom, build_store, processes_that_fit
+from bids_lacuna.connectome.build import build_store, processes_that_fit
 from bids_lacuna.connectome.compression import Rank, rotation_bytes
+from bids_lacuna.connectome.exclusive import NoRoom
 from bids_lacuna.connectome.importers import npy
 from bids_lacuna.connectome.importers.layouts import ImportOptions, detect_layout, open_source
 from bids_lacuna.connectome.store import Store, StoreDtype

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from bids_lacuna.connectome.compression import TOLERANCE, Rank, most_components, rotation_bytes
+from bids_lacuna.connectome.exclusive import NoRoom, locked
 from bids_lacuna.connectome.importers.source import Source, SourceSubject
 from bids_lacuna.connectome.records import hash_settings, read_records, remove_unrecorded, stored_runs
 from bids_lacuna.connectome.store import (
@@ -33,17 +31,6 @@ logger = logging.getLogger(__name__)
 
 PROCESS_BYTES = 200 * 2**20
 """Memory of one process's interpreter and libraries, in bytes."""
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Error numbers of file systems without locks."""
-
-
-class NoPlace(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
-    """The store's folder cannot be created."""
-
-
-class NoRoom(OSError):  # noqa: N818  a fact about the disk, not a defect of the program
-    """The disk is too small for the store; the message states the bytes needed and free."""
 
 
 def build_store(
@@ -119,7 +106,7 @@ def build_store(
     if (folder / DESCRIPTION).exists():
         return _take_finished(wanted)
     job = Job(source, folder, dtype, rank, rank_tolerance, hash_settings(wanted))
-    with _locked(folder):
+    with locked(folder, BUILDING, "the store"):
         if (folder / DESCRIPTION).exists():
             return _take_finished(wanted)
         recorded = read_records(source, wanted, job.settings)
@@ -297,33 +284,3 @@ def _check_signal(store: Store, source: Source) -> None:
             f"none of the {len(store.subjects)} subjects has a signal in any voxel, the first: sub-{first.name}: "
             f"{source.explain_no_signal(first)}. Repair the files and rerun the same command"
         )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder against other builds; the system releases the lock when the process ends.
-
-    A build that has written nothing removes what it created.
-    """
-    was_there = folder.exists()
-    try:
-        (folder / BUILDING).mkdir(parents=True, exist_ok=True)
-        file = (folder / BUILDING / "lock").open("w")
-    except OSError as error:
-        raise NoPlace(f"the store {folder} cannot be created ({error.strerror}): name another folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(
-                f"another process is building the store {folder}: wait for it or stop it"
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            logger.warning("the file system of %s has no locks: make sure that no other build writes there", folder)
-        try:
-            yield
-        finally:
-            if {path.name for path in folder.glob("**/*")} == {BUILDING, "lock"}:
-                shutil.rmtree(folder / BUILDING if was_there else folder, ignore_errors=True)
