@@ -254,3 +254,142 @@ def leave_one_out(maps: Array, tested: Array, nuisance: Array) -> Array:
         effect = np.linalg.lstsq(design[others], maps[others], rcond=None)[0][0]
         similarity.append(np.corrcoef(effect, maps[patient])[0, 1])
     return np.array(similarity)
+
+
+def cell_covariances(cells: Array, connectome: Iterable[Array]) -> tuple[Array, Array]:
+    """Average, over connectome subjects, the covariances of cells with voxels and with cells.
+
+    A cell's series is the mean of its voxels' series as stored; one without a signal adds 0. Each subject's
+    covariances are divided by g, the mean standard deviation of its cells, so that subjects weigh alike.
+
+    Parameters
+    ----------
+    cells : shape (n_voxels,), integer
+        Cell of each voxel.
+    connectome
+        As for `map_lesions`.
+
+    Returns
+    -------
+    by_voxel : shape (n_cells, n_voxels)
+        C, the mean of cov(c, v) / (g · sd(v)) over the subjects in which cell and voxel have a signal. 0 for a cell
+        that has none in any subject; NaN where else no subject has a signal in both.
+    by_cell : shape (n_cells, n_cells)
+        S, the mean of cov(c, c') / g².
+    """
+    weights = (np.arange(cells.max() + 1)[:, np.newaxis] == cells).astype(float)
+    sums_by_voxel, n_by_voxel = np.zeros((2, *weights.shape))
+    sums_by_cell, n_by_cell = np.zeros((2, len(weights), len(weights)))
+    for timeseries in connectome:
+        series, scale, sd = standardize(timeseries)
+        unit_cells = seeds(weights, series, scale, sd)
+        defined = unit_cells.any(axis=1)
+        means = weights @ (series * sd[:, np.newaxis]) / weights.sum(axis=1, keepdims=True)
+        cell_series = means / np.linalg.norm(means[defined], axis=1).mean() if defined.any() else means
+        cell_series[~defined] = 0
+        sums_by_voxel += cell_series @ series.T
+        sums_by_cell += cell_series @ cell_series.T
+        n_by_voxel += np.outer(defined, scale > 0)
+        n_by_cell += np.outer(defined, defined)
+    with np.errstate(invalid="ignore"):
+        by_voxel, by_cell = sums_by_voxel / n_by_voxel, sums_by_cell / n_by_cell
+    silent = np.diag(n_by_cell) == 0
+    by_voxel[silent], by_cell[silent], by_cell[:, silent] = 0, 0, 0
+    return by_voxel, by_cell
+
+
+def degree(connectome: Iterable[Array]) -> Array:
+    """Compute each voxel's mean r with all other voxels, and average it over connectome subjects.
+
+    Returns
+    -------
+    shape (n_voxels,)
+        The mean over subjects in which the voxel has a signal; NaN if there is none.
+    """
+    means = []
+    for timeseries in connectome:
+        series, scale, _ = standardize(timeseries)
+        n_others = max(1, np.count_nonzero(scale) - 1)
+        # r of all pairs at once: each series has norm 1, and its r with itself is 1.
+        means.append(np.where(scale > 0, (series @ series.sum(axis=0) - 1) / n_others, np.nan))
+    n = np.isfinite(means).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(means, axis=0) / n
+
+
+def cell_correlations(by_voxel: Array, by_cell: Array) -> Array:
+    """Return the approximate r of the cells that have a signal with all voxels: shape (n, n_voxels)."""
+    variance = np.diag(by_cell)
+    has_signal = variance > 0
+    return by_voxel[has_signal] / np.sqrt(variance[has_signal, np.newaxis])
+
+
+def absolute_degree(by_voxel: Array, by_cell: Array, counts: Array) -> Array:
+    """Compute each voxel's mean |z| with all cells, each weighted by its number of voxels.
+
+    Parameters
+    ----------
+    by_voxel, by_cell
+        From `cell_covariances`.
+    counts : shape (n_cells,)
+        Number of voxels of each cell.
+
+    Returns
+    -------
+    shape (n_voxels,)
+    """
+    weights = counts[np.diag(by_cell) > 0]
+    return weights @ np.abs(fisher_z(cell_correlations(by_voxel, by_cell))) / weights.sum()
+
+
+def principal_components(by_voxel: Array, by_cell: Array, degree: Array) -> tuple[Array, Array]:
+    """Compute the first three principal components of the cells' r: cells weigh alike, voxels are centred.
+
+    Parameters
+    ----------
+    by_voxel, by_cell
+        From `cell_covariances`.
+    degree : shape (n_voxels,)
+        Each component's sign makes its correlation with degree positive.
+
+    Returns
+    -------
+    components : shape (3, n_voxels)
+        With norm 1; NaN where r with any cell is undefined, and in a component without variance.
+    fractions : shape (3,)
+        Fraction of the variance of each.
+    """
+    r = cell_correlations(by_voxel, by_cell)
+    defined = np.isfinite(r).all(axis=0)
+    centred = r[:, defined] - r[:, defined].mean(axis=0)
+    _, singular_values, rows = np.linalg.svd(centred, full_matrices=False)
+    components = np.full((3, len(defined)), np.nan)
+    fractions = np.zeros(3)
+    for number in range(min(3, len(rows), len(r) - 1)):
+        sign = 1 if (degree[defined] - degree[defined].mean()) @ rows[number] >= 0 else -1
+        components[number, defined] = sign * rows[number]
+        fractions[number] = singular_values[number] ** 2 / (singular_values**2).sum()
+    return components, fractions
+
+
+def approximate(weights: Array, cells: Array, by_voxel: Array, by_cell: Array) -> Array:
+    """Approximate a lesion's mean Fisher z from the covariances of cells.
+
+    Parameters
+    ----------
+    weights : shape (n_voxels,)
+        Fraction of each voxel that the lesion covers.
+    cells, by_voxel, by_cell
+        As for `cell_covariances`, and from it.
+
+    Returns
+    -------
+    shape (n_voxels,)
+        arctanh of wᵀC / √(wᵀSw), where w has the sum of the weights of each cell's voxels; NaN where undefined.
+    """
+    of_cells = np.bincount(cells, weights, minlength=len(by_cell))
+    variance = of_cells @ by_cell @ of_cells
+    if not variance > 0:
+        return np.full(by_voxel.shape[1], np.nan)
+    touched = of_cells > 0
+    return fisher_z(of_cells[touched] @ by_voxel[touched] / np.sqrt(variance))

@@ -284,7 +284,7 @@ def test_threads_are_released() -> None:
         assert blas_threads() == {1}
         # Each waits for the other two: a pool starts no thread while another is idle.
         together = threading.Barrier(3)
-        kernels._distribute(lambda *_: together.wait(60), 3, 1)
+        kernels.distribute(lambda *_: together.wait(60), 3, 1)
         assert {"kernel_0", "kernel_1"} == {each.name for each in threading.enumerate() if "kernel" in each.name}
     with pytest.raises(ZeroDivisionError), kernels.threads(2):
         fail()
@@ -315,7 +315,7 @@ def test_two_blocks_at_once_keep_their_threads() -> None:
         assert blas_threads() == {1}
         results.append(list(add_subjects(weights, subjects, n_threads=3)))
         together = threading.Barrier(3)
-        kernels._distribute(lambda *_: together.wait(60), 3, 1)
+        kernels.distribute(lambda *_: together.wait(60), 3, 1)
     assert blas_threads() == before
     expected = list(add_subjects(weights, subjects, n_threads=1))
     assert len(results) == 2

@@ -212,3 +212,122 @@ def test_nilearn_finds_the_same_correlations(affine: Array) -> None:
             nib.Nifti1Image(lesion[..., np.newaxis], affine), mask_img=brain, standardize="zscore_sample"
         ).fit_transform(bold)
         np.testing.assert_allclose(our_r, seed[:, 0] @ voxels / (len(timeseries) - 1), atol=1e-6)
+
+
+CELLS = np.random.default_rng(23).permutation(np.arange(N_VOXELS) % 7)
+"""Seven cells of five and six voxels each."""
+
+
+def with_silent_voxels() -> list[Array]:
+    """Make a subject without a signal in a voxel, one without in a whole cell, and a voxel that is silent in all."""
+    connectome = unequal_series()
+    connectome[1][:, np.flatnonzero(CELLS == 2)[0]] = 3
+    connectome[3][:, CELLS == 4] = 0.1
+    for timeseries in connectome:
+        timeseries[:, 11] = 2
+    return connectome
+
+
+def test_covariances_of_cells() -> None:
+    """Each covariance is NumPy's, in each subject that has both signals, divided by its mean sd of cells."""
+    connectome = with_silent_voxels()
+    by_voxel, by_cell = reference.cell_covariances(CELLS, connectome)
+    silent = np.flatnonzero(CELLS == 2)[0], np.flatnonzero(CELLS == 4)[1]
+    for cell, voxel in ((0, 0), (4, 3), (1, silent[0]), (2, silent[1]), (4, silent[1])):
+        with_voxel, with_cell = [], []
+        for timeseries in connectome:
+            means = np.array([timeseries[:, each == CELLS].mean(axis=1) for each in range(7)])
+            sd = np.array([0 if np.ptp(mean) < 1e-9 else mean.std() for mean in means])
+            g = sd[sd > 0].mean()
+            if sd[cell] and np.ptp(timeseries[:, voxel]):
+                covariance = np.cov(means[cell], timeseries[:, voxel], ddof=0)[0, 1]
+                with_voxel.append(covariance / g / timeseries[:, voxel].std())
+            if sd[cell]:
+                with_cell.append(np.cov(means[cell], means[0], ddof=0)[0, 1] / g**2)
+        assert by_voxel[cell, voxel] == pytest.approx(np.mean(with_voxel), abs=1e-9)
+        assert by_cell[cell, 0] == by_cell[0, cell] == pytest.approx(np.mean(with_cell), abs=1e-9)
+    assert np.isnan(by_voxel[:, 11]).all()
+    assert np.isfinite(np.delete(by_voxel, 11, axis=1)).all()
+
+
+def test_a_cell_without_a_signal_adds_nothing() -> None:
+    """A cell that is silent in all subjects has covariances of 0, and leaves those of the others as they are."""
+    connectome = unequal_series()
+    for timeseries in connectome:
+        timeseries[:, CELLS == 6] = 5
+    by_voxel, by_cell = reference.cell_covariances(CELLS, connectome)
+    heard = CELLS != 6
+    others = reference.cell_covariances(CELLS[heard], [timeseries[:, heard] for timeseries in connectome])
+    np.testing.assert_allclose(by_voxel[:6, heard], others[0], atol=1e-12)
+    np.testing.assert_allclose(by_cell[:6, :6], others[1], atol=1e-12)
+    assert not by_voxel[6, heard].any()
+    assert not by_cell[6].any()
+    assert not by_cell[:, 6].any()
+
+
+def test_degree() -> None:
+    """Degree is the mean over subjects of the mean off the diagonal of NumPy's voxels x voxels correlations."""
+    connectome = with_silent_voxels()
+    each = []
+    for timeseries in connectome:
+        with np.errstate(invalid="ignore"):
+            r = np.corrcoef(timeseries.T)
+        np.fill_diagonal(r, np.nan)
+        constant = np.ptp(timeseries, axis=0) == 0
+        r[constant] = r[:, constant] = np.nan
+        each.append([np.mean(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in r])
+    n = np.isfinite(each).sum(axis=0)
+    assert set(n) == {0, 4, 5}
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(reference.degree(connectome), np.nansum(each, axis=0) / n, atol=1e-9)
+
+
+def test_absolute_degree_and_components() -> None:
+    """Both are NumPy's, of the cells' correlations: the mean |z|, and eigenvectors of the voxels' covariances."""
+    connectome = with_silent_voxels()
+    by_voxel, by_cell = reference.cell_covariances(CELLS, connectome)
+    counts = np.bincount(CELLS)
+    r = np.array([by_voxel[cell] / math.sqrt(by_cell[cell, cell]) for cell in range(7)])
+    of_all = np.repeat(np.abs(np.arctanh(np.clip(r, -1 + 1e-6, 1 - 1e-6))), counts, axis=0).mean(axis=0)
+    np.testing.assert_allclose(reference.absolute_degree(by_voxel, by_cell, counts), of_all, rtol=1e-9)
+    degree = reference.degree(connectome)
+    components, fractions = reference.principal_components(by_voxel, by_cell, degree)
+    heard = np.arange(N_VOXELS) != 11
+    values, vectors = np.linalg.eigh(np.cov(r[:, heard].T))
+    np.testing.assert_allclose(fractions, values[:-4:-1] / values.sum(), rtol=1e-9)
+    for number in range(3):
+        vector = vectors[:, -1 - number]
+        sign = np.sign(np.corrcoef(vector, degree[heard])[0, 1])
+        np.testing.assert_allclose(components[number, heard], sign * vector, atol=1e-9)
+        assert np.isnan(components[number, 11])
+
+
+def test_approximation_of_whole_cells_in_one_subject() -> None:
+    """In one subject, a lesion of whole cells, each with a weight, has the exact map of its seed."""
+    timeseries = unequal_series()[2]
+    of_cells = np.array([0, 0.5, 0, 1, 0, 0.25, 0])
+    weights = of_cells[CELLS]
+    by_voxel, by_cell = reference.cell_covariances(CELLS, [timeseries])
+    exact = reference.map_lesions(weights[np.newaxis], [timeseries])["z"][0]
+    np.testing.assert_allclose(reference.approximate(weights, CELLS, by_voxel, by_cell), exact, atol=1e-9)
+
+
+def test_approximation_over_subjects() -> None:
+    """Over subjects, it is the z of the ratio of mean covariances to the root of the mean variance of the seed."""
+    connectome = unequal_series()
+    weights = np.random.default_rng(29).random(N_VOXELS) * (CELLS < 3)
+    of_cells = [weights[cell == CELLS].sum() for cell in range(7)]
+    covariances, variances = [], []
+    for timeseries in connectome:
+        means = np.array([timeseries[:, cell == CELLS].mean(axis=1) for cell in range(7)])
+        g = means.std(axis=1).mean()
+        seed = of_cells @ means
+        unit = (timeseries - timeseries.mean(axis=0)) / timeseries.std(axis=0)
+        covariances.append((seed - seed.mean()) @ unit / len(seed) / g)
+        variances.append(seed.var() / g**2)
+    expected = np.arctanh(np.mean(covariances, axis=0) / math.sqrt(np.mean(variances)))
+    found = reference.approximate(weights, CELLS, *reference.cell_covariances(CELLS, connectome))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert np.isnan(
+        reference.approximate(np.zeros(N_VOXELS), CELLS, *reference.cell_covariances(CELLS, connectome))
+    ).all()

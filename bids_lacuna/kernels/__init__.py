@@ -1,15 +1,33 @@
 """Kernels: the arithmetic for each connectome subject."""
 
 from bids_lacuna.kernels.blas import single_threaded_blas
-from bids_lacuna.kernels.cpu import GROUP, add_fisher_z, compile_for, quantize, seeds, standardize, threads
+from bids_lacuna.kernels.cells import CELLS, add_degree, add_products, compile_for_cells, summarize_columns
+from bids_lacuna.kernels.cpu import (
+    GROUP,
+    add_fisher_z,
+    compile_for,
+    distribute,
+    quantize,
+    seeds,
+    seeds_and_norms,
+    standardize,
+    threads,
+)
 
 __all__ = [
+    "CELLS",
     "GROUP",
+    "add_degree",
     "add_fisher_z",
+    "add_products",
     "compile_for",
+    "compile_for_cells",
+    "distribute",
     "quantize",
     "seeds",
+    "seeds_and_norms",
     "single_threaded_blas",
     "standardize",
+    "summarize_columns",
     "threads",
 ]

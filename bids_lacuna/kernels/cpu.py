@@ -181,19 +181,49 @@ def seeds(starts: Array, voxels: Array, weights: Array, series: Array, scale: Ar
     shape (n_lesions, n_timepoints), float32
         Each lesion's seed with norm 1; 0 where the seed is constant.
     """
+    return seeds_and_norms(starts, voxels, weights, series, scale, sd)[0]
+
+
+def seeds_and_norms(
+    starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array
+) -> tuple[Array, Array]:
+    """Return the seeds, and the norm of each lesion's weighted sum of series with norms `sd`.
+
+    Parameters
+    ----------
+    starts, voxels, weights, series, scale, sd
+        As for `seeds`.
+
+    Returns
+    -------
+    seeds : shape (n_lesions, n_timepoints), float32
+        As from `seeds`.
+    norms : shape (n_lesions,), float64
+        Divided by the sum of its weights, the standard deviation of a lesion's mean series in recorded units; 0
+        where the seed is constant.
+    """
     unit_seeds = np.zeros((len(starts) - 1, series.shape[1]), dtype=np.float32)
+    norms = np.zeros(len(unit_seeds))
 
     def work(first: int, last: int) -> None:
-        sum_seeds(starts[first : last + 1], voxels, weights, series, scale, sd, unit_seeds[first:last])
+        rows = slice(first, last)
+        sum_seeds(starts[first : last + 1], voxels, weights, series, scale, sd, unit_seeds[rows], norms[rows])
 
     # One piece per thread: each piece reads the voxels that its lesions have in common.
-    _distribute(work, len(unit_seeds), 1)
-    return unit_seeds
+    distribute(work, len(unit_seeds), 1)
+    return unit_seeds, norms
 
 
 @cached_njit(nogil=True, error_model="numpy")
 def sum_seeds(
-    starts: Array, voxels: Array, weights: Array, series: Array, scale: Array, sd: Array, unit_seeds: Array
+    starts: Array,
+    voxels: Array,
+    weights: Array,
+    series: Array,
+    scale: Array,
+    sd: Array,
+    unit_seeds: Array,
+    norms: Array,
 ) -> None:
     """Compute one thread's seeds."""
     n_lesions, n_timepoints = unit_seeds.shape
@@ -217,6 +247,7 @@ def sum_seeds(
             squares += means[lesion, t] ** 2
         norm = math.sqrt(squares)
         if norm > CONSTANT_SEED * largest_norm[lesion]:
+            norms[lesion] = norm
             for t in range(n_timepoints):
                 unit_seeds[lesion, t] = means[lesion, t] / norm
 
@@ -281,7 +312,7 @@ def add_fisher_z(
     def work(first: int, last: int) -> None:
         add_tiles(all_seeds, all_series, all_scale, total, total_of_squares, first, last)
 
-    _distribute(work, math.ceil(total.shape[1] / TILE), PIECES_PER_THREAD)
+    distribute(work, math.ceil(total.shape[1] / TILE), PIECES_PER_THREAD)
 
 
 @cached_njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
@@ -391,7 +422,7 @@ def threads(n_threads: int) -> Iterator[None]:
             _helpers.pool = before
 
 
-def _distribute(work: Callable[[int, int], None], n: int, pieces_per_thread: int) -> None:
+def distribute(work: Callable[[int, int], None], n: int, pieces_per_thread: int) -> None:
     """Distribute the work on `range(n)` over the threads; `work` gets the start and end of each piece."""
     pool = _helpers.pool
     n_helpers = pool._max_workers if pool else 0
