@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from bids_lacuna.batch import batch_process
     from bids_lacuna.connectome import Connectome
     from bids_lacuna.lesion import LesionData
-    from bids_lacuna.mapping import FunctionalNetworkMapping
+    from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
 
-__all__ = ["Connectome", "FunctionalNetworkMapping", "LesionData", "__version__", "batch_process"]
+__all__ = ["Connectome", "FunctionalNetworkMapping", "LesionData", "Summary", "__version__", "batch_process"]
 
 _HOMES = {
     "Connectome": "connectome",
     "FunctionalNetworkMapping": "mapping",
     "LesionData": "lesion",
+    "Summary": "mapping",
     "batch_process": "batch",
 }
 

@@ -13,8 +13,11 @@ from bids_lacuna.mapping.analysis import (
 from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 from bids_lacuna.mapping.local import LocalPass
 from bids_lacuna.mapping.maps import NetworkMaps
+from bids_lacuna.mapping.summarizing import CELL_SIZE_MM, summarize
+from bids_lacuna.mapping.summary import Similarity, Summary
 
 __all__ = [
+    "CELL_SIZE_MM",
     "Accumulator",
     "Analysis",
     "FunctionalNetworkMapping",
@@ -26,4 +29,7 @@ __all__ = [
     "Part",
     "Pass",
     "PassStopped",
+    "Similarity",
+    "Summary",
+    "summarize",
 ]

@@ -75,6 +75,8 @@ class Checkpoints:
     """All that decides the numbers, beside the rows: files of another identity are not used."""
     free_bytes: Callable[[], int] | None = None
     """Returns how much may be written; by default the free space of the disk."""
+    row_name: str = "lesion"
+    """Name of a row in messages."""
     _left: list[list[str]] = field(init=False, default_factory=list)
     _saved_at: float = field(init=False, default=0)
     _generation: int = field(init=False, default=0)
@@ -198,7 +200,7 @@ class Checkpoints:
             path.unlink(missing_ok=True)
             free_bytes = shutil.disk_usage(self.folder).free if self.free_bytes is None else self.free_bytes()
             _write(path, header, accumulator, free_bytes)
-            logger.info("saved the sums of %d lesions after connectome subject %d", len(rows), n_subjects)
+            logger.info("saved the sums of %d %ss after connectome subject %d", len(rows), self.row_name, n_subjects)
 
     def _all_saved(self, *suffixes: str) -> Iterator[Saved]:
         """Find the files that this run can use; others are left alone."""

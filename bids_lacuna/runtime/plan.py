@@ -67,6 +67,8 @@ class Footprint:
     """Largest number of connectome subjects that are added together."""
     connectome_bytes: int
     """Size of the connectome on disk."""
+    row_name: str = "lesion"
+    """Name of a row in messages."""
 
     @property
     def streaming_bytes(self) -> int:
@@ -146,17 +148,20 @@ def plan_batches(
     if n_rows:
         fits = (available_bytes - fixed_bytes) // bytes_per_row
         if fits < 1:
-            raise MemoryError(_describe_need(fixed_bytes + bytes_per_row, available_bytes, kept_bytes, n_rows))
+            needed = fixed_bytes + bytes_per_row
+            raise MemoryError(_describe_need(footprint.row_name, needed, available_bytes, kept_bytes, n_rows))
         size = min(requested, fits)
         if batch_size == "auto":
             size = ceil(n_rows / ceil(n_rows / size))
         elif size < requested:
             logger.warning(
-                "a batch of %d lesions needs %s, %s is available: using batches of %d lesions",
+                "a batch of %d %ss needs %s, %s is available: using batches of %d %ss",
                 requested,
+                footprint.row_name,
                 format_bytes(fixed_bytes + requested * bytes_per_row),
                 format_bytes(available_bytes),
                 size,
+                footprint.row_name,
             )
     subjects_in_memory = SUBJECTS_IN_MEMORY
     spare_bytes = min(
@@ -180,15 +185,15 @@ def plan_batches(
     )
 
 
-def _describe_need(needed: int, available_bytes: int, kept_bytes: int, n_rows: int) -> str:
-    """Describe the memory that one lesion needs and that is available, and what to do."""
+def _describe_need(row_name: str, needed: int, available_bytes: int, kept_bytes: int, n_rows: int) -> str:
+    """Describe the memory that one row needs and that is available, and what to do."""
     advice = "use a coarser connectome or raise --mem, or the limit of the job or container"
     if needed - kept_bytes <= available_bytes:
         advice = (
-            f"{format_bytes(kept_bytes)} of it would keep the results of all {n_rows} lesions; pass a "
+            f"{format_bytes(kept_bytes)} of it would keep the results of all {n_rows} {row_name}s; pass a "
             "batch_result_callback that saves them, and they need not be kept"
         )
-    return f"one lesion needs {format_bytes(needed)}, {format_bytes(available_bytes)} is available: {advice}"
+    return f"one {row_name} needs {format_bytes(needed)}, {format_bytes(available_bytes)} is available: {advice}"
 
 
 def _requested_batch_size(batch_size: object, n_rows: int) -> int:
