@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
@@ -17,6 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 from program import read_tsv, run
 
+from bids_lacuna.report.group import write_group_report
 from bids_lacuna.report.group_drawing import OF_LESIONS, STAMP, whole_ticks
 
 Array = np.ndarray
@@ -85,7 +87,7 @@ def path_of(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Describe five lesions with maps and leave out one without; two participants have pages."""
+    """Describe five lesions with maps and leave out one without; three participants have pages."""
     root = tmp_path_factory.mktemp("grouped")
     bids, out = root / "bids", root / "out"
     masks = {path_of(name): box for name, box in {**BOXES, LEFT_OUT: synthetic.box((1, 1, 1))}.items()}
@@ -98,7 +100,7 @@ def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask = bids / f"{path_of(name)}.nii.gz"
         sources = [f"bids:source:{mask.relative_to(bids).as_posix()}"]
         synthetic.write_lesion_maps(out, mask, {"r": np.tanh(z), "z": z, "t": 11 * z}, Sources=sources)
-    for label in ("01", "02"):
+    for label in ("01", "02", "05"):
         (out / f"sub-{label}.html").write_text("<title>made up</title>")
     result = run(bids, out, "group", "--t-threshold", "2.5", "--ignore", "missing")
     assert result.returncode == 0, result.stderr
@@ -150,17 +152,17 @@ def test_rows_match_the_table(grouped: Path, page: Elements) -> None:
     for row, cells in zip(rows, table(grouped), strict=True):
         assert number(row[1]) == pytest.approx(float(cells["volume"]) / 1000, rel=0.01)
         assert number(row[2]) == 75
-        assert (row[3], row[4], row[10]) == (cells["side"], "5", cells["cluster_position"])
-        for column, stat in ((5, "r"), (7, "t")):
+        assert (row[3], row[5], row[11]) == (cells["side"], "5", cells["cluster_position"])
+        for column, stat in ((6, "r"), (8, "t")):
             assert number(row[column]) == pytest.approx(float(cells[f"peak_{stat}"]), rel=0.01)
             mm = [float(cells[f"peak_{stat}_{axis}"]) for axis in "xyz"]
             assert [number(coordinate) for coordinate in row[column + 1].split(", ")] == mm
-        assert number(row[9]) == pytest.approx(float(cells["r_with_group_mean"]), rel=0.01)
-        assert row[11] == ("yes" if cells["lesion"] == OUTLIER else "no")
+        assert number(row[10]) == pytest.approx(float(cells["r_with_group_mean"]), rel=0.01)
+        assert row[4] == ("outlier" if cells["lesion"] == OUTLIER else "")
     linked = [str(a["href"]) for a in page.all("a") if str(a["href"]).startswith("./sub-")]
     place = f"lesion-sub-02-ses-a-space-{synthetic.SPACE}-label-lesion-desc-GSP"
     assert linked.count(f"./sub-02.html#{place}") == 2
-    assert {link.partition("#")[0] for link in linked} == {"./sub-01.html", "./sub-02.html"}
+    assert {link.partition("#")[0] for link in linked} == {"./sub-01.html", "./sub-02.html", "./sub-05.html"}
 
 
 def test_the_page_describes_the_group(grouped: Path, page: Elements) -> None:
@@ -168,6 +170,8 @@ def test_the_page_describes_the_group(grouped: Path, page: Elements) -> None:
     description = json.loads((grouped / "group_lesions.json").read_text())
     assert description["Outliers"] == [OUTLIER]
     assert f"{OUTLIER}: r with the group mean" in page.text
+    assert f"Look first at:\n\n{OUTLIER}: outlier" in page.text
+    assert f"{sum(cells['side'] == 'left' for cells in table(grouped))} lesions on the left" in page.text
     (left_out,) = description["LeftOut"]
     assert [left_out["Lesion"], "missing", left_out["Reason"]] in page.rows
     assert description["Warnings"]
@@ -188,7 +192,7 @@ def test_pictures_are_described_and_stamped(grouped: Path, page: Elements) -> No
     images = [image for image in page.all("img") if "tiles" not in str(image["src"])]
     shown = [re.sub(r".*/group_|\.png", "", str(image["src"])) for image in images]
     networks = ["networkT2p5above", "networkT2p5below"]
-    assert shown == ["lesions", "mean-r", "mean-z", *networks, "similarity", "distributions"]
+    assert shown == ["distributions", "lesions", "mean-r", *networks, "similarity"]
     for name, image in zip(shown, images, strict=True):
         stamp = OF_LESIONS if name in ("lesions", "distributions") else STAMP
         assert str(image["alt"]).endswith(stamp)
@@ -196,7 +200,8 @@ def test_pictures_are_described_and_stamped(grouped: Path, page: Elements) -> No
             assert picture.size == (int(str(image["width"])), int(str(image["height"])))
             second_line = np.asarray(picture.convert("L"))[30:50, :300]
         assert (second_line < 100).mean() > 0.03
-    assert page.text.count(STAMP) == 5
+    assert page.text.count(STAMP) == 4
+    assert f"would look the same: space-{synthetic.SPACE}_stat-z_desc-GSPmean_statmap.nii.gz" in page.text
     assert page.text.count(OF_LESIONS) == 2
 
 
@@ -259,7 +264,7 @@ def test_markup_stays_text_and_damage_is_reported(grouped: Path, tmp_path: Path)
     found = Elements(text)
     assert len(found.all("script")) == 1
     assert "alert" not in text.partition("<script>")[2]
-    assert found.text.count(EVIL) == 7
+    assert found.text.count(EVIL) == 8
     assert not [link for link in linked_files(out, found) if "sub-02.html" in link]
     for told in (found.text, result.stderr):
         assert "a picture could not be drawn: there is no map at" in told
@@ -267,11 +272,29 @@ def test_markup_stays_text_and_damage_is_reported(grouped: Path, tmp_path: Path)
         assert "its mask has changed since it was mapped" in told
 
 
+def test_an_overlap_of_one_colour_is_a_sentence(grouped: Path, tmp_path: Path) -> None:
+    """An overlap of all lesions in nearly every voxel, or of none in any, is told instead of drawn."""
+    out = tmp_path / "out"
+    shutil.copytree(grouped, out)
+    maps = json.loads((out / "group_lesions.json").read_text())["Maps"]
+    for key, value in (("networkT2p5above_share", 1), ("networkT2p5below_share", 0)):
+        image = nib.load(out / maps[key])
+        fractions = np.full(image.shape, value, np.float32)
+        # One voxel of several hundred does not make a picture of the first; the second has voxels without a t.
+        fractions[0, 0, 0] = 0.5 if value else np.nan
+        nib.save(nib.Nifti1Image(fractions, image.affine), out / maps[key])
+    assert not [problem for problem in write_group_report(out) if "picture" in problem]
+    text = Elements((out / "group.html").read_text()).text
+    assert re.search(r"Not drawn, since all 5 lesions have t > 2\.5 in 99\.\d % of the voxels\.", text)
+    assert "Not drawn, since no lesion has t < \N{MINUS SIGN}2.5 in any voxel." in text
+    assert "figures/group_networkT" not in (out / "group.html").read_text()
+
+
 def test_in_a_browser(grouped: Path, browser: Browser) -> None:
-    """At both widths, sorting, filtering and links work, without errors, web requests or axe violations."""
+    """Light and dark, wide and narrow, sorting, filtering and links work; no error, web request or axe violation."""
     errors, requests = [], []
-    for width in (1280, 390):
-        page = browser.new_page(viewport={"width": width, "height": 900})
+    for width, scheme in ((1280, "dark"), (390, "light")):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -59,7 +60,9 @@ def write_group_report(output_dir: Path) -> list[str]:
         group=group,
         n_participants=len({row.participant for row in rows}),
         rows=rows,
+        sides=Counter(row.side for row in rows).most_common(),
         outliers=[row for row in rows if row.is_outlier],
+        left_out=[(each, _page(output_dir, each)) for each in group["LeftOut"]],
         maps=maps,
         similarity=similarity,
         distributions=distributions,
@@ -90,6 +93,12 @@ def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesi
 
 def _list_files(group: Mapping[str, Any]) -> list[str]:
     return [GROUP_TABLE, GROUP_DICTIONARY, *group["Maps"].values(), group["SimilarityMatrix"]]
+
+
+def _page(output_dir: Path, left_out: Mapping[str, str]) -> str:
+    """Return the page of a participant whose lesion was left out, relative to the output's root; "" without one."""
+    page = f"{left_out['Lesion'].partition('_')[0]}.html"
+    return page if (output_dir / page).is_file() else ""
 
 
 def _describe_row(output_dir: Path, cells: Mapping[str, str], lesion: MappedLesion | None) -> Row:

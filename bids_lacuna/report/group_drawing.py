@@ -13,12 +13,13 @@ import numpy as np
 
 from bids_lacuna.derivatives import FIGURES
 from bids_lacuna.files import hash_file, read_json_object
+from bids_lacuna.lesion import LOW_COVERAGE
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import LesionShape
 from bids_lacuna.report.figures.charts import draw_distributions, draw_similarity
 from bids_lacuna.report.maps_on_disk import MappedLesion
 from bids_lacuna.report.pages import decimal, position
-from bids_lacuna.report.pictures import Part, Picture, Pictures
+from bids_lacuna.report.pictures import Picture, Pictures
 from bids_lacuna.text import percent
 
 STAMP = (
@@ -29,6 +30,9 @@ STAMP = (
 
 OF_LESIONS = "Descriptive: where the lesions of this group are, not what causes their symptoms."
 """Printed on pictures of the lesions themselves, and below them."""
+
+NEARLY_EVERYWHERE = 0.99
+"""Fraction of voxels above which an overlap of all lesions is told in a sentence: its picture has one colour."""
 
 SHEET = 50
 """Tiles in one file: thousands of files would be slow on a computing cluster's disk."""
@@ -69,6 +73,28 @@ class Row:
     tile: Tile | None = None
     why_no_tile: str = ""
 
+    @property
+    def to_look_at(self) -> list[str]:
+        """What a reader should look at, in a few words each."""
+        notes = []
+        if self.coverage < LOW_COVERAGE:
+            notes.append(f"only {percent(self.coverage)} covered")
+        if self.is_outlier:
+            notes.append("outlier")
+        if self.why_no_tile:
+            notes.append(self.why_no_tile)
+        return notes
+
+
+@dataclass(frozen=True)
+class GroupPart:
+    """A map or chart of the group on its page."""
+
+    heading: str
+    picture: Picture | None
+    sentence: str = ""
+    """In place of a picture that would have one colour."""
+
 
 class GroupDrawing:
     """Draws the pictures of a group; `problems` has a sentence for each that cannot be drawn."""
@@ -97,24 +123,24 @@ class GroupDrawing:
                 thresholds[key] = float(read_json_object(sidecar)["Threshold"])
         return thresholds
 
-    def draw_maps(self) -> list[Part]:
-        """Draw slices of all maps."""
-        parts = [
-            Part("Lesion overlap", self._attempt(self._draw_lesions)),
-            Part("Mean r", self._attempt(self._draw_mean, "r", "r")),
-            Part("Mean Fisher z", self._attempt(self._draw_mean, "z", "Fisher z")),
+    def draw_maps(self) -> list[GroupPart]:
+        """Draw slices of the maps: of the overlap of lesions, of the mean, and of each network overlap."""
+        maps = [
+            self._attempt("Lesion overlap", self._draw_lesions),
+            self._attempt("Mean r", self._draw_mean),
         ]
         for key, threshold in sorted(self._thresholds.items(), key=lambda item: (abs(item[1]), -item[1])):
             beyond = f"t {'>' if threshold > 0 else '<'} {decimal(threshold)}"
-            parts.append(Part(f"Network overlap, {beyond}", self._attempt(self._draw_network, key, beyond)))
-        return parts
+            maps.append(self._attempt(f"Network overlap, {beyond}", self._draw_network, key, beyond))
+        return maps
 
-    def _attempt(self, draw: Callable[..., Picture], *arguments: str) -> list[Picture]:
+    def _attempt(self, heading: str, draw: Callable[..., Picture | str], *arguments: str) -> GroupPart:
         try:
-            return [draw(*arguments)]
+            drawn = draw(*arguments)
+            return GroupPart(heading, None, drawn) if isinstance(drawn, str) else GroupPart(heading, drawn)
         except (OSError, ValueError) as error:
             self.problems.append(f"a picture could not be drawn: {error}.")
-            return []
+            return GroupPart(heading, None)
         finally:
             # matplotlib's figures are reference cycles.
             gc.collect()
@@ -145,37 +171,44 @@ class GroupDrawing:
             "whole."
         )
 
-    def _draw_mean(self, stat: str, name: str) -> Picture:
-        volume = figures.read_map(self._output_dir / self._group["Maps"][f"mean_{stat}"])
+    def _draw_mean(self) -> Picture:
+        volume = figures.read_map(self._output_dir / self._group["Maps"]["mean_r"])
         threshold = figures.strongest_tenth_threshold(volume)
         facts = figures.measure_map(volume, threshold)
-        path = self._pictures.path(f"mean-{stat}.png")
-        above = f"|mean {name}| > {decimal(threshold)}, about the strongest tenth of all voxels"
-        title = f"Mean {name} of {self._lesions}, where {above}"
-        figures.draw_map(path, volume, threshold, name, title=(title, STAMP))
+        path = self._pictures.path("mean-r.png")
+        above = f"|mean r| > {decimal(threshold)}, about the strongest tenth of all voxels"
+        title = f"Mean r of {self._lesions}, where {above}"
+        figures.draw_map(path, volume, threshold, "r", title=(title, STAMP))
         what = (
             f"{title}; red is positive, blue negative. Lowest {decimal(facts.minimum)} at "
-            f"{position(facts.minimum_mm)} mm, highest {decimal(facts.maximum)} at {position(facts.maximum_mm)} mm"
+            f"{position(facts.minimum_mm)} mm, highest {decimal(facts.maximum)} at {position(facts.maximum_mm)} mm. "
+            f"A picture of the mean Fisher z, the map for statistics, would look the same: "
+            f"{self._group['Maps']['mean_z']}"
         )
-        return self._add(f"Mean {name}", path, f"{what}. {STAMP}")
+        return self._add("Mean r", path, f"{what}. {STAMP}")
 
-    def _draw_network(self, key: str, beyond: str) -> Picture:
+    def _draw_network(self, key: str, beyond: str) -> Picture | str:
         volume = figures.read_map(self._output_dir / self._group["Maps"][key])
+        everywhere = np.mean(volume.values[np.isfinite(volume.values)] == 1)
+        in_all = f"all {self._lesions} have {beyond} in {percent(everywhere)} of the voxels"
+        if everywhere >= NEARLY_EVERYWHERE:
+            return f"Not drawn, since {in_all}."
         facts = figures.measure_map(volume, 0)
+        if not facts.n_above:
+            return f"Not drawn, since no lesion has {beyond} in any voxel."
         path = self._pictures.path(f"{key.removesuffix('_share')}.png")
         title = f"Fraction of the {self._lesions} with {beyond}"
         figures.draw_overlap(path, volume, (0, 0.25, 0.5, 0.75, 1), "fraction", percent, (title, STAMP))
-        most = f"at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm"
-        most = most if facts.n_above else "zero in every voxel"
+        most = in_all if everywhere else f"at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm"
         what = f"{title}: {most}. In each voxel, lesions whose t is undefined there are left out. {STAMP}"
         return self._add(f"Network overlap, {beyond}", path, what)
 
     def _add(self, name: str, path: Path, what: str) -> Picture:
         return self._pictures.add(name, path, f"Slices of the MNI template. {what}", what)
 
-    def draw_similarity(self) -> list[Picture]:
+    def draw_similarity(self) -> GroupPart:
         """Draw the matrix of correlations between r-maps, in clustering order."""
-        return self._attempt(self._draw_similarity)
+        return self._attempt("Similarity of the maps", self._draw_similarity)
 
     def _draw_similarity(self) -> Picture:
         n = len(self._rows)
@@ -198,9 +231,9 @@ class GroupDrawing:
         what = f"{title}{between}. {self._group['Clustering']}. {STAMP}"
         return self._pictures.add("Similarity of the maps", path, f"Matrix. {what}", what)
 
-    def draw_distributions(self) -> list[Picture]:
+    def draw_distributions(self) -> GroupPart:
         """Draw histograms of volume and coverage."""
-        return self._attempt(self._draw_distributions)
+        return self._attempt("Volume and coverage", self._draw_distributions)
 
     def _draw_distributions(self) -> Picture:
         volumes_ml = [row.volume_ml for row in self._rows]
