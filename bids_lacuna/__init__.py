@@ -10,10 +10,19 @@ from bids_lacuna.runtime.numba_cache import choose_folder, ensure_home, keep_in
 if TYPE_CHECKING:
     from bids_lacuna.batch import batch_process
     from bids_lacuna.connectome import Connectome
+    from bids_lacuna.group import group_test
     from bids_lacuna.lesion import LesionData
     from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
 
-__all__ = ["Connectome", "FunctionalNetworkMapping", "LesionData", "Summary", "__version__", "batch_process"]
+__all__ = [
+    "Connectome",
+    "FunctionalNetworkMapping",
+    "LesionData",
+    "Summary",
+    "__version__",
+    "batch_process",
+    "group_test",
+]
 
 _HOMES = {
     "Connectome": "connectome",
@@ -21,6 +30,7 @@ _HOMES = {
     "LesionData": "lesion",
     "Summary": "mapping",
     "batch_process": "batch",
+    "group_test": "group",
 }
 
 

@@ -1,6 +1,7 @@
 """The group level: which lesions, and what their maps have in common."""
 
 from bids_lacuna.group.cohort import Group, NoMaps, UnfitLesions, choose_group, refuse
+from bids_lacuna.group.contrast import GroupTest, group_test
 from bids_lacuna.group.earlier import describe_replaced
 from bids_lacuna.group.summary import summarize_group
 from bids_lacuna.group.sums import BLOCK_BYTES
@@ -8,10 +9,12 @@ from bids_lacuna.group.sums import BLOCK_BYTES
 __all__ = [
     "BLOCK_BYTES",
     "Group",
+    "GroupTest",
     "NoMaps",
     "UnfitLesions",
     "choose_group",
     "describe_replaced",
+    "group_test",
     "refuse",
     "summarize_group",
 ]

@@ -1,0 +1,346 @@
+"""A test of a table's column with the maps of patients: design, permutations, and what belongs beside the result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+
+from bids_lacuna.group.design import UNEQUAL, VOLUME, BadDesign, Design, Question, Statistic, make_design
+from bids_lacuna.group.inference import Inference, count_tiles, infer, make_model
+from bids_lacuna.group.permutations import Permutations, TooFewPermutations, choose_permutations
+from bids_lacuna.group.prediction import Prediction, cross_products, predict
+from bids_lacuna.group.stack import COSTLY, MapFile, Stack, read_stack
+from bids_lacuna.group.table import BadTable, Key, Table, name_key, name_some, read_table_file, table_of
+from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.text import percent
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray
+
+PREDICTION_PERMUTATIONS = 1000
+"""Permutations of the labels for leave-one-out."""
+
+FEW_PERMUTATIONS = 1000
+"""Below this number, p is coarse, which is said."""
+
+CONFOUNDED = 0.5
+"""Correlation of the tested column with lesion volume above which the page warns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """The same test with lesion volume among the covariates, or without it, whichever was not asked for."""
+
+    word: Literal["with", "without"]
+    """Whether this is the test with or without lesion volume."""
+    design: Design
+    result: Inference
+
+
+@dataclass(frozen=True, eq=False)
+class GroupTest:
+    """The result of a test."""
+
+    question: Question
+    design: Design
+    result: Inference
+    """One value for each voxel of `voxels`, in C order."""
+    beside: Beside | None
+    """The test with or without lesion volume; None if the volumes are not known."""
+    prediction: Prediction
+    voxels: Array
+    """Shape (x, y, z), boolean: voxels that are defined in all maps."""
+    affine: Array
+    """Shape (4, 4): from voxel indices to millimetres."""
+    fraction_of_voxels: float
+    """Fraction of the voxels defined in any map that are defined in all."""
+    warnings: tuple[str, ...]
+    """Sentences for the user."""
+
+    @property
+    def effect(self) -> Array:
+        """Shape (n_voxels,): difference between the groups, adjusted, or partial r with the score."""
+        return effect_of(self.design, self.result)
+
+    @property
+    def n_significant(self) -> int:
+        """Number of voxels with p of at most alpha."""
+        return count_significant(self.result, self.question.alpha)
+
+    def volume(self, values: Array) -> Array:
+        """Put values of voxels into a volume: shape (x, y, z), float32; NaN elsewhere."""
+        volume = np.full(self.voxels.shape, np.nan, np.float32)
+        volume[self.voxels] = values
+        return volume
+
+    def image(self, what: Literal["t", "effect", "logp"]) -> nib.Nifti1Image:
+        """Return a map of the test: t or v, the effect, or -log10 of the corrected p."""
+        values = {"t": self.result.t, "effect": self.effect, "logp": logp_of(self.result)}[what]
+        return nib.Nifti1Image(self.volume(values), self.affine)
+
+
+def effect_of(design: Design, result: Inference) -> Array:
+    """Return the effect of a test: the groups' difference in units of the maps, or the partial r of a score."""
+    return result.effect if design.levels else result.partial_r
+
+
+def logp_of(result: Inference) -> Array:
+    """Return -log10 of the corrected p."""
+    # Adding 0 turns the -0 of p = 1 into 0.
+    return -np.log10(result.p) + 0.0
+
+
+def count_significant(result: Inference, alpha: float) -> int:
+    """Count the voxels with p of at most alpha."""
+    return int(np.count_nonzero(result.p <= alpha))
+
+
+def group_test(
+    maps: Mapping[str, MapFile] | Sequence[MapFile],
+    table: Any,
+    test: str,
+    *,
+    covariates: Sequence[str] = (),
+    blocks: str | None = None,
+    statistic: Statistic = "auto",
+    n_permutations: int = 10_000,
+    random_seed: int = 0,
+    alpha: float = 0.05,
+    drop_missing: bool = False,
+    n_threads: int = 1,
+    show_progress: bool = True,
+) -> GroupTest:
+    """Test which voxels' connectivity goes with a column of a table, over patients.
+
+    A general linear model at each voxel, with Freedman and Lane's permutations; p are two-sided and corrected for
+    all voxels by the largest |t| of each permutation.
+
+    Parameters
+    ----------
+    maps
+        Unthresholded map of each patient on one grid, for example Fisher z: paths of NIfTI files or images, by
+        participant ("sub-01", or "sub-01_ses-1"), or in the order of the table.
+    table
+        Path of a tab-separated table, a dictionary of columns, or a pandas DataFrame; with `participant_id`, and
+        `session_id` where there are sessions.
+    test
+        Column to test: two values make two groups, the later one in sorting order against the earlier one
+        (`column=value` names the other as the cases); more numbers are a score.
+    covariates
+        Columns of numbers, or of words, which become dummies. If the table has `lesion_volume`, the test is also
+        done with it, or without it.
+    blocks
+        Column within whose values labels are permuted, and which enters as dummies.
+    statistic
+        "pooled", "welch" (two groups with their own variances), or "auto": Welch's v where one group has more than
+        1.5 times the other's size.
+    n_permutations
+        Permutations; all distinct ones if they are fewer.
+    random_seed
+        The same seed gives the same permutations.
+    alpha
+        Level of significance.
+    drop_missing
+        Leave out patients with missing values instead of refusing them.
+    n_threads
+        Threads; the result is bit-identical for any number.
+    show_progress
+        Whether to show a bar if stderr is a terminal.
+
+    Raises
+    ------
+    ValueError
+        The table, the design or the maps cannot be used, or the permutations are too few for alpha; the message
+        says what to do.
+    OSError
+        The table cannot be read.
+    """
+    question = Question(test, tuple(covariates), blocks, statistic, n_permutations, random_seed, alpha, drop_missing)
+    cells = read_table_file(Path(table)) if isinstance(table, str | Path) else table_of(table)
+    keys, files = _match(maps, cells)
+    return contrast_maps(keys, files, cells, question, n_threads=n_threads, show_progress=show_progress)
+
+
+def _match(maps: Mapping[str, MapFile] | Sequence[MapFile], table: Table) -> tuple[list[Key], list[MapFile]]:
+    """Return each map's participant and session, and the map."""
+    if isinstance(maps, Mapping):
+        return [_parse_key(name) for name in maps], list(maps.values())
+    if len(maps) != len(table.rows):
+        raise BadTable(
+            f"there are {len(maps)} maps, and {table.source} has {len(table.rows)} rows: give a dictionary of maps "
+            "by participant"
+        )
+    return list(table.rows), list(maps)
+
+
+def _parse_key(name: str) -> Key:
+    participant, _, session = name.partition("_ses-")
+    return participant.removeprefix("sub-"), session
+
+
+def contrast_maps(
+    keys: Sequence[Key],
+    files: Sequence[MapFile],
+    table: Table,
+    question: Question,
+    measures: Mapping[str, Sequence[float]] = {},
+    *,
+    n_threads: int = 1,
+    show_progress: bool = True,
+) -> GroupTest:
+    """Test a column with maps.
+
+    Parameters
+    ----------
+    keys
+        Participant and session of each map.
+    files
+        Maps.
+    table, question, measures
+        As in `make_design`.
+    n_threads, show_progress
+        As in `group_test`.
+
+    Raises
+    ------
+    ValueError, OSError
+        As in `group_test`.
+    """
+    design = make_design(keys, table, question, measures)
+    _choose(design, question)
+    stack = read_stack([files[index] for index in design.kept], [name_key(key) for key in design.keys], show_progress)
+    other = _toggle_volume(keys, table, question, measures, design)
+    n_tiles = count_tiles(stack.values.shape[1])
+    with Progress((1 + (other is not None)) * n_tiles, "testing voxels", "tile", shown=show_progress) as progress:
+        result = _infer(stack, design, question, n_threads, progress)
+        beside = None
+        if other is not None:
+            word: Literal["with", "without"] = "with" if VOLUME in other.covariates else "without"
+            beside = Beside(word, other, _infer(stack, other, question, n_threads, progress))
+    return GroupTest(
+        question,
+        design,
+        result,
+        beside,
+        _predict(stack, design, question, _find_volume(design, other)),
+        stack.voxels,
+        stack.affine,
+        stack.fraction,
+        (*design.notes, *_warn(design, result, stack, _find_volume(design, other))),
+    )
+
+
+def _choose(design: Design, question: Question) -> Permutations:
+    return choose_permutations(
+        design.tested,
+        design.values,
+        design.blocks,
+        question.n_permutations,
+        question.random_seed,
+        question.alpha,
+    )
+
+
+def _infer(stack: Stack, design: Design, question: Question, n_threads: int, progress: Progress) -> Inference:
+    model = make_model(design.tested, design.values, design.blocks, design.statistic == "welch")
+    return infer(
+        stack.values,
+        model,
+        _choose(design, question),
+        question.alpha,
+        n_threads=n_threads,
+        on_tile=progress.update,
+    )
+
+
+def _toggle_volume(
+    keys: Sequence[Key], table: Table, question: Question, measures: Mapping[str, Sequence[float]], design: Design
+) -> Design | None:
+    """Return the design of the same patients with lesion volume, or without it; None where that makes no test."""
+    if design.column == VOLUME or not (VOLUME in measures or VOLUME in table.columns):
+        return None
+    covariates = [name for name in question.covariates if name != VOLUME]
+    if VOLUME not in question.covariates:
+        covariates.append(VOLUME)
+    changed = replace(question, covariates=tuple(covariates))
+    try:
+        of_kept = {name: [values[index] for index in design.kept] for name, values in measures.items()}
+        other = make_design(
+            [keys[index] for index in design.kept], table, replace(changed, drop_missing=False), of_kept
+        )
+        _choose(other, question)
+    except (BadDesign, TooFewPermutations) as error:
+        word = "without" if VOLUME in question.covariates else "with"
+        logger.warning("there is no test %s lesion volume: %s", word, error)
+        return None
+    return other
+
+
+def _find_volume(*designs: Design | None) -> Array | None:
+    """Return each patient's cube root of the lesion volume, shape (n_patients,), from the design that has it."""
+    for design in designs:
+        if design and VOLUME in design.covariates:
+            return design.values[:, design.covariates.index(VOLUME)]
+    return None
+
+
+def _predict(stack: Stack, design: Design, question: Question, volume: Array | None) -> Prediction:
+    permutations = choose_permutations(
+        design.tested,
+        design.values[:, :0],
+        design.blocks,
+        PREDICTION_PERMUTATIONS,
+        question.random_seed,
+        # A p that is coarse is shown with its number of permutations; the test has been refused if it is too coarse.
+        alpha=1,
+    )
+    return predict(
+        cross_products(stack.values),
+        design.tested,
+        make_model(design.tested, design.values, design.blocks).nuisance,
+        permutations,
+        "AUC" if design.levels else "r",
+        None if volume is None else volume[:, np.newaxis],
+    )
+
+
+def _warn(design: Design, result: Inference, stack: Stack, volume: Array | None) -> list[str]:
+    """List what a reader should know about a test, in sentences."""
+    warnings = []
+    permutations = result.permutations
+    n = len(permutations.orders)
+    if n < FEW_PERMUTATIONS:
+        which = f"all {n} distinct permutations" if permutations.exhaustive else f"{n} permutations"
+        warnings.append(f"p is coarse: with {which}, it cannot be below {permutations.smallest_p:.2g}")
+    n_others = len(design.tested) - design.n_cases
+    sizes = sorted((design.n_cases, n_others))
+    if design.levels and design.statistic == "pooled" and sizes[1] > UNEQUAL * sizes[0]:
+        warnings.append(
+            f"groups of {design.n_cases} and {n_others} are compared by the pooled t, whose p is wrong if the "
+            "smaller group varies more: use Welch's v (--statistic welch)"
+        )
+    if volume is not None and np.ptp(volume) > 0:
+        r = np.corrcoef(volume, design.tested)[0, 1]
+        if abs(r) > CONFOUNDED:
+            warnings.append(
+                f"{design.column} and lesion volume are correlated (r = {r:.2f}): compare the results with and "
+                "without lesion volume"
+            )
+    costly = [
+        f"{name_key(key)} ({percent(lacking)})"
+        for key, lacking in zip(design.keys, stack.lacking, strict=True)
+        if lacking > COSTLY
+    ]
+    if costly:
+        warnings.append(
+            f"only {percent(stack.fraction)} of the voxels are tested: the maps of {name_some(costly)} lack more "
+            f"than {percent(COSTLY)} of them; leave these patients out to test more"
+        )
+    return warnings
