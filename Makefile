@@ -21,7 +21,8 @@ demo: .venv/installed-package  ## map made-up lesions in a made-up connectome, i
 	$(BIN)/python -m bids_lacuna.demo demo
 	$(BIN)/bids-lacuna-connectome build demo/connectome demo/store --space MNI152NLin6Asym --name synthetic
 	$(BIN)/python run.py demo/bids demo/out participant --connectome demo/store --t-threshold 7
-	@echo "Open demo/out/sub-01.html in a browser, and the others beside it."
+	$(BIN)/python run.py demo/bids demo/out group
+	@echo "Open demo/out/sub-01.html in a browser, the others beside it, and demo/out/group.html."
 	@echo "The maps are in demo/out/sub-*, and what became of each lesion in demo/out/logs/*/lesions.tsv."
 	@echo "Lesions and connectome are SYNTHETIC: see demo/bids/README."
 
