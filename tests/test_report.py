@@ -295,7 +295,7 @@ def test_what_cannot_be_drawn_is_reported(odd: Path) -> None:
 
 @pytest.fixture
 def failed(tmp_path: Path) -> Path:
-    """Map a participant whose only mask is empty; the store is that of the demo's masks alone."""
+    """Map a participant whose only mask is empty."""
     demo.main([str(tmp_path)])
     for path in (tmp_path / "bids" / "sub-01").rglob("*_mask.nii.gz"):
         write_mask(path, np.zeros(demo.LESION_SHAPE), demo.LESION_AFFINE)
@@ -317,6 +317,9 @@ def test_the_page_of_a_failed_lesion_describes_its_run(failed: Path) -> None:
         assert words in page.text
     assert "no longer exist" not in page.text
     assert "How to read the maps" not in page.text
+    assert "The mask is not drawn: " in page.text
+    log_link = f"./{log.parent.relative_to(failed)}/bids-lacuna.log"
+    assert [a["href"] for a in page.all("a")].count(log_link) == 2
     assert f"./{log.parent.relative_to(failed)}/lesions.tsv" in [a["href"] for a in page.all("a")]
     # Without run.json, the table is still there.
     log.unlink()
@@ -328,6 +331,22 @@ def test_the_page_of_a_failed_lesion_describes_its_run(failed: Path) -> None:
     shutil.rmtree(failed / "logs")
     write_participant_report(failed, "01")
     assert "no run has a record of one" in Elements((failed / "sub-01.html").read_text()).text
+
+
+def test_a_mask_that_was_not_mapped_is_drawn(failed: Path) -> None:
+    """If it can be read, the mask is on the page, on its side of the template, with its position in words."""
+    (mask,) = (failed.parent / "bids" / "sub-01").rglob("*_mask.nii.gz")
+    voxels = np.zeros(demo.LESION_SHAPE)
+    voxels[20:25, 60:65, 40:45] = 1
+    write_mask(mask, voxels, demo.LESION_AFFINE)
+    write_participant_report(failed, "01")
+    page = Elements((failed / "sub-01.html").read_text())
+    (image,) = page.all("img")
+    x, y, z = demo.LESION_AFFINE[:3, :3] @ [22, 62, 42] + demo.LESION_AFFINE[:3, 3]
+    assert f"{x:.0f}, {y:.0f}, {z:.0f}".replace("-", "\N{MINUS SIGN}") in str(image["alt"])
+    with Image.open(failed / unquote(str(image["src"]))) as picture:
+        assert picture.size == (int(str(image["width"])), int(str(image["height"])))
+    assert "The mask is not drawn" not in page.text
 
 
 def test_a_page_that_fails_stops_nothing(

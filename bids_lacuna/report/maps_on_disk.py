@@ -107,8 +107,21 @@ def read_mapped_lesion(output_dir: Path, r_sidecar: Path, links: Mapping[str, An
         n_map if n_map.exists() else None,
         _find_binary_maps(r_sidecar, before, after, sidecar.get("ConnectomeName")),
         (dataset, source),
-        (output_dir / str(links.get(dataset, dataset)) / source).resolve(),
+        find_mask(output_dir, links, dataset, source),
     )
+
+
+def find_mask(output_dir: Path, links: Mapping[str, Any], dataset: str, source: str) -> Path:
+    """Return the path where a lesion mask should be.
+
+    Parameters
+    ----------
+    links
+        From `read_links`.
+    dataset, source
+        Dataset name in BIDS URIs, and the mask's path in that dataset.
+    """
+    return (output_dir / str(links.get(dataset, dataset)) / source).resolve()
 
 
 def page_anchor(lesion: MappedLesion) -> str:

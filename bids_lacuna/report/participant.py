@@ -9,10 +9,12 @@ from typing import Any
 
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives import OUTCOMES, Outcome, Run, read_outcomes
-from bids_lacuna.report.maps_on_disk import MappedLesion, find_mapped_lesions
+from bids_lacuna.report.failure import describe_failure
+from bids_lacuna.report.maps_on_disk import MappedLesion, find_mapped_lesions, read_links
 from bids_lacuna.report.methods import combine
 from bids_lacuna.report.pages import write_page
 from bids_lacuna.report.section import Section, describe_lesion
+from bids_lacuna.runtime.logs import LOG_FILE
 from bids_lacuna.text import format_bytes
 
 
@@ -28,7 +30,7 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
     lesions = find_mapped_lesions(output_dir, label)
     sections = [describe_lesion(output_dir, label, lesion) for lesion in lesions]
     origins = [_origin(lesion, outcomes) for lesion in lesions]
-    failures = _failures(outcomes)
+    failures, links = _failures(outcomes), read_links(output_dir)
     runs = _runs_of_maps(lesions, origins)
     methods = combine(runs.values())
     write_page(
@@ -37,7 +39,7 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
         label=label,
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
         sections=sections,
-        failures=[{"mask": outcome.mask[1], "reason": outcome.row.get("reason", "n/a")} for outcome in failures],
+        failures=[describe_failure(output_dir, label, outcome, links) for outcome in failures],
         runs=_describe_runs(output_dir, sections, origins, failures, runs),
         without_logs=[section.heading for section, origin in zip(sections, origins, strict=True) if origin is None],
         methods=methods.split("\n\n") if methods else [],
@@ -99,6 +101,7 @@ def _describe_runs(
             "rows": _run_rows(found[log_dir], originals.get(log_dir)) if log_dir in found else [],
             "command": found[log_dir].command if log_dir in found else "",
             "table": (log_dir / OUTCOMES).relative_to(output_dir).as_posix(),
+            "log": log.relative_to(output_dir).as_posix() if (log := log_dir / LOG_FILE).is_file() else "",
         }
         for log_dir in headings
     ]
