@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import synthetic
+from program import map_lesions
 
-from bids_lacuna.app.preview import Sample, format_seconds
+from bids_lacuna.app import preview
+from bids_lacuna.app.preview import GroupTimes, Sample, extrapolate, format_seconds
 from bids_lacuna.report.pool import PageCost, measure_pages
 from bids_lacuna.runtime.plan import BatchPlan
 
@@ -18,8 +21,9 @@ PLAN = BatchPlan(
 )  # fmt: skip
 
 SAMPLE = Sample(
-    n_subjects=12, n_together=4, seconds_begin=7, seconds_per_subject=0.5, seconds_per_lesion=0.2, bytes_per_lesion=0
-)
+    n_lesions=15, n_subjects=12, n_together=4, seconds_begin=7, seconds_per_subject=0.5, seconds_per_lesion=0.2,
+    bytes_per_lesion=0,
+)  # fmt: skip
 
 WITH_PAGES = replace(SAMPLE, pages=PageCost(start_seconds=3, seconds_per_lesion=2, bytes_per_lesion=0))
 
@@ -41,6 +45,35 @@ def test_the_reports_of_the_last_batch_come_after_its_maps() -> None:
     one = replace(PLAN, n_batches=1, batch_size=30)
     expected = SAMPLE.seconds(one, 41, n_report_workers=0) + fast
     assert WITH_PAGES.seconds(one, 41, n_report_workers=4) == pytest.approx(expected)
+
+
+GROUPS = [GroupTimes(4, began=3, ended=5), GroupTimes(4, began=6, ended=7), GroupTimes(2, began=11, ended=12)]
+"""Reading takes 3, 1 and 4 seconds, the arithmetic 2, 1 and 1."""
+
+
+def test_a_batch_takes_as_long_as_the_sample_if_that_has_all_its_lesions() -> None:
+    """Nothing is extrapolated: the first group begins the pass, and the time after it is divided by the subjects."""
+    assert extrapolate(0, GROUPS, 1) == (5, pytest.approx(7 / 6))
+    assert extrapolate(0, GROUPS[:1], 1) == (5, 0)
+
+
+def test_the_arithmetic_of_more_lesions_takes_longer_and_reading_does_not() -> None:
+    """Reading is hidden behind the arithmetic as soon as that takes longer, and is never multiplied."""
+    assert extrapolate(0, GROUPS, 3) == (3 + 3 * 2, pytest.approx(7 / 6))
+    assert extrapolate(0, GROUPS, 10) == (3 + 10 * 2, pytest.approx(10 * 2 / 6))
+
+
+def test_a_dry_run_says_with_how_many_lesions_it_measured(
+    connectome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a larger batch, a part is mapped, and the estimate says so; of a smaller one, all, and nothing is said."""
+    names = [f"sub-{n}/anat/sub-{n}_space-{synthetic.SPACE}_label-lesion_mask" for n in range(4)]
+    bids = synthetic.write_dataset(tmp_path / "bids", dict.fromkeys(names, synthetic.box((3, 2, 3))))
+    command = bids, tmp_path / "out", connectome, "--dry-run"
+    assert "timed on 5 of 5)" in map_lesions(*command).stdout
+    monkeypatch.setattr(preview, "MAPPED_LESIONS", 3)
+    assert "timed on 5 of 5 with 3 of 4 lesions)" in map_lesions(*command).stdout
+    assert "timed on 5 of 5)" in map_lesions(*command, "--lesion-batch-size", "3").stdout
 
 
 @pytest.mark.parametrize(

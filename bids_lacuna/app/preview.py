@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.batch import load_lesions
+from bids_lacuna.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, prepare_dataset
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass
+from bids_lacuna.mapping.moments import RunningMoments
 from bids_lacuna.report.pool import PageCost, measure_pages
 from bids_lacuna.runtime.logs import kind_of
 from bids_lacuna.runtime.plan import BatchPlan, Resources
@@ -37,7 +40,10 @@ SAMPLED_SUBJECTS = 3 * kernels.GROUP
 MASKS_AT_ONCE = 32
 """Masks that are loaded together: a few use all threads, more would occupy memory."""
 
-SAMPLED_LESIONS = 4
+MAPPED_LESIONS = 1000
+"""Largest number of lesions that are mapped in the sample; a batch of more takes longer in proportion."""
+
+WRITTEN_LESIONS = 4
 """Number of lesions, or some more, whose maps are written into a temporary folder."""
 
 ACTIONS = {"pending": "map", "skipped": "skip", "failed": "fail"}
@@ -51,13 +57,15 @@ LONG_REASON = 60
 class Sample:
     """Measurements of a pass over a few connectome subjects, and of a few lesions' maps and pages."""
 
+    n_lesions: int
+    """Lesions that were mapped."""
     n_subjects: int
     n_together: int
     """Connectome subjects per group, which are mapped together."""
     seconds_begin: float
-    """Time until the first group of connectome subjects was mapped."""
+    """Time until the first group of connectome subjects is mapped for a whole batch."""
     seconds_per_subject: float
-    """Time per connectome subject after the first group."""
+    """Time per connectome subject after the first group, for a whole batch."""
     seconds_per_lesion: float
     """Time to write a lesion's maps."""
     bytes_per_lesion: float
@@ -79,11 +87,26 @@ class Sample:
         return max(maps + reports / plan.n_batches, maps / plan.n_batches + reports)
 
 
+@dataclass(frozen=True)
+class GroupTimes:
+    """When a group of connectome subjects was added, in seconds."""
+
+    n_subjects: int
+    began: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        """Time that the arithmetic took."""
+        return self.ended - self.began
+
+
 def preview(job: Job, plan: BatchPlan) -> Exit:
     """Print the lesions with their expected outcomes, the plan, and estimates of disk and time."""
     n_subjects, quiet = job.analysis.n_subjects, job.arguments.quiet
     with above_the_bar():
-        lesions = load_records(job.to_map, job.analysis, plan.batch_size, job.resources.n_threads, not quiet)
+        n_kept = min(plan.batch_size, MAPPED_LESIONS)
+        lesions = load_records(job.to_map, job.analysis, n_kept, job.resources.n_threads, not quiet)
     seconds_of_start = time.monotonic() - job.started
     sys.stdout.write(describe_lesions(job.records) + "\n")
     is_local = isinstance(job.pass_, LocalPass)
@@ -127,6 +150,21 @@ def load_records(
     return kept
 
 
+class TimedMapping(FunctionalNetworkMapping):
+    """The analysis, which times how long it adds each group of connectome subjects."""
+
+    def __init__(self, connectome: str | PathLike[str] | Connectome) -> None:
+        super().__init__(connectome)
+        self.groups: list[GroupTimes] = []
+        """One for each group that was added."""
+
+    def add(self, subjects: Sequence[ConnectomeSubject], rows: Rows, accumulator: RunningMoments) -> None:
+        """Add a group of connectome subjects, and record when."""
+        began = time.perf_counter()
+        super().add(subjects, rows, accumulator)
+        self.groups.append(GroupTimes(len(subjects), began, time.perf_counter()))
+
+
 def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sample:
     """Measure the mapping of lesions in a few connectome subjects, and the writing of some lesions' maps and pages.
 
@@ -135,27 +173,51 @@ def take_sample(lesions: Sequence[LesionData], job: Job, plan: BatchPlan) -> Sam
     OSError, MemoryError
         The connectome cannot be read, or there is not enough disk space or memory.
     """
-    analysis = job.analysis
-    few = FunctionalNetworkMapping.of(analysis.connectome.first(SAMPLED_SUBJECTS), analysis.options)
-    times = [time.perf_counter()]
+    few = TimedMapping.of(job.analysis.connectome.first(SAMPLED_SUBJECTS), job.analysis.options)
+    began = time.perf_counter()
     rows = Rows.of({str(number): few.row(lesion) for number, lesion in enumerate(lesions)})
-    accumulator: Any = LocalPass(few, job.resources).run(
-        rows, plan, on_subject=lambda: times.append(time.perf_counter())
-    )
-    first_group = times[: plan.n_together + 1]
-    n_after = len(times) - len(first_group)
-    some = range(0, len(lesions), max(1, len(lesions) // SAMPLED_LESIONS))
+    accumulator: Any = LocalPass(few, job.resources).run(rows, plan)
+    some = range(0, len(lesions), max(1, len(lesions) // WRITTEN_LESIONS))
     mapped = [replace(lesions[row], results={few.name: few.results(lesions[row], accumulator, row)}) for row in some]
-    seconds_per_lesion, bytes_per_lesion, pages = _time_writing(mapped, job)
+    n_in_batch = min(plan.batch_size, len(job.to_map))
+    seconds_begin, seconds_per_subject = extrapolate(began, few.groups, n_in_batch / len(lesions))
     return Sample(
-        len(times) - 1,
+        len(lesions),
+        few.n_subjects,
         plan.n_together,
-        first_group[-1] - times[0],
-        (times[-1] - first_group[-1]) / n_after if n_after else 0,
-        seconds_per_lesion,
-        bytes_per_lesion,
-        pages,
+        seconds_begin,
+        seconds_per_subject,
+        *_time_writing(mapped, job),
     )
+
+
+def extrapolate(began: float, groups: Sequence[GroupTimes], factor: float) -> tuple[float, float]:
+    """Estimate how long a batch takes from a pass of fewer lesions.
+
+    The arithmetic takes longer in proportion to the lesions. Reading takes as long as before, and the pass waits
+    for it only where the arithmetic of a group is faster.
+
+    Parameters
+    ----------
+    began
+        Time at which the pass began.
+    groups
+        The groups of connectome subjects that were added.
+    factor
+        Lesions of the batch per lesion of the pass.
+
+    Returns
+    -------
+    seconds_begin, seconds_per_subject
+        As in `Sample`; 0 seconds per connectome subject if there was one group.
+    """
+    first, *others = groups
+    seconds_begin = first.began - began + factor * first.seconds
+    if not others:
+        return seconds_begin, 0
+    whole = others[-1].ended - first.ended
+    arithmetic = factor * sum(group.seconds for group in others)
+    return seconds_begin, max(whole, arithmetic) / sum(group.n_subjects for group in others)
 
 
 def _time_writing(mapped: Sequence[LesionData], job: Job) -> tuple[float, float, PageCost | None]:
@@ -254,6 +316,8 @@ def describe_cost(sample: Sample, plan: BatchPlan, seconds: float, n_connectome_
         f"{1000 * sample.seconds_per_subject:.0f} ms per connectome subject, timed on {sample.n_subjects} of "
         f"{n_connectome_subjects}"
     )
+    if sample.n_lesions < (n_in_batch := min(plan.batch_size, plan.n_rows)):
+        what += f" with {sample.n_lesions} of {n_in_batch} lesions"
     if pages:
         what += (
             f"; {pages.seconds_per_lesion:.2g} s per lesion for reports, in {n_workers} "
