@@ -227,7 +227,8 @@ def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | 
         # Derivatives from before BIDS 1.4 have this field, which has no bearing on images.
         warnings.filterwarnings("ignore", "The PipelineDescription field was superseded")
         try:
-            layout = BIDSLayout(root, validate=False, config=CONFIGS, database_path=database, indexer=indexer)
+            # With all `CONFIGS`, pybids would match each name with 40 patterns, whose results are not used.
+            layout = BIDSLayout(root, validate=False, config=CONFIGS[-1:], database_path=database, indexer=indexer)
         except UnicodeEncodeError as error:
             if NOT_UTF8 in ignore:
                 raise
