@@ -44,6 +44,9 @@ MOST_COMPRESSION = 1032
 GOOD_RAS_FLAG = slice(28, 30)
 """Bytes of a FreeSurfer image that are 0 if its header has no directions and no centre."""
 
+START_BYTES = 1024
+"""Bytes at the start of a file by which its format is recognized."""
+
 GZIP = b"\x1f\x8b"
 """First bytes of a gzipped file."""
 
@@ -123,8 +126,10 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     opened = _opened.set(path)
     try:
         # nibabel reports a file without read permission as one of unknown type.
-        problem = _describe_content(path)
-        image = None if problem else _load(path)
+        with path.open("rb") as file:
+            start = file.read(START_BYTES)
+        problem = _describe_content(path, start)
+        image = None if problem else _load(path, start)
     except PermissionError as error:
         raise PermissionError(f"the {kind} {path} cannot be read: check its permissions") from error
     # nibabel raises a TypeError for an image that is not a volume, Python for an offset that is not a number.
@@ -138,24 +143,24 @@ def open_image(path: Path, kind: str) -> SpatialImage:
     return image
 
 
-def _describe_content(path: Path) -> str:
+def _describe_content(path: Path, start: bytes) -> str:
     """Describe content of another kind than the file's name promises, and what to do; "" if there is none."""
     suffix = path.suffix.lower()
-    with path.open("rb") as file:
-        start = file.read(len(GZIP))
-    if suffix in (".nii", ".img", ".hdr") and start == GZIP:
+    if suffix in (".nii", ".img", ".hdr") and start.startswith(GZIP):
         return f"it is gzipped: rename it to {path.name}.gz"
-    if suffix == ".gz" and start == GZIP:
+    if suffix == ".gz" and start.startswith(GZIP):
         return ""
     if suffix == ".gz" and start.startswith(PLAIN):
         return f"it is not compressed: rename it to {path.name.removesuffix(path.suffix)}"
     return recognize(path) if suffix in (".nii", ".img", ".hdr", ".gz") else ""
 
 
-def _load(path: Path) -> SpatialImage:
+def _load(path: Path, start: bytes) -> SpatialImage:
     """Load an image, also where NIfTI's own library accepts a header that nibabel does not."""
+    # nibabel's `load` opens and decompresses the file once more to find its format.
+    load = nib.Nifti1Image.from_filename if _is_nifti1(path, start) else nib.load
     try:
-        image: SpatialImage = nib.load(path)  # type: ignore[assignment]
+        image: SpatialImage = load(path)  # type: ignore[assignment]
     except ValueError:
         if (rounded := _load_rounded(path)) is None:
             raise
@@ -169,6 +174,19 @@ def _load(path: Path) -> SpatialImage:
     # Some programs leave vox_offset 0, which would read the header as voxels.
     spec = (stored.shape, stored.dtype, smallest, stored.slope, stored.inter)
     return type(image)(ArrayProxy(stored.file_like, spec), image.affine, image.header)
+
+
+def _is_nifti1(path: Path, start: bytes) -> bool:
+    """Return whether a file is surely a NIfTI-1 image in one file, by its name and its first bytes."""
+    name = path.name.lower()
+    if name.endswith(".nii.gz"):
+        try:
+            start = zlib.decompressobj(zlib.MAX_WBITS + 16).decompress(start, START_BYTES)
+        except zlib.error:
+            return False
+    elif not name.endswith(".nii"):
+        return False
+    return bool(nib.Nifti1Header.may_contain_header(start))
 
 
 def _load_rounded(path: Path) -> nib.Nifti1Image | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -18,7 +19,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from bids_lacuna.files import FileState, check_unchanged
 from bids_lacuna.grid import DISAGREEMENT, Grid
-from bids_lacuna.images import LARGEST_VOLUME, check_file, has_usable_affine, open_image, read_slabs, round_quaternion
+from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_slabs, round_quaternion
 from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.text import percent, tell_apart
 from bids_lacuna.weights import LesionWeights, Weighting, bounds, weigh
@@ -204,8 +205,10 @@ def _open_mask(mask: Path | SpatialImage) -> tuple[SpatialImage, FileState | Non
     """Open a mask, and return the state of its file before that."""
     if not isinstance(mask, Path):
         return mask, None
-    check_file(mask, "mask")
-    state = FileState.of(mask)
+    state = None
+    with suppress(OSError):
+        state = FileState.of(mask)
+    # If there is no such file, this says so.
     return open_image(mask, "mask"), state
 
 
@@ -402,9 +405,9 @@ def _check_box(n_voxels: int) -> None:
 
 def _crop(lesion: Array) -> tuple[Array, Array]:
     """Return the first voxel of the lesion's bounding box, and a copy of the box."""
-    plane = np.any(lesion, axis=0)
-    lines = np.any(lesion, axis=(1, 2)), np.any(plane, axis=1), np.any(plane, axis=0)
-    filled = [np.flatnonzero(line) for line in lines]
+    slices = np.flatnonzero(np.any(lesion, axis=(1, 2)))
+    plane = np.any(lesion[slices[0] : slices[-1] + 1], axis=0)
+    filled = [slices, np.flatnonzero(np.any(plane, axis=1)), np.flatnonzero(np.any(plane, axis=0))]
     corner = np.array([indices[0] for indices in filled])
     end = np.array([indices[-1] + 1 for indices in filled])
     return corner, lesion[_region(corner, end - corner)].copy()

@@ -181,6 +181,29 @@ def test_a_file_without_an_offset_begins_behind_its_header(tmp_path: Path, name:
     assert int(image.header["qform_code"]) == 4
 
 
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("image_type", "name"),
+    [
+        *((image_type, name) for image_type in (nib.Nifti1Image, nib.Nifti2Image) for name in ("m.nii", "M.NII.GZ")),
+        (nib.Nifti1Pair, "m.img"),
+        (nib.Nifti2Pair, "m.hdr"),
+    ],
+)
+def test_an_image_has_the_format_of_its_content(
+    tmp_path: Path, image_type: type[nib.Nifti1Pair], name: str, byte_order: str
+) -> None:
+    """Both versions of NIfTI are recognized in either byte order, in files with the same endings."""
+    values = np.random.default_rng(3).integers(0, 999, synthetic.SHAPE).astype(np.int16)
+    header = image_type.header_class(endianness=byte_order)
+    nib.save(image_type(values, synthetic.OBLIQUE, header), tmp_path / name)
+    image = open_image(tmp_path / name, "map")
+    assert type(image) is image_type
+    assert image.header.endianness == byte_order
+    np.testing.assert_array_equal(read_volume(image, "map"), values)
+    np.testing.assert_allclose(image.affine, synthetic.OBLIQUE, rtol=1e-5)
+
+
 def test_bytes_after_the_gzip_stream_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An image with other bytes behind it is read with a warning; without its checksum, it is damaged."""
     path = tmp_path / "map.nii.gz"
