@@ -173,6 +173,8 @@ def _set_aside_if_done(record: LesionRecord, provenance: Provenance, sidecars: S
             "failed", f"its maps of an earlier run cannot be read ({error}): check the output folder's permissions"
         )
         return
+    if not there:
+        return
     if different:
         name, words = next(iter(different.items()))
         record.set_aside(
