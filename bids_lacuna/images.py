@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -52,6 +53,9 @@ GZIP = b"\x1f\x8b"
 
 PLAIN = (b"\x5c\x01", b"\x00\x00", b"\x1c\x02")
 """First bytes of a NIfTI file that is not compressed: the length of its header, in either byte order."""
+
+SIZE_BYTES = 4
+"""Bytes at the end of a gzip stream that state its size, modulo 2**32: RFC 1952, ISIZE."""
 
 NOT_GZIPPED = "Not a gzipped file"
 """Words of Python's error for bytes that do not begin a gzip stream."""
@@ -107,6 +111,21 @@ def check_file(path: Path, kind: str) -> None:
         )
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} at {path}: check the path")
+
+
+def unpacked_bytes(path: Path) -> int:
+    """Return the size of an image's file, without compression as its gzip stream states it at the end.
+
+    Raises
+    ------
+    OSError
+        The file is missing, or has not even that.
+    """
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".gz":
+            return file.seek(0, os.SEEK_END)
+        file.seek(-SIZE_BYTES, os.SEEK_END)
+        return int.from_bytes(file.read(SIZE_BYTES), "little")
 
 
 def open_image(path: Path, kind: str) -> SpatialImage:

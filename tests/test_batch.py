@@ -33,7 +33,7 @@ from synthetic import (
     write_mask,
 )
 
-from bids_lacuna import FunctionalNetworkMapping, LesionData
+from bids_lacuna import FunctionalNetworkMapping, LesionData, batch
 from bids_lacuna.batch import batch_process, process_batches
 from bids_lacuna.mapping.analysis import Accumulator
 from bids_lacuna.mapping.local import LocalPass
@@ -484,6 +484,30 @@ def test_lesions_are_loaded_at_the_same_time(
     failures = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert [message.split(": ")[1] for message in failures] == ["sub-1", "sub-5"]
     assert [library["num_threads"] for library in threadpoolctl.threadpool_info()] == before
+
+
+@pytest.mark.parametrize(("small_bytes", "n_loaders"), [(batch.SMALL_MASK_BYTES, 1), (0, 2)])
+def test_small_masks_are_loaded_one_after_another(
+    analysis: FunctionalNetworkMapping,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_bytes: int,
+    n_loaders: int,
+) -> None:
+    """Only masks above a size without compression are loaded by several threads."""
+    load, together, loaders = analysis.load, threading.Barrier(n_loaders), set()
+
+    def load_together(lesion: LesionData) -> LesionData:
+        loaders.add(threading.get_ident())
+        together.wait(timeout=60)
+        return load(lesion)
+
+    monkeypatch.setattr(analysis, "load", load_together)
+    monkeypatch.setattr(batch, "SMALL_MASK_BYTES", small_bytes)
+    paths = [write_mask(tmp_path / f"{n}.nii.gz", box(corner)) for n, corner in enumerate(CORNERS[:4])]
+    results = batch_process([LesionData.from_nifti(path) for path in paths], analysis, n_threads=2)
+    assert [result.error for result in results] == [None] * 4
+    assert len(loaders) == n_loaders
 
 
 def test_interrupt_while_loading(

@@ -17,7 +17,14 @@ import synthetic
 from nibabel import imageglobals
 
 from bids_lacuna import images
-from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask, read_volume, save_gzipped
+from bids_lacuna.images import (
+    has_usable_affine,
+    open_image,
+    read_brain_mask,
+    read_volume,
+    save_gzipped,
+    unpacked_bytes,
+)
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 5 * 7 * 4 * 2, 2**18])
@@ -202,6 +209,17 @@ def test_an_image_has_the_format_of_its_content(
     assert image.header.endianness == byte_order
     np.testing.assert_array_equal(read_volume(image, "map"), values)
     np.testing.assert_allclose(image.affine, synthetic.OBLIQUE, rtol=1e-5)
+
+
+def test_the_size_of_a_file_without_its_compression(tmp_path: Path) -> None:
+    """It is that of the file itself, or the one that the gzip stream ends with; an empty file has none."""
+    for name in ("map.nii", "map.nii.gz"):
+        write_map(tmp_path / name, lambda _: None)
+        assert unpacked_bytes(tmp_path / name) == (tmp_path / "map.nii").stat().st_size
+    (tmp_path / "empty.nii.gz").touch()
+    for name in ("empty.nii.gz", "none.nii.gz"):
+        with pytest.raises(OSError, match=name if name.startswith("none") else "Invalid argument"):
+            unpacked_bytes(tmp_path / name)
 
 
 def test_bytes_after_the_gzip_stream_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
