@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from bids_lacuna import reference
 from bids_lacuna.connectome import compression
+from bids_lacuna.connectome.store import Rank
 from bids_lacuna.kernels import cpu as kernels
 
 Array = np.ndarray
@@ -118,7 +119,7 @@ def test_white_noise_keeps_all_but_the_means(lengths: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("which", "tolerance"), [("full", 1e-5), (61, 1e-5), (62, 1e-5), ("auto", 1e-30)], ids=str)
-def test_nothing_is_rotated_if_nothing_is_left_out(which: compression.Rank, tolerance: float) -> None:
+def test_nothing_is_rotated_if_nothing_is_left_out(which: Rank, tolerance: float) -> None:
     """With as many components as timepoints, the input arrays are returned bit-identical."""
     given = standardize(white_noise(61, 211))
     before = [array.copy() for array in given]

@@ -23,7 +23,8 @@ from synthetic import (
     write_connectome_folder,
 )
 
-from bids_lacuna.connectome import Connectome, ConnectomeSubject, build_store
+from bids_lacuna.connectome import Connectome, ConnectomeSubject
+from bids_lacuna.connectome.build import build_store
 from bids_lacuna.connectome.importers import hdf5
 from bids_lacuna.files import ChangedMeanwhile
 

@@ -10,20 +10,14 @@ from statistics import median
 
 from bids_lacuna.app.command import Exit, Stop, ending, warn_of_space
 from bids_lacuna.app.connectome_options import PROGRAM
-from bids_lacuna.connectome import (
-    TOLERANCE,
-    DamagedSource,
-    NoPlace,
-    NoRoom,
-    Store,
-    Verification,
-    build_store,
-    check_folder,
-    processes_that_fit,
-    verify_store,
-)
+from bids_lacuna.connectome import Store
+from bids_lacuna.connectome.build import build_store, check_folder, processes_that_fit
+from bids_lacuna.connectome.compression import TOLERANCE
+from bids_lacuna.connectome.exclusive import NoPlace, NoRoom
 from bids_lacuna.connectome.importers import layouts
 from bids_lacuna.connectome.importers.source import NothingMatches, Source
+from bids_lacuna.connectome.verify import Verification, verify_store
+from bids_lacuna.connectome.workers import DamagedSource
 from bids_lacuna.runtime.memory import available_cpus, memory_budget
 from bids_lacuna.runtime.progress import Progress, above_the_bar
 from bids_lacuna.text import format_bytes, percent

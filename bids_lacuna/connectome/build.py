@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from bids_lacuna.connectome.compression import TOLERANCE, Rank, most_components, rotation_bytes
+from bids_lacuna.connectome.compression import TOLERANCE, most_components, rotation_bytes
 from bids_lacuna.connectome.exclusive import NoRoom, locked
 from bids_lacuna.connectome.importers.source import Source, SourceSubject
 from bids_lacuna.connectome.records import hash_settings, read_records, remove_unrecorded, stored_runs
 from bids_lacuna.connectome.store import (
     BUILDING,
     DESCRIPTION,
+    Rank,
     Store,
     StoredRun,
     StoredSubject,

@@ -7,15 +7,13 @@ concentrates the variance of all voxels in the first components, so that the oth
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 from scipy.fft import dct
 
-Array = np.ndarray
+from bids_lacuna.connectome.store import Rank
 
-Rank = Literal["full", "auto"] | int
-"""Number of components to keep: all timepoints unchanged, as many as the tolerance requires, or a number."""
+Array = np.ndarray
 
 TOLERANCE = 1e-5
 """Default tolerance in r: a tenth of the error of int16."""

@@ -25,7 +25,6 @@ import numpy as np
 
 from bids_lacuna._version import __version__
 from bids_lacuna.connectome.arrays import read_array
-from bids_lacuna.connectome.compression import Rank
 from bids_lacuna.files import FileState, hash_file, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask
@@ -33,6 +32,9 @@ from bids_lacuna.kernels.cpu import quantize
 
 Array = np.ndarray
 StoreDtype = Literal["int16", "float32"]
+
+Rank = Literal["full", "auto"] | int
+"""Number of components to keep: all timepoints unchanged, as many as the tolerance requires, or a number."""
 
 DESCRIPTION = "connectome.json"
 

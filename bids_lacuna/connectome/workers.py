@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from bids_lacuna.connectome.compression import Rank, rotate
+from bids_lacuna.connectome.compression import rotate
 from bids_lacuna.connectome.importers.source import Source
 from bids_lacuna.connectome.records import read_signature, stored_runs, write_record
-from bids_lacuna.connectome.store import Store, StoredSubject, StoreDtype, write_subject
+from bids_lacuna.connectome.store import Rank, Store, StoredSubject, StoreDtype, write_subject
 from bids_lacuna.files import FileState, check_unchanged
 from bids_lacuna.runtime.processes import prepare_worker, start_pool
 from bids_lacuna.runtime.progress import Progress
