@@ -168,16 +168,6 @@ def test_a_map_s_colours_show_its_sign(tmp_path: Path) -> None:
     assert not (green - red > 60).any()
 
 
-def test_the_viewer_fetches_nothing(tmp_path: Path, lesion: figures.LesionShape) -> None:
-    """The viewer's page contains no web address, and has the map's title."""
-    values = np.where(blob((40, -18, 12), 12), 8, 0.1).astype(np.float32)
-    figures.write_viewer(tmp_path / "viewer.html", {"t": figures.Volume(values, TWO_MM)}, {"t": 5}, lesion, "t-map")
-    page = (tmp_path / "viewer.html").read_text()
-    assert "https://" not in page
-    assert "http://" not in page
-    assert "<title>t-map</title>" in page
-
-
 def test_an_overlap_is_coloured_above_0(tmp_path: Path) -> None:
     """A map of fractions is dark near 1, pale near 0, and shows the template at 0."""
     values = np.full(SHAPE, np.nan, np.float32)

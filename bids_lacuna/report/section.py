@@ -261,8 +261,8 @@ def _write_viewer(
     thresholds = {stat: threshold for stat, _, threshold, _ in shown}
     if maps:
         path = pictures.path("viewer.html")
-        section.viewer_map = f"{list(maps)[-1]}-map"
-        figures.write_viewer(path, maps, thresholds, shape, section.viewer_map)
+        section.viewer_map = " and the ".join(f"{stat}-map" for stat in maps)
+        figures.write_viewer(path, maps, thresholds, shape, f"Maps of {section.heading}")
         section.viewer = pictures.relative(path)
 
 

@@ -4,6 +4,30 @@ for (const details of document.querySelectorAll("details.viewer")) {
   details.addEventListener("toggle", () => { frame.src ||= frame.dataset.src; });
 }
 
+// Pages on disk cannot look into each other: a viewer posts its height, and is sent positions.
+addEventListener("message", ({ source, data }) => {
+  for (const frame of document.querySelectorAll("details.viewer iframe")) {
+    if (frame.contentWindow === source && data?.viewerHeight > 0) {
+      frame.dataset.ready = "yes";
+      frame.style.height = `${Math.ceil(data.viewerHeight) + 2}px`;
+    }
+  }
+});
+
+// A link to a position leads to the viewer of its lesion on the page; without a script, to that on a separate page.
+for (const link of document.querySelectorAll("a[data-mm]")) {
+  link.addEventListener("click", (event) => {
+    const details = document.getElementById(link.dataset.viewer);
+    if (!details || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    const frame = details.querySelector("iframe");
+    if (frame.dataset.ready) frame.contentWindow.postMessage({ mm: link.dataset.mm.split(",").map(Number) }, "*");
+    else frame.src = link.href;
+    details.open = true;
+    details.scrollIntoView({ block: "nearest" });
+  });
+}
+
 for (const button of document.querySelectorAll("button.copy")) {
   button.hidden = false;
   button.addEventListener("click", async () => {
