@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -9,12 +12,14 @@ import numpy as np
 import pytest
 import synthetic
 from scipy import stats
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import cross_val_predict
 
 import bids_lacuna
-from bids_lacuna.group.contrast import effect_of, logp_of
-from bids_lacuna.group.design import BadDesign
+from bids_lacuna.group.contrast import contrast_maps, effect_of, footprint, logp_of
+from bids_lacuna.group.design import VOLUME, BadDesign, Question, make_design
 from bids_lacuna.group.stack import BadMaps
-from bids_lacuna.group.table import BadTable
+from bids_lacuna.group.table import BadTable, table_of
 
 Array = np.ndarray
 
@@ -176,3 +181,38 @@ def test_maps_that_cannot_be_tested(tmp_path: Path) -> None:
         bids_lacuna.group_test(MAPS[:3], table, "score")
     with pytest.raises(BadDesign, match=r"1 of 22 patients .* sub-x \(score\)"):
         bids_lacuna.group_test({**dict(zip(NAMES[1:], MAPS[1:], strict=True)), "x": MAPS[0]}, table, "score")
+
+
+def test_memory_is_checked_and_kept() -> None:
+    """A test stays within its stated memory, and is refused with both numbers where there is less."""
+    question = Question("score", ("age",), n_permutations=99)
+    table = table_of(make_table(lesion_volume=np.arange(N) ** 2 % 7))
+    keys = list(table.rows)
+    rng = np.random.default_rng(0)
+    maps = [nib.Nifti1Image(rng.random((40, 40, 40), np.float32), np.eye(4)) for _ in range(N)]
+    both = (question, replace(question, covariates=("age", VOLUME)))
+    designs = [make_design(keys, table, each) for each in both]
+    stated = footprint(designs, 40**3, 99, 2)
+    run = partial(contrast_maps, keys, maps, table, question, n_threads=2, show_progress=False)
+    with pytest.raises(
+        MemoryError, match=r"a test of 22 maps with 64000 voxels needs .* B of memory, .* raise --mem"
+    ):
+        run(available_bytes=stated - 1)
+    tracemalloc.start()
+    run(available_bytes=stated)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert stated / 3 < peak <= stated
+
+
+def test_degree_is_in_the_baseline() -> None:
+    """Each map's correlation with degree is a predictor, over the voxels where degree is known."""
+    table = table_of(make_table())
+    degree = np.random.default_rng(5).random(synthetic.SHAPE)
+    degree[3, 3] = np.nan
+    found = contrast_maps(list(table.rows), MAPS, table, Question("score", n_permutations=99), degree=degree)
+    compared = found.voxels & np.isfinite(degree)
+    r = np.array([np.corrcoef(values[compared], degree[compared])[0, 1] for values in STACK])
+    expected = cross_val_predict(LinearRegression(), r[:, np.newaxis], table_score := make_table()["score"], cv=N)
+    assert found.prediction.baseline is not None
+    np.testing.assert_allclose(found.prediction.baseline.value, np.corrcoef(expected, table_score)[0, 1], rtol=1e-5)

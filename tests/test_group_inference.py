@@ -14,7 +14,7 @@ from statsmodels.api import OLS
 
 from bids_lacuna import reference
 from bids_lacuna.group import inference
-from bids_lacuna.group.inference import Inference, count_tiles, footprint, make_model
+from bids_lacuna.group.inference import Inference, count_tiles, make_model, working_bytes
 from bids_lacuna.group.permutations import choose_permutations
 
 Array = np.ndarray
@@ -231,5 +231,5 @@ def test_memory_is_as_stated() -> None:
     inference.infer(maps, model, permutations, 0.05, n_threads=2)
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
-    stated = footprint(23, 60_000, 500, model.functionals.shape[1], 2)
+    stated = working_bytes(23, 60_000, 500, model.functionals.shape[1], 2)
     assert stated / 3 < peak <= stated

@@ -6,10 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from bids_lacuna._version import __version__
 from bids_lacuna.app.command import Exit, Stop, ending
+from bids_lacuna.app.contrast import read_named_table, read_question, run_test
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
@@ -23,6 +25,7 @@ from bids_lacuna.group import (
     choose_group,
     describe_replaced,
     refuse,
+    remove_stale_tests,
     summarize_group,
 )
 from bids_lacuna.runtime.memory import find_resources
@@ -36,6 +39,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     out = arguments.output_dir
     logger.info("bids-lacuna %s", __version__)
     group = choose(arguments, *find_masks(arguments, datasets))
+    asked = read_question(arguments, group)
     if arguments.dry_run:
         sys.stdout.write(describe(group, arguments.ignore, out, arguments.overwrite))
         return Exit.OK
@@ -66,6 +70,13 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
             n_threads=resources.n_threads,
             show_progress=not arguments.quiet,
         )
+        lesions = [lesion for lesion in group.lesions if lesion.name in summary.order]
+        if asked is not None:
+            run_test(arguments, asked, lesions, group.provenance, out, resources)
+        for sentence in remove_stale_tests(
+            out, lesions, out, partial(read_named_table, arguments=arguments, lesions=lesions)
+        ):
+            logger.warning("%s", sentence)
     logger.info(
         "lesions in the group: %d, left out: %d, outliers: %s; the table is %s",
         len(summary.order),

@@ -26,6 +26,7 @@ def build_parser() -> Parser:
     _add_lesions(parser)
     _add_maps(parser)
     _add_group(parser)
+    _add_test(parser)
     _add_reports(parser)
     _add_resources(parser)
     return parser
@@ -181,6 +182,77 @@ def _add_group(parser: Parser) -> None:
     )
 
 
+def _add_test(parser: Parser) -> None:
+    group = parser.add_argument_group("test at the group level")
+    group.add_argument(
+        "--test",
+        metavar="COLUMN",
+        help="test where connectivity goes with a column of participants.tsv or sessions.tsv, by permutation: two "
+        "values are two groups, the later in sorting order against the earlier (COLUMN=VALUE names the other as the "
+        "cases); more numbers are a score",
+    )
+    group.add_argument(
+        "--covariates",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        action="extend",
+        help="columns of numbers or words to adjust for; lesion_volume (cube root) and coverage need no table",
+    )
+    group.add_argument(
+        "--blocks", metavar="COLUMN", help="exchange patients only within values of this column, such as site"
+    )
+    group.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="tab-separated table with participant_id, and session_id where there are sessions (default: "
+        "participants.tsv and sessions.tsv of BIDS_DIR)",
+    )
+    group.add_argument(
+        "--drop-missing",
+        action="store_true",
+        help="leave out patients without a value in a column (default: stop and name them)",
+    )
+    group.add_argument(
+        "--statistic",
+        choices=("auto", "pooled", "welch"),
+        default="auto",
+        help="pooled: Student's t; welch: two groups with their own variances; auto: welch where one group has more "
+        "than 1.5 times the other's size (default: %(default)s)",
+    )
+    group.add_argument(
+        "--permutations",
+        type=positive_integer,
+        default=10_000,
+        metavar="N",
+        help="number of permutations; all distinct ones if there are fewer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--random-seed",
+        type=natural_number,
+        default=0,
+        metavar="N",
+        help="seed of the permutations: the same seed gives the same result (default: %(default)s)",
+    )
+    group.add_argument(
+        "--alpha",
+        type=fraction,
+        default=0.05,
+        metavar="P",
+        help="level of significance, corrected for all voxels (default: %(default)s)",
+    )
+    group.add_argument("--input", choices=("z", "t"), default="z", help="maps that are tested (default: %(default)s)")
+    group.add_argument(
+        "--sensitivity",
+        type=fraction,
+        default=0.75,
+        metavar="SHARE",
+        help="smallest fraction of the cases with |t| above --t-threshold in the conjunction with the test (default: "
+        "%(default)s)",
+    )
+
+
 def _add_reports(parser: Parser) -> None:
     group = parser.add_argument_group("reports")
     exclusive = group.add_mutually_exclusive_group()
@@ -284,6 +356,11 @@ def positive_number(text: str) -> float:
     if not 1e-6 <= number <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number from 0.000001 to 1000000")
     return number
+
+
+def natural_number(text: str) -> int:
+    """Parse 0 or a positive integer."""
+    return 0 if text.strip() == "0" else positive_integer(text)
 
 
 def minutes(text: str) -> float:

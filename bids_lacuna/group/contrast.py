@@ -12,13 +12,13 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna.group.design import UNEQUAL, VOLUME, BadDesign, Design, Question, Statistic, make_design
-from bids_lacuna.group.inference import Inference, count_tiles, infer, make_model
+from bids_lacuna.group.inference import Inference, count_tiles, infer, make_model, working_bytes
 from bids_lacuna.group.permutations import Permutations, TooFewPermutations, choose_permutations
 from bids_lacuna.group.prediction import Prediction, cross_products, predict
-from bids_lacuna.group.stack import COSTLY, MapFile, Stack, read_stack
+from bids_lacuna.group.stack import COSTLY, CommonVoxels, MapFile, find_common_voxels, read_stack
 from bids_lacuna.group.table import BadTable, Key, Table, name_key, name_some, read_table_file, table_of
 from bids_lacuna.runtime.progress import Progress
-from bids_lacuna.text import percent
+from bids_lacuna.text import percent, tell_bytes_apart
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +185,15 @@ def _parse_key(name: str) -> Key:
     return participant.removeprefix("sub-"), session
 
 
+def check_design(
+    keys: Sequence[Key], table: Table, question: Question, measures: Mapping[str, Sequence[float]]
+) -> Design:
+    """Make a design, and check that it has permutations enough; raises what `make_design` and these raise."""
+    design = make_design(keys, table, question, measures)
+    _choose(design, question)
+    return design
+
+
 def contrast_maps(
     keys: Sequence[Key],
     files: Sequence[MapFile],
@@ -192,6 +201,8 @@ def contrast_maps(
     question: Question,
     measures: Mapping[str, Sequence[float]] = {},
     *,
+    degree: Array | None = None,
+    available_bytes: int | None = None,
     n_threads: int = 1,
     show_progress: bool = True,
 ) -> GroupTest:
@@ -205,6 +216,11 @@ def contrast_maps(
         Maps.
     table, question, measures
         As in `make_design`.
+    degree : shape (x, y, z)
+        Degree of the connectome's voxels: the correlation of each map with it is then in the baseline of
+        leave-one-out.
+    available_bytes
+        Memory that the test may occupy.
     n_threads, show_progress
         As in `group_test`.
 
@@ -212,29 +228,67 @@ def contrast_maps(
     ------
     ValueError, OSError
         As in `group_test`.
+    MemoryError
+        The test needs more memory than there is.
     """
-    design = make_design(keys, table, question, measures)
-    _choose(design, question)
-    stack = read_stack([files[index] for index in design.kept], [name_key(key) for key in design.keys], show_progress)
+    design = check_design(keys, table, question, measures)
+    names = [name_key(key) for key in design.keys]
+    files = [files[index] for index in design.kept]
     other = _toggle_volume(keys, table, question, measures, design)
-    n_tiles = count_tiles(stack.values.shape[1])
-    with Progress((1 + (other is not None)) * n_tiles, "testing voxels", "tile", shown=show_progress) as progress:
+    with Progress(2 * len(files), "reading maps", "map", shown=show_progress) as progress:
+        voxels = find_common_voxels(files, names, progress)
+        _check_memory(voxels.n, [design, *([other] if other else [])], question, n_threads, available_bytes)
+        stack = read_stack(files, names, voxels, progress)
+    n_tiles = count_tiles(voxels.n)
+    with Progress((2 if other else 1) * n_tiles, "testing voxels", "tile", shown=show_progress) as progress:
         result = _infer(stack, design, question, n_threads, progress)
         beside = None
         if other is not None:
             word: Literal["with", "without"] = "with" if VOLUME in other.covariates else "without"
             beside = Beside(word, other, _infer(stack, other, question, n_threads, progress))
+    volume = _find_volume(design, other)
     return GroupTest(
         question,
         design,
         result,
         beside,
-        _predict(stack, design, question, _find_volume(design, other)),
-        stack.voxels,
-        stack.affine,
-        stack.fraction,
-        (*design.notes, *_warn(design, result, stack, _find_volume(design, other))),
+        _predict(stack, design, question, _list_predictors(stack, volume, degree, voxels)),
+        voxels.mask,
+        voxels.affine,
+        voxels.fraction,
+        (*design.notes, *_warn(design, result, voxels, volume)),
     )
+
+
+def _check_memory(
+    n_voxels: int, designs: Sequence[Design], question: Question, n_threads: int, available_bytes: int | None
+) -> None:
+    """Raise MemoryError if a test needs more memory than there is."""
+    needed = footprint(designs, n_voxels, question.n_permutations, n_threads)
+    if available_bytes is not None and needed > available_bytes:
+        shown, available = tell_bytes_apart(needed, available_bytes)
+        raise MemoryError(
+            f"a test of {len(designs[0].tested)} maps with {n_voxels} voxels needs {shown} of memory, and "
+            f"{available} is available: raise --mem, or use fewer threads (--nprocs)"
+        )
+
+
+def footprint(designs: Sequence[Design], n_voxels: int, n_permutations: int, n_threads: int) -> int:
+    """Return the bytes that the tests of some designs occupy: the maps, all results, and what the largest works with.
+
+    Parameters
+    ----------
+    designs
+        Designs of the same patients, tested one after another.
+    n_voxels, n_permutations, n_threads
+        Sizes of the test.
+    """
+    models = [make_model(each.tested, each.values, each.blocks, each.statistic == "welch") for each in designs]
+    n_patients = len(designs[0].tested)
+    tests = [
+        working_bytes(n_patients, n_voxels, n_permutations, model.functionals.shape[1], n_threads) for model in models
+    ]
+    return 4 * n_patients * n_voxels + sum(tests)
 
 
 def _choose(design: Design, question: Question) -> Permutations:
@@ -248,10 +302,10 @@ def _choose(design: Design, question: Question) -> Permutations:
     )
 
 
-def _infer(stack: Stack, design: Design, question: Question, n_threads: int, progress: Progress) -> Inference:
+def _infer(stack: Array, design: Design, question: Question, n_threads: int, progress: Progress) -> Inference:
     model = make_model(design.tested, design.values, design.blocks, design.statistic == "welch")
     return infer(
-        stack.values,
+        stack,
         model,
         _choose(design, question),
         question.alpha,
@@ -291,7 +345,17 @@ def _find_volume(*designs: Design | None) -> Array | None:
     return None
 
 
-def _predict(stack: Stack, design: Design, question: Question, volume: Array | None) -> Prediction:
+def _list_predictors(stack: Array, volume: Array | None, degree: Array | None, voxels: CommonVoxels) -> Array | None:
+    """Return what is known of each patient without an effect map: lesion volume, and its map's r with degree."""
+    columns = [] if volume is None else [volume]
+    if degree is not None:
+        of_voxels = degree[voxels.mask]
+        known = np.isfinite(of_voxels)
+        columns.append(np.array([np.corrcoef(row[known], of_voxels[known])[0, 1] for row in stack]))
+    return np.array(columns).T if columns else None
+
+
+def _predict(stack: Array, design: Design, question: Question, predictors: Array | None) -> Prediction:
     permutations = choose_permutations(
         design.tested,
         design.values[:, :0],
@@ -302,16 +366,16 @@ def _predict(stack: Stack, design: Design, question: Question, volume: Array | N
         alpha=1,
     )
     return predict(
-        cross_products(stack.values),
+        cross_products(stack),
         design.tested,
         make_model(design.tested, design.values, design.blocks).nuisance,
         permutations,
         "AUC" if design.levels else "r",
-        None if volume is None else volume[:, np.newaxis],
+        predictors,
     )
 
 
-def _warn(design: Design, result: Inference, stack: Stack, volume: Array | None) -> list[str]:
+def _warn(design: Design, result: Inference, voxels: CommonVoxels, volume: Array | None) -> list[str]:
     """List what a reader should know about a test, in sentences."""
     warnings = []
     permutations = result.permutations
@@ -335,12 +399,12 @@ def _warn(design: Design, result: Inference, stack: Stack, volume: Array | None)
             )
     costly = [
         f"{name_key(key)} ({percent(lacking)})"
-        for key, lacking in zip(design.keys, stack.lacking, strict=True)
+        for key, lacking in zip(design.keys, voxels.lacking, strict=True)
         if lacking > COSTLY
     ]
     if costly:
         warnings.append(
-            f"only {percent(stack.fraction)} of the voxels are tested: the maps of {name_some(costly)} lack more "
+            f"only {percent(voxels.fraction)} of the voxels are tested: the maps of {name_some(costly)} lack more "
             f"than {percent(COSTLY)} of them; leave these patients out to test more"
         )
     return warnings

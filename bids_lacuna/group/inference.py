@@ -231,7 +231,7 @@ def count_tiles(n_voxels: int) -> int:
     return -(-n_voxels // VOXELS)
 
 
-def footprint(n_patients: int, n_voxels: int, n_permutations: int, n_functionals: int, n_threads: int) -> int:
+def working_bytes(n_patients: int, n_voxels: int, n_permutations: int, n_functionals: int, n_threads: int) -> int:
     """Return the bytes that a test occupies beside the maps: its results, permutations, and each thread's tile."""
     results = 4 * 8 * n_voxels + 8 * n_permutations * (n_patients + 3 + n_threads)
     products = (n_functionals + 1) * ORDERS * (n_patients + VOXELS)

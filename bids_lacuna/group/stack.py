@@ -28,13 +28,11 @@ class BadMaps(ValueError):  # noqa: N818  a fact about the input, not a defect o
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
-    """The maps of a test."""
+class CommonVoxels:
+    """The voxels that are defined in all maps of a test."""
 
-    values: Array
-    """Shape (n_patients, n_voxels), float32."""
-    voxels: Array
-    """Shape (x, y, z), boolean: voxels that are defined in all maps."""
+    mask: Array
+    """Shape (x, y, z), boolean."""
     affine: Array
     """Shape (4, 4): from voxel indices to millimetres."""
     n_any: int
@@ -43,13 +41,18 @@ class Stack:
     """Shape (n_patients,): fraction of these that are undefined in each map."""
 
     @property
+    def n(self) -> int:
+        """Number of voxels that are defined in all maps."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
     def fraction(self) -> float:
         """Fraction of the voxels defined in any map that are defined in all."""
-        return self.values.shape[1] / self.n_any
+        return self.n / self.n_any
 
 
-def read_stack(files: Sequence[MapFile], names: Sequence[str], show_progress: bool = True) -> Stack:
-    """Read maps twice: which voxels all of them have, and then the values there, so that no volume is kept.
+def find_common_voxels(files: Sequence[MapFile], names: Sequence[str], progress: Progress) -> CommonVoxels:
+    """Find the voxels that are defined in all maps; no volume is kept.
 
     Parameters
     ----------
@@ -57,46 +60,53 @@ def read_stack(files: Sequence[MapFile], names: Sequence[str], show_progress: bo
         Maps on one grid; NaN is undefined.
     names
         What to call each in sentences.
-    show_progress
-        Whether to show a bar if stderr is a terminal.
+    progress
+        Counts the maps.
 
     Raises
     ------
     BadMaps
         A map cannot be read, lies on another grid, or has no voxel in common with the others.
     """
-    grid: Grid | None = None
+    if not files:
+        raise BadMaps("there are no maps: name one for each patient")
+    first, affine = _read(files[0], names[0])
+    grid = Grid(np.ones(first.shape, bool), affine)
+    n_defined = np.zeros(first.shape, np.int32)
     finite: list[Array] = []
-    with Progress(2 * len(files), "reading maps", "map", shown=show_progress) as progress:
-        for file, name in zip(files, names, strict=True):
-            values, affine = _read(file, name)
-            if grid is None:
-                grid = Grid(np.ones(values.shape, bool), affine)
-                n_defined = np.zeros(values.shape, np.int32)
-            elif values.shape != grid.shape or not is_same_place(grid.affine, affine):
-                raise BadMaps(
-                    f"the map of {name} lies on another grid than that of {names[0]}: resample all maps to one grid"
-                )
-            defined = np.isfinite(values)
-            n_defined += defined
-            finite.append(np.packbits(defined))
-            progress.update()
-        if grid is None:
-            raise BadMaps("there are no maps: name one for each patient")
-        voxels = n_defined == len(files)
-        n_any = int(np.count_nonzero(n_defined))
-        n_lacking = [n_any - int(np.unpackbits(bits, count=voxels.size).sum()) for bits in finite]
-        if not voxels.any():
-            worst = int(np.argmax(n_lacking))
+    for file, name in zip(files, names, strict=True):
+        values, affine = _read(file, name)
+        if values.shape != grid.shape or not is_same_place(grid.affine, affine):
             raise BadMaps(
-                f"no voxel is defined in all {len(files)} maps: that of {names[worst]} lacks most, "
-                f"{percent(n_lacking[worst] / max(n_any, 1))}; leave it out"
+                f"the map of {name} lies on another grid than that of {names[0]}: resample all maps to one grid"
             )
-        stack = np.empty((len(files), int(voxels.sum())), np.float32)
-        for row, (file, name) in enumerate(zip(files, names, strict=True)):
-            stack[row] = _read(file, name)[0][voxels]
-            progress.update()
-    return Stack(stack, voxels, grid.affine, n_any, np.array(n_lacking) / n_any)
+        n_defined += (defined := np.isfinite(values))
+        finite.append(np.packbits(defined))
+        progress.update()
+    mask, n_any = n_defined == len(files), int(np.count_nonzero(n_defined))
+    n_lacking = [n_any - int(np.unpackbits(bits, count=mask.size).sum()) for bits in finite]
+    if not mask.any():
+        worst = int(np.argmax(n_lacking))
+        raise BadMaps(
+            f"no voxel is defined in all {len(files)} maps: that of {names[worst]} lacks most, "
+            f"{percent(n_lacking[worst] / max(n_any, 1))}; leave it out"
+        )
+    return CommonVoxels(mask, grid.affine, n_any, np.array(n_lacking) / n_any)
+
+
+def read_stack(files: Sequence[MapFile], names: Sequence[str], voxels: CommonVoxels, progress: Progress) -> Array:
+    """Read the values of maps in their common voxels: shape (n_patients, n_voxels), float32.
+
+    Raises
+    ------
+    BadMaps
+        A map cannot be read.
+    """
+    stack = np.empty((len(files), voxels.n), np.float32)
+    for row, (file, name) in enumerate(zip(files, names, strict=True)):
+        stack[row] = _read(file, name)[0][voxels.mask]
+        progress.update()
+    return stack
 
 
 def _read(file: MapFile, name: str) -> tuple[Array, Array]:

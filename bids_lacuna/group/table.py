@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_lacuna.files import decode_text
+from bids_lacuna.images import check_file
 from bids_lacuna.text import one_line, suggest
 
 Cell = str | None
@@ -156,6 +157,7 @@ def name_key(key: Key) -> str:
 
 
 def _read_cells(path: Path) -> tuple[list[str], list[tuple[Cell, ...]]]:
+    check_file(path, "table")
     try:
         text = decode_text(path.read_bytes())
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))

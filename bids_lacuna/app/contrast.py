@@ -1,0 +1,149 @@
+"""A test at the group level: the options, the table, and the order of the work."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_lacuna.app.command import Exit, Stop, ending
+from bids_lacuna.group import Group
+from bids_lacuna.group.cohort import GroupLesion
+from bids_lacuna.group.contrast import GroupTest, check_design, contrast_maps
+from bids_lacuna.group.contrast_files import ContrastWriter, TestInput
+from bids_lacuna.group.design import BadDesign, Question
+from bids_lacuna.group.permutations import TooFewPermutations
+from bids_lacuna.group.sensitivity import measure_lesioned, measure_sensitivity
+from bids_lacuna.group.stack import BadMaps
+from bids_lacuna.group.stale import list_keys, list_measures
+from bids_lacuna.group.table import BadTable, Table, read_bids_tables, read_table_file
+from bids_lacuna.mapping import Summary
+from bids_lacuna.provenance import Provenance
+from bids_lacuna.runtime.memory import resident_bytes
+from bids_lacuna.runtime.plan import Resources
+
+logger = logging.getLogger(__name__)
+
+OF_TESTS = ("table", "covariates", "blocks", "drop_missing")
+"""Options without a meaning where nothing is tested."""
+
+BIDS_TABLES = "participants.tsv"
+"""What a record calls the tables of the BIDS dataset itself."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A test that was asked for, with its table: checked before anything is written."""
+
+    question: Question
+    table: Table
+    table_name: str
+    """Path of the table in records: `BIDS_TABLES`, or that of --table, relative to the output."""
+
+
+def read_question(arguments: argparse.Namespace, group: Group) -> Asked | None:
+    """Read the test that the arguments ask for, if any, and check its design with the group's lesions."""
+    if arguments.test is None:
+        if needless := [name for name in OF_TESTS if getattr(arguments, name)]:
+            raise Stop(Exit.USAGE, f"--{needless[0].replace('_', '-')} is for a test: name a column with --test")
+        return None
+    with ending(Exit.USAGE, ValueError):
+        question = Question(
+            arguments.test,
+            tuple(arguments.covariates),
+            arguments.blocks,
+            arguments.statistic,
+            arguments.permutations,
+            arguments.random_seed,
+            arguments.alpha,
+            arguments.drop_missing,
+        )
+    _refuse_several(group.lesions)
+    with ending(Exit.NO_INPUT, OSError), ending(Exit.BAD_DATA, BadTable):
+        if arguments.table is None:
+            name, table = BIDS_TABLES, read_named_table(BIDS_TABLES, arguments, group.lesions)
+        else:
+            name = Path(os.path.relpath(arguments.table.resolve(), arguments.output_dir.resolve())).as_posix()
+            table = read_table_file(arguments.table)
+    with ending(Exit.BAD_DATA, BadTable, BadDesign, TooFewPermutations):
+        design = check_design(list_keys(group.lesions), table, question, list_measures(group.lesions))
+    logger.info("test of %s", design.direction)
+    return Asked(question, table, name)
+
+
+def read_named_table(name: str, arguments: argparse.Namespace, lesions: Sequence[GroupLesion]) -> Table:
+    """Read a table by its name in records."""
+    if name != BIDS_TABLES:
+        return read_table_file(arguments.output_dir / name)
+    return read_bids_tables(arguments.bids_dir, sorted({lesion.mask.entities["sub"] for lesion in lesions}))
+
+
+def _refuse_several(lesions: Sequence[GroupLesion]) -> None:
+    """Stop if a participant has several lesions: patients are exchanged, and each has one map."""
+    by_participant: Mapping[str, list[str]] = defaultdict(list)
+    for lesion in lesions:
+        by_participant[lesion.mask.entities["sub"]].append(lesion.name)
+    several = [names for names in by_participant.values() if len(names) > 1]
+    if several:
+        lines = [f"{len(several)} participants have several lesions or sessions, and a test needs one map of each:"]
+        lines += [f"  {', '.join(names)}" for names in several]
+        lines.append("choose with --session-label or --bids-filter-file")
+        raise Stop(Exit.BAD_DATA, "\n".join(lines))
+
+
+def run_test(
+    arguments: argparse.Namespace,
+    asked: Asked,
+    lesions: Sequence[GroupLesion],
+    provenance: Provenance,
+    folder: Path,
+    resources: Resources,
+) -> GroupTest:
+    """Test, and write the files of the test to the group's folder."""
+    out = arguments.output_dir
+    stat, summary = arguments.input, _open_summary(arguments)
+    with ending(Exit.BAD_DATA, BadTable, BadDesign, BadMaps, TooFewPermutations), ending(Exit.FAILED, MemoryError):
+        test = contrast_maps(
+            list_keys(lesions),
+            [out / lesion.maps[stat] for lesion in lesions],
+            asked.table,
+            asked.question,
+            list_measures(lesions),
+            degree=None if summary is None else summary.grid.volume(summary.arrays.degree),
+            available_bytes=resources.available_bytes - resident_bytes(),
+            n_threads=resources.n_threads,
+            show_progress=not arguments.quiet,
+        )
+    for warning in test.warnings:
+        logger.warning("%s", warning)
+    tested = [lesions[index] for index in test.design.kept]
+    sensitivities = measure_sensitivity(
+        test, tested, provenance, out, provenance.options.t_thresholds, arguments.sensitivity
+    )
+    writer = ContrastWriter(test, tested, provenance, TestInput(out, folder, stat, asked.table_name))
+    record = writer.write(sensitivities, measure_lesioned(test, tested, provenance), summary)
+    logger.info(
+        "test of %s: %d of %d voxels are significant at %g, |t| above %.3g; its record is %s",
+        test.design.direction,
+        test.n_significant,
+        int(test.voxels.sum()),
+        asked.question.alpha,
+        test.result.threshold,
+        record,
+    )
+    return test
+
+
+def _open_summary(arguments: argparse.Namespace) -> Summary | None:
+    """Open the summary of the connectome, if the arguments name one that has a summary."""
+    if arguments.connectome is None:
+        return None
+    try:
+        return Summary.open(arguments.connectome)
+    except (OSError, ValueError) as error:
+        logger.warning("the test is not compared with the connectome as a whole: %s", error)
+        return None

@@ -1,0 +1,345 @@
+"""Files of a test: maps with sidecars, the design as a table, and a record of the result, which lists the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from bids_lacuna._version import __version__
+from bids_lacuna.derivatives import number_label
+from bids_lacuna.files import hash_file, renamed_when_whole, write_json, write_table
+from bids_lacuna.group.cohort import GroupLesion
+from bids_lacuna.group.contrast import GroupTest, count_significant, effect_of, logp_of
+from bids_lacuna.group.design import VOLUME, Design
+from bids_lacuna.group.inference import Inference
+from bids_lacuna.group.prediction import Accuracy
+from bids_lacuna.group.sensitivity import LESIONED, Sensitivity
+from bids_lacuna.group.writer import format_cell
+from bids_lacuna.images import open_image, save_gzipped
+from bids_lacuna.mapping import Summary
+from bids_lacuna.provenance import Provenance
+
+Array = np.ndarray
+
+RECORDS = "group_contrast-*_design.json"
+"""Pattern of the records; each is also the data dictionary of the table of the same name."""
+
+STATISTICS = {"pooled": "Student's t with one variance", "welch": "Aspin and Welch's v: each group has its variance"}
+
+INTERPRETATION = (
+    "Where patients' lesions are connected in healthy people, in relation to the tested column; not what is damaged "
+    "or altered in the patients"
+)
+
+
+@dataclass(frozen=True)
+class TestInput:
+    """Where the maps and the table of a test come from."""
+
+    __test__ = False
+    maps_dir: Path
+    """Root of the dataset with the participants' maps."""
+    folder: Path
+    """Folder of the group's files."""
+    stat: str
+    """Statistic of the maps: z or t."""
+    table: str
+    """Path of the table, relative to the folder."""
+
+
+def record_path(folder: Path, label: str) -> Path:
+    """Return the path of the record of a test, by the tested column's label."""
+    return folder / RECORDS.replace("*", label)
+
+
+def hash_maps(lesions: Sequence[GroupLesion], maps_dir: Path, stat: str) -> str:
+    """Return a hash of the files of maps, with the lesions' names; raises OSError if one cannot be read."""
+    digest = hashlib.sha256()
+    for lesion in lesions:
+        digest.update(f"{lesion.name} {hash_file(maps_dir / lesion.maps[stat])}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_design(design: Design) -> str:
+    """Return a hash of the patients and values of a design: of the columns that are used, not of a whole table."""
+    content = [design.keys, design.levels, design.tested.tolist(), design.covariates, design.values.tolist()]
+    return hashlib.sha256(json.dumps([*content, design.block_of, design.statistic]).encode()).hexdigest()
+
+
+def remove_test(folder: Path, label: str) -> None:
+    """Remove the files of a test; its record goes first, so that no record lists a file that is gone."""
+    record_path(folder, label).unlink(missing_ok=True)
+    for pattern in (f"group_contrast-{label}_*", f"space-*_contrast-{label}_*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+class ContrastWriter:
+    """Writes the files of one test to the folder of its group."""
+
+    def __init__(
+        self, test: GroupTest, lesions: Sequence[GroupLesion], provenance: Provenance, source: TestInput
+    ) -> None:
+        """Collect what all files say.
+
+        Parameters
+        ----------
+        test
+            Result.
+        lesions
+            Lesions of the design's patients, in its order.
+        provenance
+            Settings of their maps.
+        source
+            Where maps and table come from.
+        """
+        self._test = test
+        self._lesions = lesions
+        self._provenance = provenance
+        self._source = source
+        self._maps: dict[str, str] = {}
+        self._common = self._describe()
+
+    def write(self, sensitivities: Sequence[Sensitivity], lesioned: Array, summary: Summary | None = None) -> Path:
+        """Write all files, and return the path of the record.
+
+        Parameters
+        ----------
+        sensitivities
+            Of the cases, for each threshold; none for a score.
+        lesioned : shape (n_voxels,)
+            Fraction of the patients who are lesioned in each voxel.
+        summary
+            Summary of the connectome, with whose degree and components the effect is compared.
+        """
+        test = self._test
+        remove_test(self._source.folder, test.design.label)
+        similarity = self._write_result("", test.design, test.result, lesioned, summary)
+        if test.beside:
+            self._write_result(f"{test.beside.word}Volume", test.beside.design, test.beside.result, lesioned, summary)
+        for each in sensitivities:
+            self._write_sensitivity(each)
+        self._write_map(
+            "lesioned",
+            "share",
+            "lesions",
+            lesioned,
+            f"Share of the patients of the test who are lesioned; above {LESIONED:g}, a lesion's correlation with "
+            "itself and its neighbours may be what differs",
+        )
+        self._write_design()
+        record = record_path(self._source.folder, test.design.label)
+        write_json(record, self._describe_record(similarity, lesioned))
+        return record
+
+    def _write_result(
+        self, word: str, design: Design, result: Inference, lesioned: Array, summary: Summary | None
+    ) -> dict[str, Any]:
+        """Write the maps of one test; `word` tells that with or without lesion volume from the main one."""
+        key = f"{word}_" if word else ""
+        alpha = self._test.question.alpha
+        significant = result.p <= alpha
+        more: dict[str, Any] = {
+            "Model": describe_model(design),
+            "Statistic": STATISTICS[design.statistic],
+            "Threshold": result.threshold,
+            "NumberOfSignificantVoxels": int(significant.sum()),
+            "NumberOfSignificantLesionedVoxels": int((significant & (lesioned >= LESIONED)).sum()),
+        }
+        images = {"effect": effect_of(design, result), "logp": logp_of(result)}
+        if summary is not None:
+            # In a summary's grid, voxels that are not tested are undefined.
+            for name, values in images.items():
+                volume = nib.Nifti1Image(self._test.volume(values), self._test.affine)
+                found = summary.similarity(volume)
+                numbers = {**found.correlations, "r_squared": found.r_squared}
+                more[f"{name.capitalize()}Similarity"] = {
+                    of: r if np.isfinite(r) else None for of, r in numbers.items()
+                }
+        unit = f"difference in {self._source.stat}" if design.levels else "partial r"
+        self._write_map(f"{key}t", "t", word, result.t, STATISTICS[design.statistic], **more)
+        self._write_map(f"{key}effect", "effect", word, images["effect"], f"Effect: {unit}", **more)
+        self._write_map(
+            f"{key}logp",
+            "logp",
+            f"{word}FWE",
+            images["logp"],
+            "-log10 of the two-sided p, corrected for all voxels by the largest |t| of each permutation",
+            **more,
+        )
+        return more
+
+    def _write_sensitivity(self, sensitivity: Sensitivity) -> None:
+        threshold = sensitivity.threshold
+        cases = self._test.design.levels[0] if self._test.design.levels else ""
+        what = f"T{number_label(threshold)}"
+        for word, values, sign in (("above", sensitivity.above, ""), ("below", sensitivity.below, "-")):
+            self._write_map(
+                f"sensitivity_{what}{word}",
+                "share",
+                f"{what}{word}",
+                values,
+                f"Sensitivity: share of the patients with {cases} whose t is {word} {sign}{threshold:g}",
+                TThreshold=float(f"{sign}{threshold}"),
+            )
+        self._write_map(
+            f"conjunction_{what}",
+            "share",
+            f"{what}conjunction",
+            sensitivity.conjunction,
+            f"Sensitivity of at least {sensitivity.smallest:g} where the test is significant with the same sign: the "
+            "share, negative for t below the threshold, and 0 elsewhere. Its error rate is that of the test",
+            TThreshold=threshold,
+            SmallestSensitivity=sensitivity.smallest,
+            NumberOfConjunctionVoxels=int(np.count_nonzero(sensitivity.conjunction)),
+        )
+
+    def _write_map(self, key: str, stat: str, what: str, values: Array, description: str, **more: Any) -> None:
+        label, provenance, folder = self._test.design.label, self._provenance, self._source.folder
+        desc = f"{provenance.connectome_name}{what}"
+        stem = f"space-{provenance.space}_contrast-{label}_stat-{stat}_desc-{desc}_statmap"
+        like = open_image(self._source.maps_dir / self._lesions[0].maps["r"], "map")
+        # The header provides the codes of the space; its dtype is replaced, which nibabel would otherwise keep.
+        image = nib.Nifti1Image(self._test.volume(values), like.affine, like.header, dtype=np.float32)
+        with renamed_when_whole(folder / f"{stem}.nii.gz") as temporary:
+            save_gzipped(image, temporary)
+        write_json(folder / f"{stem}.json", {"Description": description, **self._common, **more, **self._sources()})
+        self._maps[key] = f"{stem}.nii.gz"
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what the sidecar of each file says."""
+        test, provenance = self._test, self._provenance
+        design, question, permutations = test.design, test.question, test.result.permutations
+        return {
+            "Descriptive": False,
+            "Interpretation": INTERPRETATION,
+            "Contrast": design.direction,
+            "Column": design.column,
+            "Design": record_path(Path(), design.label).with_suffix(".tsv").name,
+            "NumberOfPatients": len(design.tested),
+            **({"NumberOfCases": design.n_cases} if design.levels else {}),
+            "NumberOfPermutations": len(permutations.orders),
+            "DistinctPermutations": _json_number(permutations.n_distinct),
+            "AllPermutations": permutations.exhaustive,
+            "SmallestP": permutations.smallest_p,
+            "RandomSeed": question.random_seed,
+            "Alpha": question.alpha,
+            "InputStatistic": self._source.stat,
+            "NumberOfVoxels": int(np.isfinite(test.result.t).sum()),
+            "FractionOfVoxels": test.fraction_of_voxels,
+            "SpatialReference": provenance.space,
+            "ConnectomeName": provenance.connectome_name,
+            "ConnectomeHash": provenance.connectome_hash,
+            **provenance.options.sidecar,
+            "MapsHash": hash_maps(self._lesions, self._source.maps_dir, self._source.stat),
+            "TableHash": hash_design(design),
+            "SoftwareVersion": __version__,
+        }
+
+    def _sources(self) -> dict[str, list[str]]:
+        return {"Sources": [f"bids::{lesion.maps[self._source.stat]}" for lesion in self._lesions]}
+
+    def _write_design(self) -> None:
+        """Write the model as a matrix, with each patient's similarity from leave-one-out."""
+        design, path = self._test.design, record_path(self._source.folder, self._test.design.label)
+        columns: dict[str, Sequence[object]] = {
+            "participant_id": [f"sub-{key[0]}" for key in design.keys],
+            "session_id": [f"ses-{key[1]}" if key[1] else "n/a" for key in design.keys],
+            "tested": design.tested.tolist(),
+            **dict(_constants(design)),
+            **{name: values.tolist() for name, values in zip(design.covariates, design.values.T, strict=True)},
+            "similarity": self._test.prediction.similarity.tolist(),
+        }
+        rows = [list(map(format_cell, row)) for row in zip(*columns.values(), strict=True)]
+        write_table(path.with_suffix(".tsv"), list(columns), rows)
+
+    def _describe_record(self, result: Mapping[str, Any], lesioned: Array) -> dict[str, Any]:
+        test = self._test
+        prediction = test.prediction
+        return {
+            "Description": "Model matrix of a test: one row for each patient; and the result of the test",
+            **self._common,
+            **result,
+            **describe_columns(test.design),
+            "Question": asdict(test.question),
+            "Table": self._source.table,
+            "Label": test.design.label,
+            "Levels": list(test.design.levels or ()),
+            "NumberOfLesionedVoxels": int((lesioned >= LESIONED).sum()),
+            "Dropped": list(test.design.dropped),
+            "Beside": test.beside
+            and {
+                "Word": test.beside.word,
+                "Threshold": test.beside.result.threshold,
+                "NumberOfSignificantVoxels": count_significant(test.beside.result, test.question.alpha),
+            },
+            "LeaveOneOut": {
+                "Measure": prediction.measure,
+                "NumberOfPermutations": prediction.n_permutations,
+                "Maps": _describe_accuracy(prediction.maps),
+                "Baseline": _describe_accuracy(prediction.baseline),
+                "Difference": _describe_accuracy(prediction.difference),
+            },
+            "Warnings": list(test.warnings),
+            "Maps": self._maps,
+            **self._sources(),
+        }
+
+
+def describe_model(design: Design) -> str:
+    """Write the model in words."""
+    terms = [design.column, *(_name_covariate(name) for name in design.covariates)]
+    constant = f"a constant for each {design.block_column}" if design.block_column else "a constant"
+    within = f" within each {design.block_column}" if design.block_column else ""
+    return (
+        f"map = {' + '.join(terms)} + {constant}, by least squares at each voxel; residuals of the nuisance permuted"
+        f"{within} (Freedman and Lane)"
+    )
+
+
+def describe_columns(design: Design) -> dict[str, dict[str, Any]]:
+    """Return the data dictionary of a design's table."""
+    tested = {"Description": design.direction}
+    if design.levels:
+        tested |= {"Levels": {"1": design.levels[0], "0": design.levels[1]}}  # type: ignore[dict-item]
+    return {
+        "participant_id": {"Description": "Participant"},
+        "session_id": {"Description": "Session of the map; n/a where it has none"},
+        "tested": tested,
+        **{name: {"Description": "Constant"} for name, _ in _constants(design)},
+        **{name: {"Description": f"Covariate: {_name_covariate(name)}"} for name in design.covariates},
+        "similarity": {
+            "Description": "Spatial correlation of the patient's map with the effect map fitted without this patient"
+        },
+    }
+
+
+def _name_covariate(name: str) -> str:
+    return f"{name} (cube root)" if name == VOLUME else name
+
+
+def _constants(design: Design) -> Iterator[tuple[str, list[float]]]:
+    """Yield the constants of a model: one for each block, or one."""
+    for block in sorted(set(design.block_of)):
+        name = f"{design.block_column}={block}" if design.block_column else "constant"
+        yield name, [float(of == block) for of in design.block_of]
+
+
+def _describe_accuracy(accuracy: Accuracy | None) -> dict[str, float] | None:
+    if accuracy is None:
+        return None
+    return {"Value": accuracy.value, "Chance": accuracy.chance, "P": accuracy.p}
+
+
+def _json_number(number: int) -> int | float | str:
+    """Return a number that JSON's readers can read: the orders of 200 rows are more than a float can be."""
+    if number < 2**53:
+        return number
+    return f"about 10^{len(str(number)) - 1}"
