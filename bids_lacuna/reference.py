@@ -393,3 +393,56 @@ def approximate(weights: Array, cells: Array, by_voxel: Array, by_cell: Array) -
         return np.full(by_voxel.shape[1], np.nan)
     touched = of_cells > 0
     return fisher_z(of_cells[touched] @ by_voxel[touched] / np.sqrt(variance))
+
+
+def null_t(own: Array, nulls: Array) -> Array:
+    """Compare a lesion's map with those of its null lesions.
+
+    Parameters
+    ----------
+    own : shape (n_voxels,)
+        Approximate z; NaN in the voxels that the map leaves out.
+    nulls : shape (n_nulls, n_voxels)
+        Those of the null lesions, in the same way.
+
+    Returns
+    -------
+    shape (n_voxels,)
+        z minus the nulls' mean, in standard deviations of the nulls; NaN where fewer than half of them are defined.
+    """
+    t = np.full(len(own), np.nan)
+    for voxel, values in enumerate(nulls.T):
+        defined = values[np.isfinite(values)]
+        if 2 * len(defined) >= len(values) and np.ptp(defined) > 0:
+            t[voxel] = (own[voxel] - defined.mean()) / defined.std(ddof=1)
+    return t
+
+
+def chance_test(maps: Array) -> tuple[Array, Array, Array]:
+    """Test the mean map of some lesions against sets of null lesions: one at a chance place for each lesion.
+
+    Parameters
+    ----------
+    maps : shape (1 + n_sets, n_lesions, n_voxels)
+        Approximate z of the lesions, and of each set; NaN in the voxels that a map leaves out.
+
+    Returns
+    -------
+    effect, t, p : shape (n_voxels,)
+        The lesions' mean minus that of all sets, in z and in standard deviations of the sets; and the two-sided p of
+        t by the largest |t| of each set, which is compared with all others in the same way. A set's mean needs half
+        of the lesions, a voxel half of the sets.
+    """
+    n = np.isfinite(maps).sum(axis=1)
+    means = np.divide(np.nansum(maps, axis=1), n, where=2 * n >= maps.shape[1], out=np.full(n.shape, np.nan))
+    effects, t = np.full((2, *means.shape), np.nan)
+    tested = 2 * np.isfinite(means).sum(axis=0) >= len(means)
+    for number, mean in enumerate(means[:, tested]):
+        others = np.delete(means[:, tested], number, axis=0)
+        k = np.isfinite(others).sum(axis=0)
+        effects[number, tested] = mean - np.nansum(others, axis=0) / k
+        variance = np.nansum((others - np.nansum(others, axis=0) / k) ** 2, axis=0) / (k - 1)
+        t[number, tested] = effects[number, tested] / np.sqrt(variance)
+    largest = np.nanmax(np.abs(t[1:]), axis=1, initial=0)
+    n_reached = (largest[:, np.newaxis] >= np.abs(t[0])).sum(axis=0)
+    return effects[0], t[0], np.where(np.isfinite(t[0]), (n_reached + 1) / (len(largest) + 1), np.nan)

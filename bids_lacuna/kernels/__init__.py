@@ -13,16 +13,22 @@ from bids_lacuna.kernels.cpu import (
     standardize,
     threads,
 )
+from bids_lacuna.kernels.nulls import add_null_maps, add_sets, add_to_sets, chance_t, map_seeds, variances
 
 __all__ = [
     "CELLS",
     "GROUP",
     "add_degree",
     "add_fisher_z",
+    "add_null_maps",
     "add_products",
+    "add_sets",
+    "add_to_sets",
+    "chance_t",
     "compile_for",
     "compile_for_cells",
     "distribute",
+    "map_seeds",
     "quantize",
     "seeds",
     "seeds_and_norms",
@@ -30,4 +36,5 @@ __all__ = [
     "standardize",
     "summarize_columns",
     "threads",
+    "variances",
 ]

@@ -1,0 +1,163 @@
+"""Maps of null lesions by the connectome's summary, and T, which compares a lesion's own map with them.
+
+A null map shows what a lesion of this size, shape and tissue is connected to at another place. T is a description:
+every place has a network of its own, so the largest |T| of one lesion tests nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bids_lacuna import kernels
+from bids_lacuna.mapping.nulls import FARTHER_MM, Connectivity, NullLesion
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class NullMaps:
+    """What the null maps of one lesion say about its own map."""
+
+    t: Array
+    """Shape (n_voxels,), float32: (z - m) / s over the null maps; NaN where the lesion's own map leaves a voxel out,
+    where half of the null maps do, and where s is 0."""
+    approximation: Array
+    """Shape (n_voxels,), float32: the lesion's own z from the summary, nowhere left out; NaN where undefined."""
+    n: Array
+    """Shape (n_voxels,), int32: number of null maps that keep the voxel."""
+    degree_r: Array
+    """Shape (1 + n_nulls,): correlation of each map with degree; the first is the lesion's own."""
+    r_squared: Array
+    """Shape (1 + n_nulls,): R² of each map with all measures; the first is the lesion's own."""
+    maxima_nearby: float
+    """Fraction of null maps whose largest z lies within 10 mm around the voxels that they leave out."""
+
+    @property
+    def degree_percentile(self) -> float:
+        """Percentile of the lesion's correlation with degree among the null maps'."""
+        return find_percentile(self.degree_r)
+
+    @property
+    def r_squared_percentile(self) -> float:
+        """Percentile of the lesion's R² among the null maps'."""
+        return find_percentile(self.r_squared)
+
+
+def find_percentile(values: Array) -> float:
+    """Return the percentage of the other values that are below the first; equal ones count half."""
+    first, others = values[0], values[1:]
+    return float(100 * (np.mean(others < first) + np.mean(others == first) / 2))
+
+
+def map_nulls(lesions: Sequence[NullLesion], connectivity: Connectivity) -> list[NullMaps]:
+    """Map lesions and their nulls, reading the connectome's summary once.
+
+    Parameters
+    ----------
+    lesions
+        Lesions from `make_nulls`; their number decides the memory needed.
+    """
+    n_voxels = connectivity.grid.n_voxels
+    running = [_Running.of(lesion, n_voxels, len(connectivity.measures)) for lesion in lesions]
+    for block, operator in connectivity.summary.arrays.operator.blocks():
+        for lesion, sums in zip(lesions, running, strict=True):
+            sums.add(lesion, operator, block, connectivity)
+    x = connectivity.measures.astype(float)
+    return [sums.finish(lesion, x @ x.T, connectivity) for lesion, sums in zip(lesions, running, strict=True)]
+
+
+@dataclass(eq=False)
+class _Running:
+    """Sums over the null maps of one lesion."""
+
+    n: Array
+    total: Array
+    squares: Array
+    own_z: Array
+    own_kept: Array
+    products: Array
+    left_out: Array
+    peak: Array
+    peak_voxel: Array
+
+    @classmethod
+    def of(cls, lesion: NullLesion, n_voxels: int, n_measures: int) -> _Running:
+        n_seeds = len(lesion.corners)
+        return cls(
+            np.zeros(n_voxels, np.int32),
+            np.zeros(n_voxels),
+            np.zeros(n_voxels),
+            np.zeros(n_voxels, np.float32),
+            np.zeros(n_voxels, bool),
+            np.zeros((n_seeds, 1 + n_measures)),
+            np.zeros((n_seeds, n_measures, n_measures)),
+            np.full(n_seeds, -np.inf, np.float32),
+            np.zeros(n_seeds, np.int64),
+        )
+
+    def add(self, lesion: NullLesion, operator: Array, block: slice, connectivity: Connectivity) -> None:
+        """Add a block of voxels."""
+        products, left_out, peak, peak_voxel = kernels.add_null_maps(
+            operator,
+            lesion.seeds,
+            lesion.neighbourhood,
+            connectivity.voxels(block),
+            connectivity.measures[:, block],
+            (self.n[block], self.total[block], self.squares[block]),
+            (self.own_z[block], self.own_kept[block]),
+        )
+        self.products += products
+        self.left_out += left_out
+        higher = peak > self.peak
+        self.peak[higher], self.peak_voxel[higher] = peak[higher], block.start + peak_voxel[higher]
+
+    def finish(self, lesion: NullLesion, of_measures: Array, connectivity: Connectivity) -> NullMaps:
+        """Compute T and the similarities."""
+        enough = self.own_kept & (2 * self.n >= lesion.n_nulls) & (self.n >= 2)
+        mean = np.divide(self.total, self.n, where=enough, out=np.full(len(self.n), np.nan))
+        variance = np.divide(
+            self.squares - self.n * mean**2, self.n - 1, where=enough, out=np.full(len(self.n), np.nan)
+        )
+        # Below the rounding of float32, all null maps are the same.
+        sd = np.sqrt(np.where(variance > (np.finfo(np.float32).eps * mean) ** 2, variance, np.nan))
+        t = (self.own_z - mean) / sd
+        degree_r, r_squared = compare_maps(self.products, self.left_out, of_measures)
+        farthest = lesion.radius_mm + FARTHER_MM
+        nearby = [
+            lesion.distance(seed, connectivity.positions[self.peak_voxel[seed]]) <= farthest
+            for seed in range(1, len(self.peak))
+        ]
+        return NullMaps(t.astype(np.float32), self.own_z, self.n, degree_r, r_squared, float(np.mean(nearby)))
+
+
+def compare_maps(products: Array, left_out: Array, of_measures: Array) -> tuple[Array, Array]:
+    """Return the correlation of maps with degree, and R² of their joint fit by all measures.
+
+    Parameters
+    ----------
+    products, left_out
+        Sums over each map's voxels, and over those that it leaves out: see `kernels.add_null_maps`.
+    of_measures : shape (n_measures, n_measures)
+        Sums of products of measures over all usable voxels.
+
+    Returns
+    -------
+    degree_r, r_squared : shape (n_maps,)
+        NaN for a map that does not vary.
+    """
+    below = np.tril(left_out, -1)
+    gram = of_measures - (left_out + below.transpose(0, 2, 1))
+    squares, with_measures = products[:, 0], products[:, 1:]
+    n, sums = gram[:, 0, 0], with_measures[:, 0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variation = squares - sums**2 / n
+        covariance = with_measures[:, 1] - sums * gram[:, 1, 0] / n
+        degree_r = covariance / np.sqrt(variation * (gram[:, 1, 1] - gram[:, 1, 0] ** 2 / n))
+        # Measures may depend on each other, on small grids and with fewer components.
+        fit = np.linalg.pinv(gram, hermitian=True) @ with_measures[:, :, np.newaxis]
+        explained = np.sum(fit[:, :, 0] * with_measures, axis=1)
+        r_squared = 1 - (squares - explained) / variation
+    return degree_r, r_squared
