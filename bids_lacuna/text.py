@@ -67,6 +67,14 @@ def _meaning(label: str) -> str:
     return re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain)
 
 
+def format_seconds(seconds: float) -> str:
+    """Format a duration for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
 def format_bytes(n: int) -> str:
     """Format a number of bytes for people, as in 512 B, 17 KiB and 1.3 GiB."""
     size = float(n)

@@ -11,7 +11,7 @@ import synthetic
 from program import map_lesions
 
 from bids_lacuna.app import preview
-from bids_lacuna.app.preview import GroupTimes, Sample, extrapolate, format_seconds
+from bids_lacuna.app.preview import GroupTimes, Sample, extrapolate
 from bids_lacuna.report.pool import PageCost, measure_pages
 from bids_lacuna.runtime.plan import BatchPlan
 
@@ -74,14 +74,6 @@ def test_a_dry_run_says_with_how_many_lesions_it_measured(
     monkeypatch.setattr(preview, "MAPPED_LESIONS", 3)
     assert "timed on 5 of 5 with 3 of 4 lesions)" in map_lesions(*command).stdout
     assert "timed on 5 of 5)" in map_lesions(*command, "--lesion-batch-size", "3").stdout
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (99, "99 s"), (101, "2 min"), (5000, "83 min"), (7000, "1.9 h")]
-)
-def test_a_duration_has_the_unit_that_people_use(seconds: float, text: str) -> None:
-    """Durations are whole seconds or minutes, or hours with a decimal."""
-    assert format_seconds(seconds) == text
 
 
 def test_the_cost_of_pages_is_measured_on_some(tmp_path: Path) -> None:

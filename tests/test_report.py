@@ -228,6 +228,26 @@ def test_reports_only_rewrites_the_pages(finished: Path, pages: dict[str, Elemen
     assert "there are 02, 04" in unknown.stderr
 
 
+def test_a_dry_run_of_reports_only_writes_none(finished: Path, tmp_path: Path) -> None:
+    """It says how many pages it would write, and what they cost; with too little memory, what to do."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    command = (tmp_path, finished, "participant", "--reports-only")
+    result = run(*command, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    words = (
+        r"reports +2, of 3 lesions\ndisk +about ([\d.]+) (KiB|MiB)\ntime +about \d+ s \([\d.]+ s per lesion, in \d"
+    )
+    found = re.match(words, result.stdout)
+    assert found, result.stdout
+    written = sum(path.stat().st_size for path in before if "figures" in path.parts or path.suffix == ".html")
+    estimated = float(found[1]) * {"KiB": 2**10, "MiB": 2**20}[found[2]]
+    assert estimated == pytest.approx(written, rel=0.1)
+    result = run(*command, "--mem", "500")
+    assert result.returncode == 1
+    assert "500 MiB of memory are available, reports need 1.8 GiB: raise --mem" in result.stderr
+
+
 EVIL = """<script>alert("1")</script>'"""
 
 

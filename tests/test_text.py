@@ -6,6 +6,7 @@ import pytest
 
 from bids_lacuna.text import (
     format_bytes,
+    format_seconds,
     one_line,
     parse_bytes,
     percent,
@@ -171,3 +172,11 @@ def test_different_numbers_of_bytes_look_different() -> None:
 def test_suggested_labels(labels: list[str], words: str) -> None:
     """Labels that mean the same are suggested before those with similar letters; commas are no part of a label."""
     assert suggest_labels(labels, ["001", "002", "Patient07", "pre"]) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (99, "99 s"), (101, "2 min"), (5000, "83 min"), (7000, "1.9 h")]
+)
+def test_a_duration_has_the_unit_that_people_use(seconds: float, text: str) -> None:
+    """Durations are whole seconds or minutes, or hours with a decimal."""
+    assert format_seconds(seconds) == text

@@ -26,7 +26,7 @@ from bids_lacuna.report.pool import PageCost, measure_pages
 from bids_lacuna.runtime.logs import kind_of
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import Progress, above_the_bar
-from bids_lacuna.text import format_bytes, one_line, percent
+from bids_lacuna.text import format_bytes, format_seconds, one_line, percent
 from bids_lacuna.weights import Rows
 
 if TYPE_CHECKING:
@@ -329,14 +329,6 @@ def describe_cost(sample: Sample, plan: BatchPlan, seconds: float, n_connectome_
             "time": f"about {format_seconds(seconds)} ({what})",
         }
     )
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a duration for people: 40 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def _layout(rows: dict[str, str]) -> str:

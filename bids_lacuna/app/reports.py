@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
-from bids_lacuna.derivatives import GROUP_DICTIONARY
-from bids_lacuna.report.maps_on_disk import find_participants
-from bids_lacuna.report.pool import ReportPool, choose_n_workers
+from bids_lacuna.derivatives import GROUP_DICTIONARY, GROUP_PAGE, read_description
+from bids_lacuna.derivatives.dataset import DESCRIPTION
+from bids_lacuna.files import write_json
+from bids_lacuna.report.maps_on_disk import count_lesions, find_participants, read_links
+from bids_lacuna.report.pool import LEAST_BYTES, PageCost, ReportPool, choose_n_workers, measure_pages
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.plan import Resources
-from bids_lacuna.text import suggest_labels
+from bids_lacuna.text import format_bytes, format_seconds, suggest_labels
 
 logger = logging.getLogger(__name__)
+
+SAMPLED_PARTICIPANTS = 4
+"""Number of participants whose pages a dry run writes into a temporary folder."""
 
 
 def run_participant(arguments: argparse.Namespace) -> Exit:
@@ -31,24 +40,64 @@ def run_participant(arguments: argparse.Namespace) -> Exit:
             Exit.NO_INPUT, f"{out} has no participant {', '.join(unknown)}: there are {', '.join(there)}{near}"
         )
     resources = find_resources(arguments.mem, arguments.nprocs)
+    n_workers = choose_n_workers(resources.available_bytes, resources.n_threads)
+    if not n_workers:
+        raise Stop(
+            Exit.FAILED,
+            f"{format_bytes(resources.available_bytes)} of memory are available, reports need "
+            f"{format_bytes(LEAST_BYTES)}: raise --mem, or the limit of the job or container",
+        )
+    if arguments.dry_run:
+        sys.stdout.write(describe_cost(out, wanted, n_workers))
+        return Exit.OK
     with (
         ending(Exit.CANNOT_CREATE, OSError, saying=f"{out} cannot be written to"),
         keeping_log(arguments, name_log_dir(out)),
-        ReportPool(
-            out,
-            choose_n_workers(resources.available_bytes, resources.n_threads),
-            show_progress=not arguments.quiet,
-        ) as pages,
+        ReportPool(out, n_workers, show_progress=not arguments.quiet) as pages,
     ):
         pages.submit(wanted)
         n_written = pages.wait()
     return Exit.OK if n_written == len(wanted) else Exit.FAILED
 
 
+def describe_cost(output_dir: Path, labels: Sequence[str], n_workers: int) -> str:
+    """Describe what the pages of some participants would cost, by those of a few of them."""
+    n_lesions = {label: count_lesions(output_dir, label) for label in labels}
+    step = max(1, len(labels) // SAMPLED_PARTICIPANTS)
+    with ending(Exit.INPUT_OUTPUT, OSError, saying="the reports of a sample cannot be written"):
+        cost = _measure_copies(output_dir, {label: n_lesions[label] for label in labels[::step]}, n_workers)
+    n = sum(n_lesions.values())
+    seconds = format_seconds(cost.seconds(n, n_workers))
+    return (
+        f"reports             {len(labels)}, of {n} lesions\n"
+        f"disk                about {format_bytes(round(n * cost.bytes_per_lesion))}\n"
+        f"time                about {seconds} ({cost.seconds_per_lesion:.2g} s per "
+        f"lesion, in {n_workers} process{'es' if n_workers > 1 else ''})\n"
+    )
+
+
+def _measure_copies(output_dir: Path, n_lesions: Mapping[str, int], n_workers: int) -> PageCost:
+    """Write the pages of some participants from a copy of their maps in a temporary folder."""
+    with TemporaryDirectory(prefix="bids-lacuna-") as folder:
+        root = Path(folder)
+        links = {name: str((output_dir / str(link)).resolve()) for name, link in read_links(output_dir).items()}
+        write_json(root / DESCRIPTION, read_description(output_dir) | {"DatasetLinks": links})
+        for label in n_lesions:
+            if (output_dir / f"sub-{label}").is_dir():
+                shutil.copytree(
+                    output_dir / f"sub-{label}", root / f"sub-{label}", ignore=shutil.ignore_patterns("figures")
+                )
+        (root / "logs").symlink_to((output_dir / "logs").resolve())
+        return measure_pages(root, n_lesions, n_workers)
+
+
 def run_group(arguments: argparse.Namespace) -> Exit:
     """Write the group's page again."""
     if not (arguments.output_dir / GROUP_DICTIONARY).is_file():
         raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no group: run without --reports-only first")
+    if arguments.dry_run:
+        sys.stdout.write(f"reports             {GROUP_PAGE}\n")
+        return Exit.OK
     written = write_group_page(arguments.output_dir, find_resources(arguments.mem, arguments.nprocs))
     return Exit.OK if written else Exit.FAILED
 

@@ -70,6 +70,11 @@ def find_mapped_lesions(output_dir: Path, label: str) -> list[MappedLesion]:
     return found
 
 
+def count_lesions(output_dir: Path, label: str) -> int:
+    """Count the lesions of a participant's page; 1 if only masks that were not mapped are on it."""
+    return max(1, sum(1 for _ in (output_dir / f"sub-{label}").rglob("*_stat-r_*_statmap.json")))
+
+
 def read_links(output_dir: Path) -> Mapping[str, Any]:
     """Read the paths of the mask datasets by their names in BIDS URIs; raises what `find_mapped_lesions` raises."""
     links = read_json_object(output_dir / "dataset_description.json").get("DatasetLinks", {})

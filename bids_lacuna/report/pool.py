@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 WORKER_BYTES = 600 * 2**20
 """Peak memory of a process that writes pages; `test_memory` measures it."""
 
+LEAST_BYTES = 3 * WORKER_BYTES
+"""Available memory without which no process writes pages: the first takes at most a third."""
+
 MOST_WORKERS = 4
 """More would slow down the disk and the machine's other jobs."""
 
@@ -67,11 +70,8 @@ def participants_with_news(output_dir: Path, records: Iterable[LesionRecord]) ->
 
 
 def choose_n_workers(available_bytes: int, n_threads: int) -> int:
-    """Choose the number of processes that write pages, by the available memory and processors.
-
-    The first takes at most a third of the memory: without so much, the number is 0.
-    """
-    if available_bytes < 3 * WORKER_BYTES:
+    """Choose the number of processes that write pages, by the available memory and processors; 0 if none fits."""
+    if available_bytes < LEAST_BYTES:
         return 0
     return max(1, min(n_threads, MOST_WORKERS, available_bytes // (MEMORY_DIVISOR * WORKER_BYTES)))
 
