@@ -90,9 +90,14 @@ def connectome_main(argv: Sequence[str] | None = None) -> int:
 
     def run(arguments: argparse.Namespace) -> Exit:
         # Not at the top: --help and --version need not wait for numba and scipy.
-        from bids_lacuna.app import connectome
+        from bids_lacuna.app import connectome, summaries
 
-        commands = {"build": connectome.run_build, "info": connectome.run_info, "verify": connectome.run_verify}
+        commands = {
+            "build": connectome.run_build,
+            "summarize": summaries.run_summarize,
+            "info": connectome.run_info,
+            "verify": connectome.run_verify,
+        }
         return commands[arguments.command](arguments)
 
     parser = connectome_options.build_parser()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from bids_lacuna.app.command import Exit, Stop, ending, warn_of_space
 from bids_lacuna.app.connectome_options import PROGRAM
+from bids_lacuna.app.summaries import check_summary, describe_summary, make_summary
 from bids_lacuna.connectome import Store
 from bids_lacuna.connectome.build import build_store, check_folder, processes_that_fit
 from bids_lacuna.connectome.compression import TOLERANCE
 from bids_lacuna.connectome.exclusive import NoPlace, NoRoom
 from bids_lacuna.connectome.importers import layouts
 from bids_lacuna.connectome.importers.source import NothingMatches, Source
+from bids_lacuna.connectome.summary import FOLDER
 from bids_lacuna.connectome.verify import Verification, verify_store
 from bids_lacuna.connectome.workers import DamagedSource
-from bids_lacuna.runtime.memory import available_cpus, memory_budget
+from bids_lacuna.runtime.memory import available_cpus, find_resources, memory_budget
 from bids_lacuna.runtime.progress import Progress, above_the_bar
 from bids_lacuna.text import format_bytes, percent
 
@@ -72,6 +75,9 @@ def run_build(arguments: argparse.Namespace) -> Exit:
         PROGRAM,
         store.path,
     )
+    if arguments.summarize:
+        resources = find_resources(None, arguments.nprocs)
+        make_summary(store.path, store.path / FOLDER, resources, show_progress=not arguments.quiet)
     return Exit.OK
 
 
@@ -114,7 +120,9 @@ def open_source(arguments: argparse.Namespace) -> Source:
 
 def run_info(arguments: argparse.Namespace) -> Exit:
     """Describe the contents of a store."""
-    sys.stdout.write(layout_rows(describe_store(open_store(arguments.store))))
+    store = open_store(arguments.store)
+    summary = describe_summary(store, arguments.connectome_summary)
+    sys.stdout.write(layout_rows({**describe_store(store), "summary": summary}))
     return Exit.OK
 
 
@@ -126,7 +134,9 @@ def run_verify(arguments: argparse.Namespace) -> Exit:
         Progress(store.n_bytes, "verifying", "B", shown=not arguments.quiet, in_bytes=True) as progress,
     ):
         found = verify_store(store, lambda subject: progress.update(store.bytes_of(subject)))
-    sys.stdout.write(layout_rows(describe_verification(store, found)))
+    of_summary, summary_problems = check_summary(store, arguments.connectome_summary)
+    found = replace(found, problems=(*found.problems, *summary_problems))
+    sys.stdout.write(layout_rows(describe_verification(store, found, of_summary)))
     for problem in found.problems:
         sys.stderr.write(f"{PROGRAM}: error: {problem}\n")
     return Exit.BAD_DATA if found.problems else Exit.OK
@@ -173,8 +183,8 @@ def describe_rank(store: Store) -> str:
     )
 
 
-def describe_verification(store: Store, found: Verification) -> dict[str, str]:
-    """Return the findings of a verification as rows of text."""
+def describe_verification(store: Store, found: Verification, summary: str) -> dict[str, str]:
+    """Return the findings of a verification, and the verdict on the summary, as rows of text."""
     n_subjects = len(store.subjects)
     side = {"L": "right to left (radiological)", "R": "left to right"}
     stored = [f"stored from {side[axis]}" for axis in found.orientation if axis in side]
@@ -193,6 +203,7 @@ def describe_verification(store: Store, found: Verification) -> dict[str, str]:
             [found.orientation, *stored, "compare with the source: a left-right flip does not show in the series"]
         ),
         "mirror symmetry": mirror,
+        "summary": summary,
         "verdict": f"problems: {len(found.problems)}" if found.problems else "no problem found",
     }
 

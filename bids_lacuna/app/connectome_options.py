@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bids_lacuna.app.command import Parser, connectome_name, fraction, label, positive_integer
+from bids_lacuna.app.options import memory, positive_number
 
 PROGRAM = "bids-lacuna-connectome"
 
@@ -20,8 +21,14 @@ def build_parser() -> Parser:
         description="Build and check stores of normative functional connectomes, which bids-lacuna reads at the "
         "speed of the disk.",
     )
-    commands = parser.add_subparsers(required=True, metavar="{build,info,verify}")
+    commands = parser.add_subparsers(required=True, metavar="{build,summarize,info,verify}")
     build = commands.add_parser("build", help="build a store", description="Build a store of a connectome.")
+    summarize = commands.add_parser(
+        "summarize",
+        help="summarize a store",
+        description="Summarize a store in one pass over its subjects: covariances of cubes with all voxels, "
+        "degree and principal components. With a summary, bids-lacuna says how similar each map is to degree.",
+    )
     info = commands.add_parser("info", help="describe a store", description="Describe the contents of a store.")
     verify = commands.add_parser(
         "verify",
@@ -29,10 +36,18 @@ def build_parser() -> Parser:
         description="Read a whole store and check its checksums, shapes and scales, voxels without a signal, and the "
         "mirror symmetry of the hemispheres, which scrambled or shifted voxels lack.",
     )
-    for name, command in {"build": build, "info": info, "verify": verify}.items():
+    for name, command in {"build": build, "summarize": summarize, "info": info, "verify": verify}.items():
         command.set_defaults(command=name, parser=command)
-    for command in (info, verify):
+    for command in (summarize, info, verify):
         command.add_argument("store", type=Path, metavar="STORE", help="folder of a store")
+    for command in (info, verify):
+        command.add_argument(
+            "--connectome-summary",
+            type=Path,
+            metavar="DIR",
+            help="folder of the store's summary (default: summary in STORE)",
+        )
+    _add_summary(summarize)
     _add_source(build)
     _add_numbers(build)
     return parser
@@ -120,6 +135,44 @@ def _add_numbers(build: argparse.ArgumentParser) -> None:
         type=positive_integer,
         metavar="N",
         help="number of subjects to read at the same time (default: all available processors)",
+    )
+    build.add_argument(
+        "--summarize",
+        action="store_true",
+        help="summarize the store once it is built, as the command summarize does",
+    )
+
+
+def _add_summary(summarize: argparse.ArgumentParser) -> None:
+    """Add the options of a summary."""
+    summarize.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the summary, if STORE is read-only; name it to bids-lacuna with --connectome-summary "
+        "(default: summary in STORE)",
+    )
+    summarize.add_argument(
+        "--cell-size-mm",
+        type=positive_number,
+        default=8,
+        metavar="MM",
+        help="edge of the cubes; smaller ones approximate maps more closely, and take more time and space (default: "
+        "%(default)s)",
+    )
+    summarize.add_argument(
+        "--mem",
+        type=memory,
+        metavar="SIZE",
+        help="upper bound of memory use, for example 8G; where the covariances of all cubes do not fit, there are "
+        "several passes (default: the memory that the machine, the container or the scheduler leaves)",
+    )
+    summarize.add_argument(
+        "--nprocs",
+        "--n-cpus",
+        type=positive_integer,
+        metavar="N",
+        help="maximum number of threads (default: all available processors)",
     )
 
 
