@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib as mpl
 import nibabel as nib
 import numpy as np
 import pytest
+from nilearn.datasets import load_mni152_template
 from nilearn.reporting import get_clusters_table
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from synthetic import write_mask
 
 from bids_lacuna.report import figures
-from bids_lacuna.report.figures import charts, mosaic, volumes
+from bids_lacuna.report.figures import charts, clusters, colours, glass, mosaic, slices, volumes
 
 TWO_MM = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 """Stored from right to left: code that ignores the affine draws the brain mirrored."""
@@ -71,33 +73,143 @@ def test_a_probability_map_is_drawn_above_its_threshold(tmp_path: Path) -> None:
     assert shape.left_fraction == pytest.approx(0.75)
 
 
-def test_left_is_drawn_on_the_left(tmp_path: Path, lesion: figures.LesionShape) -> None:
-    """In each coronal and axial slice, the lesion is left of the middle, and above or in front."""
+def pixels_of(path: Path) -> np.ndarray:
+    """Read a picture: shape (rows, columns, 3)."""
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def panels(pixels: np.ndarray, row: int) -> list[np.ndarray]:
+    """Cut the slices of a row of `draw_views` out of a picture: sagittal, coronal, axial."""
+    widths, height = (279, 240, 240), 279
+    top = (row + 1) * (mosaic.LABEL_PIXELS + mosaic.GAP_PIXELS) + row * (height + mosaic.LABEL_PIXELS)
+    lefts = np.cumsum([0, *widths[:2]]) + mosaic.GAP_PIXELS * np.arange(3) + mosaic.GAP_PIXELS // 2
+    return [pixels[top : top + height, left : left + width] for left, width in zip(lefts, widths, strict=True)]
+
+
+def test_the_template_is_nilearn_s() -> None:
+    """The template's values and positions at 2 mm equal those of nilearn's loader."""
+    ours, theirs = volumes.template(), load_mni152_template(resolution=2)
+    np.testing.assert_allclose(ours.values, theirs.get_fdata(), atol=1e-6)
+    np.testing.assert_array_equal(ours.affine, theirs.affine)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_of_the_template_are_interpolated(axis: int) -> None:
+    """Pixels are those of SciPy's linear interpolation at their positions, in the shades of the template."""
+    plane, fine = slices.Plane(axis, 5.25, 1.5), volumes.fine_template()
+    points = np.stack(np.broadcast_arrays(*plane.points), axis=-1)
+    voxels = np.moveaxis(nib.affines.apply_affine(np.linalg.inv(fine.affine), points), -1, 0)
+    expected = map_coordinates(fine.values, voxels, np.float32, order=1) / 255
+    drawn = slices.background(plane).astype(int)
+    brain = expected > slices.FAINTEST + 0.01
+    levels = (drawn[brain] - colours.GREYS) / (colours.N_GREYS - 1)
+    assert brain.mean() > 0.2
+    np.testing.assert_allclose(levels, expected[brain], atol=0.51 / (colours.N_GREYS - 1))
+    assert (drawn[expected < slices.FAINTEST - 0.01] == colours.WHITE).all()
+
+
+def test_samples_are_the_nearest_voxels() -> None:
+    """On an oblique grid, the value at a point is that of the voxel with the nearest index; outside it is given."""
+    rng = np.random.default_rng(11)
+    oblique = np.array([[-3, 0.4, 0, 20], [0.3, 0, 4.2, -30], [0, 5, 0.2, -10], [0, 0, 0, 1.0]])
+    volume = figures.Volume(rng.standard_normal((5, 7, 11)), oblique)
+    points = np.meshgrid(np.arange(0, 20, 1.7), np.arange(-35, 10, 2.3), np.arange(-14, 25, 3.1), indexing="ij")
+    indices = np.rint(nib.affines.apply_affine(np.linalg.inv(oblique), np.stack(points, axis=-1))).astype(int)
+    inside = ((indices >= 0) & (indices < volume.values.shape)).all(axis=-1)
+    expected = np.full(inside.shape, 99.0)
+    expected[inside] = volume.values[tuple(indices[inside].T)]
+    assert 0.2 < inside.mean() < 0.9
+    np.testing.assert_array_equal(volume.sample(points, outside=99), expected)
+    one = tuple(np.argwhere(inside)[17])
+    assert volume.at([axis[one] for axis in points]) == expected[one]
+    assert np.isnan(volume.at((0, 0, 99)))
+
+
+@pytest.mark.parametrize("affine", [FOUR_MM, TWO_MM])
+def test_voxels_inside_a_lesion(lesion: figures.LesionShape, affine: np.ndarray) -> None:
+    """A voxel of another grid is inside if its centre lies in a voxel of the lesion."""
+    shape = (45, 54, 45)
+    points = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    voxels = np.rint(nib.affines.apply_affine(np.linalg.inv(TWO_MM), points)).astype(int)
+    expected = np.zeros(shape, bool)
+    there = ((voxels >= 0) & (voxels < SHAPE)).all(axis=-1)
+    expected[there] = blob((-40, 20, 30), 9)[tuple(voxels[there].T)]
+    assert affine is TWO_MM or expected.any()
+    np.testing.assert_array_equal(figures.Volume(np.zeros(shape), affine).inside(lesion), expected)
+
+
+@pytest.mark.parametrize(("name", "anchors"), [("YlOrRd", colours.HOT), ("Blues", colours.COLD)])
+def test_colours_are_matplotlib_s(name: str, anchors: tuple[str, ...]) -> None:
+    """Colours between the anchors equal those of matplotlib's map, within a step of its table."""
+    places = np.linspace(0, 1, 97)
+    expected = 255 * mpl.colormaps[name](places)[:, :3]
+    np.testing.assert_allclose(colours.blend(anchors, places).astype(float), expected, atol=2.5)
+
+
+def test_a_lesion_is_drawn_on_the_left_and_hatched_where_the_map_is_undefined(
+    tmp_path: Path, lesion: figures.LesionShape
+) -> None:
+    """In all slices, the lesion is left of the middle and in front; only its undefined upper part is hatched."""
+    values = np.zeros(SHAPE, np.float32)
+    values[:, :, 52:] = np.nan  # above z = 31 mm
     path = tmp_path / "lesion.png"
-    figures.draw_lesion(path, lesion)
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    figures.draw_lesion(path, lesion, figures.Volume(values, TWO_MM))
+    pixels = pixels_of(path)[: -mosaic.LABEL_PIXELS]
     red = (np.abs(pixels - np.array([215, 25, 28])).max(axis=-1) < 12).nonzero()
-    heights = [160, 160, 192]
-    bottoms = np.cumsum([height + mosaic.LABEL_PIXELS for height in heights])
-    plane = np.searchsorted(bottoms, red[0], side="right")
-    assert set(plane) == {0, 1, 2}
-    across = red[1] % mosaic.PANEL_PIXELS - mosaic.PANEL_PIXELS / 2
-    assert (across[plane > 0] < 0).all()
-    # In a sagittal slice, the front is on the right; its middle is at y = -16.
-    assert (across[plane == 0] > 0).all()
-    for row, (height, bottom) in enumerate(zip(heights, bottoms, strict=True)):
-        from_top = red[0][plane == row] - (bottom - height - mosaic.LABEL_PIXELS)
-        assert (from_top < height / 2).all()
+    cell, across = red[1] // mosaic.CELL_PIXELS, red[1] % mosaic.CELL_PIXELS
+    assert set(cell) == set(range(7))
+    assert (across < mosaic.CELL_PIXELS / 2).all()
+    assert (red[0] < pixels.shape[0] / 2).all()
+    for number, cut in enumerate(mosaic.lesion_cuts(lesion)):
+        inside = lesion.mask.sample(slices.Plane(2, cut).points)
+        left = number * mosaic.CELL_PIXELS + (mosaic.CELL_PIXELS - inside.shape[1]) // 2
+        white = (pixels[:, left : left + inside.shape[1]][inside] == 255).all(axis=-1).mean()
+        assert inside.any()
+        assert 0.3 < white < 0.7 if cut > 31 else white == 0
 
 
-def test_the_middle_slices_pass_through_the_lesion(lesion: figures.LesionShape) -> None:
-    """The fourth of seven slices is at the centre, and the outer ones are at the lesion's ends or beyond."""
-    for cuts, centre, low, high in zip(
-        mosaic.lesion_cuts(lesion), lesion.centre_mm, lesion.low_mm, lesion.high_mm, strict=True
-    ):
-        assert cuts[3] == centre
-        assert cuts[0] <= low + 1
-        assert cuts[-1] >= high - 1
+def test_the_slices_of_a_lesion(lesion: figures.LesionShape, tmp_path: Path) -> None:
+    """The fourth of seven slices is at the centre, the outer ones at the ends; a tiny lesion's do not coincide."""
+    assert mosaic.lesion_cuts(lesion) == (22, 25, 27, 30, 33, 35, 38)
+    one_voxel = np.zeros(SHAPE)
+    one_voxel[60, 60, 60] = 1
+    tiny = figures.read_lesion(write_mask(tmp_path / "tiny.nii.gz", one_voxel, TWO_MM))
+    assert mosaic.lesion_cuts(tiny) == (42, 44, 46, 48, 50, 52, 54)
+
+
+def test_one_voxel_on_the_left(tmp_path: Path) -> None:
+    """A map's and a lesion's single voxel at x = -32 mm are left of the middle, at their place, in every slice."""
+    values = np.zeros(SHAPE, np.float32)
+    values[61, 50, 45] = 1
+    place = (-32.0, -26.0, 18.0)
+    lesion = figures.read_lesion(write_mask(tmp_path / "one.nii.gz", values, TWO_MM))
+    assert lesion.centre_mm == place
+    assert lesion.left_fraction == 1
+    volume = figures.Volume(values, TWO_MM)
+    path = tmp_path / "r.png"
+    figures.draw_views(path, volume, figures.two_sided_scale(volume, 0.5, "r"), [mosaic.Row("here", place)], lesion)
+    pixels = pixels_of(path)
+    hot, green = [128, 0, 38], [0, 255, 0]
+    for axis, panel in enumerate(panels(pixels, 0)):
+        across, up = [other for other in range(3) if other != axis]
+        margin = (len(panel) - len(slices.Plane(axis, 0, 1.5).points[up])) // 2
+        for colour in (hot, green):
+            rows, columns = (panel == colour).all(axis=-1).nonzero()
+            assert rows.size
+            assert slices.BOX_MM[across][0] + columns.mean() / 1.5 == pytest.approx(place[across], abs=0.7)
+            assert slices.BOX_MM[up][1] - (rows.mean() - margin) / 1.5 == pytest.approx(place[up], abs=0.7)
+    # The glass brain has it in the left half, and left of the middle from the back and from above.
+    views = {
+        view.name: glass.draw_view(view, glass.sample_on_template(volume), figures.two_colour_scale())
+        for view in glass.VIEWS
+    }
+    seen = {name: (picture >= colours.FIRST_COLOUR).nonzero()[1] for name, picture in views.items()}
+    assert seen["left half, from the left"].size
+    assert not seen["right half, from the right"].size
+    assert (seen["from the back"] < 80).all()
+    assert (seen["from above"] < 80).all()
+    # It lies behind the middle of the head: on the right if seen from the left.
+    assert (seen["left half, from the left"] > 186 / 2).all()
 
 
 def test_threshold_leaves_a_tenth() -> None:
@@ -117,15 +229,26 @@ def test_clusters_are_nilearn_s_outside_the_lesion(lesion: figures.LesionShape) 
     values = gaussian_filter(np.random.default_rng(7).standard_normal((45, 54, 45)), 2)
     outside = ~blob((-40, 20, 30), 9, FOUR_MM, values.shape)
     values[~outside] = 9
-    positive, negative = figures.find_clusters(figures.Volume(values, FOUR_MM), lesion)
-    for sign, clusters in ((1, positive), (-1, negative)):
+    found = figures.find_clusters(figures.Volume(np.asfortranarray(values), FOUR_MM), lesion)
+    for sign, listed in zip((1, -1), found, strict=True):
         signed = np.where(outside, sign * values, 0)
         table = get_clusters_table(nib.Nifti1Image(signed, FOUR_MM), np.quantile(signed[outside], 0.98))
-        table = table[table["Cluster Size (mm3)"] != ""][: volumes.N_CLUSTERS]
-        np.testing.assert_array_equal([cluster.peak_mm for cluster in clusters], table[["X", "Y", "Z"]])
-        np.testing.assert_allclose([sign * cluster.value for cluster in clusters], table["Peak Stat"], rtol=1e-6)
+        table = table[table["Cluster Size (mm3)"] != ""][: clusters.N_CLUSTERS]
+        np.testing.assert_array_equal([cluster.peak_mm for cluster in listed], table[["X", "Y", "Z"]])
+        np.testing.assert_allclose([sign * cluster.value for cluster in listed], table["Peak Stat"], rtol=1e-6)
         sizes = table["Cluster Size (mm3)"].astype(float)
-        np.testing.assert_allclose([cluster.size_mm3 for cluster in clusters], sizes)
+        np.testing.assert_allclose([cluster.size_mm3 for cluster in listed], sizes)
+
+
+def test_clusters_have_at_least_three_voxels() -> None:
+    """Of rows of one to four voxels, each stronger the shorter it is, those of three and four are listed."""
+    values = np.zeros((11, 13, 17))
+    for n in range(1, 5):
+        values[:n, 3 * n, 5] = 9 - n
+        values[2, 3 * n, 9 : 9 + n] = -(9 - n)
+    positive, negative = figures.find_clusters(figures.Volume(values, TWO_MM), None)
+    assert [(cluster.value, round(cluster.size_mm3)) for cluster in positive] == [(6, 24), (5, 32)]
+    assert [(cluster.value, round(cluster.size_mm3)) for cluster in negative] == [(-6, 24), (-5, 32)]
 
 
 def test_a_missing_sign_has_no_clusters() -> None:
@@ -154,18 +277,30 @@ def test_a_map_s_colours_show_its_sign(tmp_path: Path) -> None:
     values[blob((-40, -18, 12), 12)] = -8
     values[blob((0, -18, 48), 12)] = 4.9
     path = tmp_path / "t.png"
-    figures.draw_map(path, figures.Volume(values, TWO_MM), 5, "t", None)
-    width = mosaic.PANEL_PIXELS * mosaic.N_CUTS
+    figures.draw_map(path, figures.Volume(values, TWO_MM), 5, "t", ("a title", "a sentence"))
+    width = mosaic.CELL_PIXELS * mosaic.N_CUTS
     # Only the axial row.
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)[-(192 + mosaic.LABEL_PIXELS) :, :width]
+    pixels = pixels_of(path)[-(186 + mosaic.LABEL_PIXELS) :, :width]
     red, green, blue = np.moveaxis(pixels, -1, 0)
-    across = np.broadcast_to(np.arange(width) % mosaic.PANEL_PIXELS - mosaic.PANEL_PIXELS / 2, red.shape)
+    across = np.broadcast_to(np.arange(width) % mosaic.CELL_PIXELS - mosaic.CELL_PIXELS / 2, red.shape)
     reddish, bluish = red - blue > 60, blue - red > 60
     assert reddish.any()
     assert bluish.any()
     assert (across[reddish] > 20).all()
     assert (across[bluish] < -20).all()
     assert not (green - red > 60).any()
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+def test_a_scale_s_colours(two_sided: bool) -> None:
+    """Values up to the threshold and undefined ones have no colour; others have the colour of their strength."""
+    n = 10 if two_sided else 5
+    scale = colours.Scale(np.zeros((n, 3), np.uint8), 7, "t", 2, two_sided)
+    values = np.array([np.nan, 0, 2, -2, 2.5, 3.5, 6.5, 7, 99])
+    first = colours.FIRST_COLOUR + (5 if two_sided else 0)
+    np.testing.assert_array_equal(scale.indices(values), [0, 0, 0, 0, *(first + np.array([0, 1, 4, 4, 4]))])
+    negative = first - 1 - np.array([0, 1, 4, 4, 4]) if two_sided else np.zeros(5)
+    np.testing.assert_array_equal(scale.indices(-values)[4:], negative)
 
 
 def test_an_overlap_is_coloured_above_0(tmp_path: Path) -> None:
@@ -179,9 +314,9 @@ def test_an_overlap_is_coloured_above_0(tmp_path: Path) -> None:
         path, figures.Volume(values, TWO_MM), (0, 0.5, 1), "fraction", str, ("a title", "a sentence")
     )
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    axial = pixels[-(192 + mosaic.LABEL_PIXELS) :, : mosaic.PANEL_PIXELS * mosaic.N_CUTS]
+    axial = pixels[-(186 + mosaic.LABEL_PIXELS) :, : mosaic.CELL_PIXELS * mosaic.N_CUTS]
     red, green, blue = np.moveaxis(axial, -1, 0)
-    across = np.broadcast_to(np.arange(axial.shape[1]) % mosaic.PANEL_PIXELS - mosaic.PANEL_PIXELS / 2, red.shape)
+    across = np.broadcast_to(np.arange(axial.shape[1]) % mosaic.CELL_PIXELS - mosaic.CELL_PIXELS / 2, red.shape)
     dark, pale = (red > 90) & (green < 30), (red > 240) & (green > 190) & (blue < 170)
     assert dark.any()
     assert pale.any()

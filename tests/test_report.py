@@ -105,7 +105,7 @@ def test_pages_are_self_contained(finished: Path, pages: dict[str, Elements]) ->
     for page in pages.values():
         links = [a["href"] for a in page.all("a")] + [image["src"] for image in page.all("img")]
         links += [frame["data-src"] for frame in page.all("iframe")]
-        files = {unquote(str(link)) for link in links if not str(link).startswith("#")}
+        files = {unquote(str(link).partition("#")[0]) for link in links if not str(link).startswith("#")}
         assert all((finished / link).is_file() and link.startswith("./") for link in files)
         size = sum((finished / link).stat().st_size for link in files if link.endswith(".png"))
         assert 50_000 < size < 5e6 / 2
@@ -116,12 +116,12 @@ def test_pictures_are_described(finished: Path, pages: dict[str, Elements]) -> N
     """Each picture has an alternative text and its true size."""
     for page in pages.values():
         images = page.all("img")
-        assert len(images) in (6, 12)
+        assert len(images) in (4, 8)
         for image in images:
             assert len(str(image["alt"])) > 40
             with Image.open(finished / unquote(str(image["src"]))) as picture:
                 assert picture.size == (int(str(image["width"])), int(str(image["height"])))
-        assert any("left" in str(image["alt"]) for image in images)
+        assert any(re.search("(Left|Right) hemisphere", str(image["alt"])) for image in images)
 
 
 def facts(page: str) -> list[dict[str, str]]:
@@ -138,26 +138,39 @@ def number(text: str) -> float:
     return float(text.replace("\N{MINUS SIGN}", "-").replace("\N{NARROW NO-BREAK SPACE}", ""))
 
 
-def test_facts_match_the_files(finished: Path) -> None:
-    """Volume, coverage, side and the highest r with its position match the sidecar and the map."""
-    sides = ["right", "right"]
+def test_facts_match_the_files(finished: Path, pages: dict[str, Elements]) -> None:
+    """Volume, coverage, side and centre match the sidecar and the mask; all maps are among the files."""
     sessions = facts((finished / "sub-02.html").read_text())
-    for told, session, side in zip(sessions, ("1", "2"), sides, strict=True):
+    summaries = re.findall(r"(\w+) hemisphere, (\S+) mL\.\s+(\S+) % of it inside", pages["02"].text)
+    for told, session, (side, volume_ml, coverage) in zip(sessions, ("1", "2"), summaries, strict=True):
         (r_map,) = (finished / f"sub-02/ses-{session}/func").glob("*stat-r*.nii.gz")
         sidecar = json.loads(r_map.with_name(r_map.name.replace(".nii.gz", ".json")).read_text())
-        assert number(told["Volume"].split()[0]) == pytest.approx(sidecar["LesionVolume"] / 1000, rel=0.01)
-        assert number(told["Coverage"].split()[0]) == pytest.approx(100 * sidecar["LesionCoverage"], rel=0.01)
-        assert told["Side"] == side
-        image = nib.load(r_map)
-        values = image.get_fdata()
-        highest, place = told["Highest r"].removesuffix(" mm").split(" at ")
-        assert number(highest) == pytest.approx(np.nanmax(values), rel=0.01)
-        voxel = np.unravel_index(np.nanargmax(values), values.shape)
-        np.testing.assert_allclose(
-            [number(coordinate) for coordinate in place.split(", ")], nib.affines.apply_affine(image.affine, voxel)
-        )
+        assert number(volume_ml) == pytest.approx(sidecar["LesionVolume"] / 1000, rel=0.01)
+        assert number(coverage) == pytest.approx(100 * sidecar["LesionCoverage"], rel=0.01)
+        assert side == "Right"
         centre = [number(coordinate) for coordinate in told["Centre (mm)"].split(", ")]
         assert np.linalg.norm(np.array(centre) - (13, -18, 8)) < 6
+        links = [unquote(str(a["href"])).removeprefix("./") for a in pages["02"].all("a")]
+        for path in r_map.parent.glob("*.nii.gz"):
+            assert path.relative_to(finished).as_posix() in links
+
+
+def test_captions_count_the_voxels(finished: Path, pages: dict[str, Elements]) -> None:
+    """The captions of r and of the binary map give the fractions of voxels above and below the thresholds."""
+    (r_map, t_map) = (
+        nib.load(next((finished / "sub-04/func").glob(f"*stat-{stat}_*statmap.nii.gz"))).get_fdata() for stat in "rt"
+    )
+    text = pages["04"].text
+    (threshold,) = {number(each) for each in re.findall(r"Shown: \|r\| > (\S+),", text)}
+    assert np.nanquantile(np.abs(r_map), 0.9) == pytest.approx(threshold, rel=0.05)
+    for pattern, values, least in (
+        (r"Shown: \|r\| > .*?: (\S+) % of the voxels are above the threshold, (\S+) % below", r_map, threshold),
+        (r": (\S+) % of the voxels have t > 7 \(orange\), (\S+) % have t < .7 \(blue\)", t_map, 7),
+    ):
+        above, below = re.findall(pattern, text)[0]
+        n_defined = np.isfinite(values).sum()
+        assert number(above) == pytest.approx(100 * (values > least).sum() / n_defined, abs=0.51)
+        assert number(below) == pytest.approx(100 * (values < -least).sum() / n_defined, abs=0.51)
 
 
 def test_clusters_match_the_map(finished: Path) -> None:
@@ -283,7 +296,8 @@ def test_markup_in_names_stays_text(odd: Path) -> None:
     assert "alert" not in text.partition("<script>")[2]
     assert not page.all("b")
     assert EVIL in page.text
-    assert all(set(attributes) <= {"href", "class", "download"} for attributes in page.all("a"))
+    names = {"href", "class", "download", "data-viewer", "data-mm"}
+    assert all(set(attributes) <= names for attributes in page.all("a"))
 
 
 @pytest.mark.parametrize(("coverage", "is_low"), [(0.5, False), (np.nextafter(0.5, 0), True)])
@@ -336,7 +350,7 @@ def test_the_page_of_a_failed_lesion_describes_its_run(failed: Path) -> None:
     ):
         assert words in page.text
     assert "no longer exist" not in page.text
-    assert "How to read the maps" not in page.text
+    assert "What the maps do not mean" not in page.text
     assert "The mask is not drawn: " in page.text
     log_link = f"./{log.parent.relative_to(failed)}/bids-lacuna.log"
     assert [a["href"] for a in page.all("a")].count(log_link) == 2

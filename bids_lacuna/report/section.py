@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bids_lacuna.files import hash_file, write_table
 from bids_lacuna.lesion import LOW_COVERAGE, name_side
 from bids_lacuna.report import figures
-from bids_lacuna.report.figures import Cluster, LesionShape, MapFacts, Volume
+from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
 from bids_lacuna.report.pages import decimal, position
-from bids_lacuna.report.pictures import Part, Pictures
+from bids_lacuna.report.pictures import Part, Picture, Pictures
 from bids_lacuna.text import percent
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,15 @@ FEW_CONNECTOME_SUBJECTS = 30
 
 NOT_IN_HEADING = ("sub", "ses", "space", "res", "label", "stat", "desc")
 """Entities that all lesions of a page share, or that a heading has in other words."""
+
+
+WHAT = {
+    "r": "r: correlation with the lesion, from the mean Fisher z",
+    "z": "mean Fisher z: the map for statistics over lesions",
+    "t": "t of z over the connectome subjects",
+    "n": "number of connectome subjects with a signal in each voxel",
+}
+"""What a map file contains."""
 
 
 @dataclass
@@ -38,15 +48,36 @@ class Section:
     coverage: float | None
     n_subjects: int | None
     side: str = "\N{EN DASH}"
+    place: str = ""
+    """Its side in words, at the beginning of a sentence; "" if the mask cannot be read."""
     facts: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
+    lesion: Picture | None = None
+    maps: list[Part] = field(default_factory=list)
+    """The pictures of each map, of which the page shows one at a time."""
     viewer: str = ""
-    viewer_map: str = ""
     clusters: dict[str, Any] = field(default_factory=dict)
     has_t: bool = False
-    files: list[str] = field(default_factory=list)
+    files: list[tuple[str, str]] = field(default_factory=list)
+    """Paths relative to the output's root, and what they contain."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A map, and what the page shows of it."""
+
+    stat: str
+    volume: Volume
+    threshold: float
+    """Voxels with a greater absolute value are shown; NaN for an undefined map."""
+    why: str
+    """Where the threshold comes from."""
+
+    @property
+    def condition(self) -> str:
+        """Describe the shown voxels."""
+        return f"|{self.stat}| > {decimal(self.threshold)}"
 
 
 def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Section:
@@ -61,12 +92,16 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
         coverage,
         n_subjects if isinstance(n_subjects, int) else None,
     )
-    maps = [lesion.r_map, lesion.z_map, lesion.t_map, lesion.n_map, *lesion.binary_maps.values()]
-    section.files = [path.relative_to(output_dir).as_posix() for path in maps if path]
+    maps = [
+        (lesion.r_map, WHAT["r"]),
+        (lesion.z_map, WHAT["z"]),
+        (lesion.t_map, WHAT["t"]),
+        (lesion.n_map, WHAT["n"]),
+    ]
+    maps += [(path, f"voxels with |t| > {threshold:g}") for threshold, path in lesion.binary_maps.items()]
+    section.files = [(path.relative_to(output_dir).as_posix(), what) for path, what in maps if path]
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.facts = [
-        ("Volume", f"{decimal(section.volume_ml)} mL"),
-        ("Coverage", f"{percent(nan if coverage is None else coverage)} inside the connectome's mask"),
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
     ]
     try:
@@ -119,38 +154,25 @@ def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) 
 
 
 def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section) -> None:
-    """Draw all pictures of a lesion and add them to its section."""
+    """Draw all pictures of a lesion and add them to its section; each map is read once."""
     folder.mkdir(parents=True, exist_ok=True)
-    shape = _read_lesion(lesion, section)
     pictures = Pictures(output_dir, folder / lesion.name)
+    shape = _read_lesion(lesion, section)
+    shown = _read_maps(lesion)
+    r_map, t_map = shown["r"], shown.get("t")
     if shape:
-        section.facts += _describe_shape(shape, section)
-        path = pictures.path("lesion.png")
-        figures.draw_lesion(path, shape)
-        alt = (
-            f"Slices of the MNI template with the lesion in red, around {position(shape.centre_mm)} mm; "
-            f"side: {section.side}"
-        )
-        caption = "The lesion (red). The middle slices pass through its centre."
-        section.parts.append(Part("Lesion", [pictures.add("Lesion on the template", path, alt, caption)]))
-    r_map = figures.read_map(lesion.r_map)
-    t_map = figures.read_map(lesion.t_map) if lesion.t_map else None
-    shown = [("r", r_map, figures.strongest_tenth_threshold(r_map), "about the strongest tenth of all voxels")]
-    if t_map:
-        given = next(iter(lesion.binary_maps), None)
-        threshold, why = (
-            (given, "the threshold given") if given else (figures.strongest_tenth_threshold(t_map), shown[0][3])
-        )
-        shown.append(("t", t_map, threshold, why))
-    for stat, volume, threshold, why in shown:
-        _draw_map(pictures, section, stat, volume, threshold, why, shape)
-    for threshold, map_path in lesion.binary_maps.items():
-        _draw_binary_map(pictures, section, threshold, figures.read_map(map_path), shape)
+        section.facts = _describe_shape(shape, section) + section.facts
+        section.lesion = _draw_lesion(pictures, section, shape, r_map.volume)
+    clusters = _find_clusters(r_map, shape)
+    for each in (r_map, t_map):
+        if each:
+            _draw_map(pictures, section, each, _choose_rows(each, shape, clusters), shape)
+    for threshold, path in lesion.binary_maps.items():
+        mask = Volume(np.sign(r_map.volume.values) * figures.read_map(path).values, r_map.volume.affine)
+        _draw_binary_map(pictures, section, threshold, mask, _choose_rows(None, shape, clusters), shape)
     _write_viewer(pictures, section, shown, shape)
     section.has_t = t_map is not None
-    section.clusters = _write_clusters(pictures, r_map, t_map, shape)
-    # matplotlib's figures are reference cycles: 4 MB per lesion.
-    gc.collect()
+    section.clusters = _write_clusters(pictures, r_map, t_map, clusters)
 
 
 def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
@@ -164,126 +186,158 @@ def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
     return shape
 
 
+def _read_maps(lesion: MappedLesion) -> dict[str, _Shown]:
+    """Read the r-, z- and t-map, as far as they exist, and choose what is shown of them."""
+    paths = {"r": lesion.r_map, "z": lesion.z_map, "t": lesion.t_map}
+    given = next(iter(lesion.binary_maps), None)
+    shown = {}
+    for stat, path in paths.items():
+        if path:
+            volume = figures.read_map(path)
+            threshold, why = figures.strongest_tenth_threshold(volume), "about the strongest tenth of all voxels"
+            if stat == "t" and given is not None and threshold == threshold:
+                threshold, why = given, "the threshold given"
+            shown[stat] = _Shown(stat, volume, threshold, why)
+    return shown
+
+
 def _describe_shape(shape: LesionShape, section: Section) -> list[tuple[str, str]]:
     left = shape.left_fraction
     section.side = name_side(left, 1 - left)
+    section.place = f"{section.side.capitalize()} hemisphere"
     if section.side == "both":
         section.side += f" (left {percent(left)})"
+        section.place = f"Both hemispheres ({percent(left)} on the left)"
     extents = zip("xyz", shape.low_mm, shape.high_mm, strict=True)
     return [
-        ("Side", section.side),
         ("Centre (mm)", position(shape.centre_mm)),
         ("Extent (mm)", "; ".join(f"{axis} {decimal(low)} to {decimal(high)}" for axis, low, high in extents)),
     ]
 
 
-def _draw_map(
-    pictures: Pictures,
-    section: Section,
-    stat: str,
-    volume: Volume,
-    threshold: float,
-    why: str,
-    shape: LesionShape | None,
-) -> None:
-    facts = figures.measure_map(volume, threshold)
-    if not facts.n_defined:
-        section.warnings.append(f"the {stat}-map has no defined voxel and is not drawn.")
-        return
-    section.facts += [
-        (f"Highest {stat}", f"{decimal(facts.maximum)} at {position(facts.maximum_mm)} mm"),
-        (f"Lowest {stat}", f"{decimal(facts.minimum)} at {position(facts.minimum_mm)} mm"),
-    ]
-    if not facts.n_above + facts.n_below:
-        section.warnings.append(f"no voxel has |{stat}| > {decimal(threshold)}: the pictures of the map are empty.")
-    mosaic, glass = pictures.path(f"{stat}-mosaic.png"), pictures.path(f"{stat}-glass.png")
-    figures.draw_map(mosaic, volume, threshold, stat, shape)
-    figures.draw_glass_brain(glass, volume, threshold, stat)
-    above = f"|{stat}| > {decimal(threshold)}, {why}"
-    counts = _describe_counts(facts)
-    outlined = "; the lesion is outlined in green" if shape else ""
-    section.parts.append(
-        Part(
-            f"{stat}-map",
-            [
-                pictures.add(
-                    f"{stat}-map on the template",
-                    mosaic,
-                    f"Slices of the MNI template with the {stat}-map where {above}: {counts}",
-                    f"Voxels with {above}: {counts}. Red is positive, blue negative{outlined}.",
-                ),
-                pictures.add(
-                    f"{stat}-map in a glass brain",
-                    glass,
-                    f"Glass brain from the left, the back, the right and above, with the {stat}-map where {above}",
-                    "The strongest voxels along each line of sight, with the same threshold.",
-                ),
-            ],
-        )
+def _draw_lesion(pictures: Pictures, section: Section, shape: LesionShape, r_map: Volume) -> Picture:
+    path = pictures.path("lesion.png")
+    figures.draw_lesion(path, shape, r_map)
+    coverage = nan if section.coverage is None else section.coverage
+    covered = "" if coverage >= 1 else ", hatched where the connectome has no voxel of the brain"
+    slices = "Axial slices from the lesion's lower to its upper end, the middle one through its centre"
+    where = f"{section.place}, around {position(shape.centre_mm)} mm"
+    return pictures.add(
+        "Lesion on the template",
+        path,
+        f"Axial slices of the MNI template with the lesion in red{covered}. {where}",
+        f"{slices}. Red: the lesion{covered}. L: left, R: right.",
     )
 
 
-def _describe_counts(facts: MapFacts) -> str:
-    above, below = (percent(n / facts.n_defined) for n in (facts.n_above, facts.n_below))
-    return f"{above} of the voxels are above the threshold, {below} below its negative"
+def _choose_rows(
+    shown: _Shown | None, shape: LesionShape | None, clusters: Mapping[str, Sequence[Cluster]]
+) -> list[Row]:
+    """Choose the slices of a map's picture: through the lesion's centre, and through the strongest peaks of r."""
+    points = [("Lesion's centre", shape.centre_mm)] if shape else []
+    outside = " outside the lesion" if shape else ""
+    for name, sign in (("Highest", "positive"), ("Lowest", "negative")):
+        points += [(f"{name} r{outside}", cluster.peak_mm) for cluster in clusters[sign][:1]]
+    rows = []
+    for name, point in points:
+        value = f"{shown.stat} = {decimal(shown.volume.at(point))}, " if shown else ""
+        rows.append(Row(f"{name}: {value}at {position(point)} mm", point))
+    return rows
+
+
+def _draw_map(
+    pictures: Pictures, section: Section, shown: _Shown, rows: Sequence[Row], shape: LesionShape | None
+) -> None:
+    stat = shown.stat
+    if not shown.volume.defined.size:
+        section.warnings.append(f"the {stat}-map has no defined voxel and is not drawn.")
+        return
+    above, below = figures.fractions_beyond(shown.volume, shown.threshold)
+    if not above + below:
+        section.warnings.append(f"no voxel has {shown.condition}: the pictures of the map are empty.")
+    path = pictures.path(f"{stat}-map.png")
+    scale = figures.two_sided_scale(shown.volume, shown.threshold, stat)
+    figures.draw_views(path, shown.volume, scale, rows, shape)
+    counts = f"{percent(above)} of the voxels are above the threshold, {percent(below)} below its negative"
+    what = f"{shown.condition}, {shown.why}: {counts}"
+    caption = f"{stat}-map from {section.n_subjects} connectome subjects. Shown: {what}."
+    caption += f" Red: positive. Blue: negative. {_legend(shape)}"
+    alt = f"Slices of the MNI template and glass brain with the {stat}-map where {what}. {_list_rows(rows)}"
+    section.maps.append(Part(f"{stat}-map", [pictures.add(f"{stat}-map on the template", path, alt, caption)]))
+
+
+def _legend(shape: LesionShape | None) -> str:
+    outlined = "Green line: the lesion. " if shape else ""
+    return f"{outlined}L: left, R: right, A: front, P: back. The crosses mark the points named above the slices."
+
+
+def _list_rows(rows: Sequence[Row]) -> str:
+    return ". ".join(row.name for row in rows)
 
 
 def _draw_binary_map(
-    pictures: Pictures, section: Section, threshold: float, volume: Volume, shape: LesionShape | None
+    pictures: Pictures,
+    section: Section,
+    threshold: float,
+    mask: Volume,
+    rows: Sequence[Row],
+    shape: LesionShape | None,
 ) -> None:
+    """Draw a binary map with the sign of r, which is that of t."""
+    if not mask.defined.size:
+        return
     path = pictures.path(f"t{threshold:g}".replace(".", "p") + "-mask.png")
-    figures.draw_binary_map(path, volume, shape)
-    n = int((volume.values > 0).sum())
-    caption = f"The {n} voxels with |t| > {threshold:g}, positive or negative."
-    section.parts.append(
-        Part(
-            f"Binary map, |t| > {threshold:g}",
-            [
-                pictures.add(
-                    f"Binary map of |t| above {threshold:g}",
-                    path,
-                    f"Slices of the MNI template with the {n} voxels where |t| is above {threshold:g} in orange",
-                    caption,
-                )
-            ],
-        )
+    figures.draw_views(path, mask, figures.two_colour_scale(), rows, shape)
+    above, below = (percent(fraction) for fraction in figures.fractions_beyond(mask, 0))
+    what = (
+        f"{above} of the voxels have t > {threshold:g} (orange), {below} have t < \N{MINUS SIGN}{threshold:g} (blue)"
     )
+    name = f"|t| > {threshold:g}"
+    picture = pictures.add(
+        f"Binary map of {name}",
+        path,
+        f"Slices of the MNI template with the binary map of {name}: {what}. {_list_rows(rows)}",
+        f"Binary map of {name} from {section.n_subjects} connectome subjects: {what}. {_legend(shape)}",
+    )
+    section.maps.append(Part(name, [picture]))
 
 
 def _write_viewer(
-    pictures: Pictures,
-    section: Section,
-    shown: Sequence[tuple[str, Volume, float, str]],
-    shape: LesionShape | None,
+    pictures: Pictures, section: Section, shown: Mapping[str, _Shown], shape: LesionShape | None
 ) -> None:
     """Write the viewer of the maps that have a defined voxel."""
-    maps = {stat: volume for stat, volume, threshold, _ in shown if threshold == threshold}
-    thresholds = {stat: threshold for stat, _, threshold, _ in shown}
-    if maps:
-        path = pictures.path("viewer.html")
-        section.viewer_map = " and the ".join(f"{stat}-map" for stat in maps)
-        figures.write_viewer(path, maps, thresholds, shape, f"Maps of {section.heading}")
-        section.viewer = pictures.relative(path)
+    defined = {stat: each for stat, each in shown.items() if each.threshold == each.threshold}
+    if not defined:
+        return
+    path = pictures.path("viewer.html")
+    maps = {stat: each.volume for stat, each in defined.items()}
+    thresholds = {stat: each.threshold for stat, each in defined.items()}
+    figures.write_viewer(path, maps, thresholds, shape, f"Maps of {section.heading}")
+    section.viewer = pictures.relative(path)
+
+
+def _find_clusters(r_map: _Shown, shape: LesionShape | None) -> dict[str, list[Cluster]]:
+    """Find the clusters of each sign whose peak is among the shown voxels."""
+    found = zip(("positive", "negative"), figures.find_clusters(r_map.volume, shape), strict=True)
+    return {sign: [each for each in clusters if abs(each.value) > r_map.threshold] for sign, clusters in found}
 
 
 def _write_clusters(
-    pictures: Pictures, r_map: Volume, t_map: Volume | None, shape: LesionShape | None
+    pictures: Pictures, r_map: _Shown, t_map: _Shown | None, clusters: Mapping[str, Sequence[Cluster]]
 ) -> dict[str, Any]:
     """Write the table of clusters, and return its rows for the page."""
-    positive, negative = figures.find_clusters(r_map, shape)
-
-    def rows(clusters: Iterable[Cluster]) -> list[dict[str, Any]]:
-        return [
+    tables: dict[str, list[dict[str, Any]]] = {
+        sign: [
             {
                 "peak_mm": cluster.peak_mm,
                 "r": cluster.value,
-                "t": t_map.at(cluster.peak_mm) if t_map else None,
+                "t": t_map.volume.at(cluster.peak_mm) if t_map else None,
                 "size_mm3": cluster.size_mm3,
             }
-            for cluster in clusters
+            for cluster in found
         ]
-
-    tables = {"positive": rows(positive), "negative": rows(negative)}
+        for sign, found in clusters.items()
+    }
     cells = []
     for sign, table in tables.items():
         for row in table:
@@ -291,4 +345,4 @@ def _write_clusters(
             cells.append([sign, *(f"{x:g}" for x in row["peak_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"])
     path = pictures.path("clusters.tsv")
     write_table(path, ("sign", "x_mm", "y_mm", "z_mm", "r", "t", "size_mm3"), cells)
-    return {**tables, "path": pictures.relative(path)}
+    return {**tables, "threshold": r_map.threshold, "path": pictures.relative(path)}

@@ -1,20 +1,17 @@
-"""The pictures and numbers of the reports. Importing this package loads nilearn and matplotlib, which take 200 MB."""
+"""The pictures and numbers of the reports.
 
-from bids_lacuna.report.figures.mosaic import (
-    draw_binary_map,
-    draw_glass_brain,
-    draw_lesion,
-    draw_map,
-    draw_overlap,
-    draw_tiles,
-)
+Charts are not imported here: only a group's page has them, and matplotlib takes half a second and 60 MB.
+"""
+
+from bids_lacuna.report.figures.clusters import Cluster, find_clusters
+from bids_lacuna.report.figures.colours import Scale, two_colour_scale, two_sided_scale
+from bids_lacuna.report.figures.mosaic import Row, draw_lesion, draw_map, draw_overlap, draw_tiles, draw_views
 from bids_lacuna.report.figures.viewer import write_viewer
 from bids_lacuna.report.figures.volumes import (
-    Cluster,
     LesionShape,
     MapFacts,
     Volume,
-    find_clusters,
+    fractions_beyond,
     measure_map,
     read_lesion,
     read_map,
@@ -25,17 +22,21 @@ __all__ = [
     "Cluster",
     "LesionShape",
     "MapFacts",
+    "Row",
+    "Scale",
     "Volume",
-    "draw_binary_map",
-    "draw_glass_brain",
     "draw_lesion",
     "draw_map",
     "draw_overlap",
     "draw_tiles",
+    "draw_views",
     "find_clusters",
+    "fractions_beyond",
     "measure_map",
     "read_lesion",
     "read_map",
     "strongest_tenth_threshold",
+    "two_colour_scale",
+    "two_sided_scale",
     "write_viewer",
 ]

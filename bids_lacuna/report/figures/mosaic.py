@@ -1,4 +1,4 @@
-"""Pictures of volumes on the MNI template: slices and glass brains.
+"""Pictures of maps and lesions on the MNI template: sheets of slices and glass brains.
 
 Left is on the left in all of them, and labelled.
 """
@@ -6,104 +6,172 @@ Left is on the left in all of them, and labelled.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.figure import Figure
-from nilearn import plotting
-from nilearn.plotting.displays import OrthoProjector
-from PIL import Image
-from scipy.ndimage import binary_erosion
 
-from bids_lacuna.files import renamed_when_whole
-from bids_lacuna.report.figures.colours import Scale, draw_colour_bar, minus_sign, one_colour_scale, two_sided_scale
-from bids_lacuna.report.figures.png import PIXELS_PER_INCH, reduce_colours, save_figure
-from bids_lacuna.report.figures.volumes import LesionShape, Volume, template
+from bids_lacuna.report.figures.colours import (
+    NO_SCALE,
+    WHITE,
+    Scale,
+    minus_sign,
+    one_sided_scale,
+    two_sided_scale,
+)
+from bids_lacuna.report.figures.glass import VIEWS, draw_view, sample_on_template
+from bids_lacuna.report.figures.sheets import BAR_PIXELS, Sheet
+from bids_lacuna.report.figures.slices import Plane, draw_lesion_slice, draw_slice, mark
+from bids_lacuna.report.figures.volumes import LesionShape, Volume
 
 Array = np.ndarray
 
+Point = tuple[float, float, float]
+
 N_CUTS = 7
-"""Slices per plane in a mosaic."""
+"""Slices per row of a mosaic."""
+
+CLOSEST_CUTS = 2
+"""Distance in mm of the slices of a small lesion."""
 
 WHOLE_BRAIN_CUTS = (
     (-60.0, -42, -24, -6, 12, 30, 48),
     (-90.0, -66, -42, -18, 6, 30, 54),
     (-42.0, -24, -6, 12, 30, 48, 66),
 )
-"""x, y and z in mm of a map's slices, the same for all maps so that they can be compared."""
+"""x, y and z in mm of a group map's slices, the same for all maps so that they can be compared."""
 
-BOX_MM = ((-80.0, 80.0), (-112.0, 80.0), (-74.0, 86.0))
-"""Extent of the drawn part of the template along x, y and z."""
-
-PANEL_PIXELS = 186
-"""Width of every slice, that of the widest, so that the slices of all planes are aligned."""
+CELL_PIXELS = 186
+"""Width of each slice of a mosaic, that of the widest, so that the slices of all planes are aligned."""
 
 LABEL_PIXELS = 22
-"""Height below each row of slices, for their coordinates."""
-
-BAR_PIXELS = 140
-"""Width beside the slices, for the colour bar and its numbers."""
-
-SIDE_PIXELS = 66
-"""Distance from the middle of a slice to the letter of the side."""
-
-N_GREYS = 48
-"""Shades of grey of the template."""
+"""Height of a line of text above or below slices."""
 
 TITLE_PIXELS = 56
 """Height above a group's slices, for the title."""
 
-TILE = 2
-"""Pixels of a slice along each edge of a tile's pixel."""
+VIEW_SCALE = 1.5
+"""Pixels per mm of the slices through a point."""
 
-N_TILE_COLOURS = 32
-"""Colours of a sheet of tiles."""
+GAP_PIXELS = 8
+"""Distance between slices, and between rows."""
 
-LESION_COLOUR = "#d7191c"
-
-OUTLINE_COLOUR = "#00ff00"
-"""Colour of the lesion's outline on a map: neither hot nor cold."""
-
-ABOVE_COLOUR = "#e66101"
+TILE_SCALE = 0.5
+"""Pixels per mm of a tile."""
 
 
-def lesion_cuts(lesion: LesionShape) -> tuple[tuple[float, ...], ...]:
-    """Choose slices from one end of the lesion to the other, with its centre in the middle."""
-    cuts = []
-    for centre, low, high in zip(lesion.centre_mm, lesion.low_mm, lesion.high_mm, strict=True):
-        half = N_CUTS // 2
-        step = max(2, round(max(centre - low, high - centre) / half))
-        cuts.append(tuple(round(centre) + step * number for number in range(-half, half + 1)))
-    return tuple(cuts)
+SIDES = (("P", "A"), ("L", "R"), ("L", "R"))
+"""Letters at the left and right of a sagittal, a coronal and an axial slice."""
+
+GLASS_TITLE = "Whole brain: the strongest value along each line of sight"
 
 
-def draw_lesion(path: Path, lesion: LesionShape) -> None:
-    """Draw a lesion on the template."""
-    _draw_mosaic(path, lesion_cuts(lesion), _overlay(lesion), one_colour_scale(LESION_COLOUR))
+@dataclass(frozen=True)
+class Row:
+    """Three orthogonal slices through a point."""
+
+    name: str
+    """Printed above the slices: "highest r outside the lesion: 0.42"."""
+    point_mm: Point
 
 
-def _overlay(lesion: LesionShape) -> Volume:
-    return Volume(lesion.mask.values.astype(np.float32), lesion.mask.affine)
+@dataclass(frozen=True)
+class _Panel:
+    """One slice, or one view of a glass brain."""
+
+    picture: Array
+    label: str
+    sides: tuple[str, str]
 
 
-def draw_binary_map(path: Path, volume: Volume, lesion: LesionShape | None) -> None:
-    """Draw the mask of |t| above a threshold, and the lesion's outline."""
-    _draw_mosaic(path, WHOLE_BRAIN_CUTS, volume, one_colour_scale(ABOVE_COLOUR), outline=lesion)
+@dataclass(frozen=True)
+class _Strip:
+    """Panels beside each other."""
+
+    panels: Sequence[_Panel]
+    cell_width: int = 0
+    """Pixels of each panel's cell; 0 for the panel's own width and a gap."""
+    title: str = ""
+
+    @property
+    def widths(self) -> list[int]:
+        """Pixels of each panel's cell."""
+        return [self.cell_width or panel.picture.shape[1] + GAP_PIXELS for panel in self.panels]
+
+    @property
+    def slices_height(self) -> int:
+        """Pixels of the tallest panel."""
+        return max(len(panel.picture) for panel in self.panels)
+
+    @property
+    def height(self) -> int:
+        """Pixels, with the title and the labels."""
+        return self.slices_height + LABEL_PIXELS + (LABEL_PIXELS + GAP_PIXELS if self.title else 0)
+
+    def paste(self, sheet: Sheet, top: int) -> None:
+        """Put the panels onto a sheet, with their labels."""
+        if self.title:
+            sheet.write(self.title, 0, top + GAP_PIXELS, bold=True)
+            top += LABEL_PIXELS + GAP_PIXELS
+        left = 0
+        for panel, width in zip(self.panels, self.widths, strict=True):
+            rows, columns = panel.picture.shape
+            first_row = top + (self.slices_height - rows) // 2
+            first_column = left + (width - columns) // 2
+            sheet.paste(panel.picture, first_column, first_row)
+            for letter, column, anchor in zip(panel.sides, (2, columns - 2), ("la", "ra"), strict=True):
+                sheet.write(letter, first_column + column, first_row + 1, anchor, bold=True)
+            sheet.write(panel.label, first_column + columns // 2, top + self.slices_height + 2, "ma")
+            left += width
 
 
-def draw_map(
-    path: Path,
-    volume: Volume,
-    threshold: float,
-    name: str,
-    lesion: LesionShape | None = None,
-    title: tuple[str, str] | None = None,
+def lesion_cuts(lesion: LesionShape) -> tuple[float, ...]:
+    """Choose axial slices from one end of the lesion to the other, with its centre in the middle."""
+    centre, low, high = lesion.centre_mm[2], lesion.low_mm[2], lesion.high_mm[2]
+    n_beside = N_CUTS // 2
+    below = np.linspace(min(low, centre - CLOSEST_CUTS * n_beside), centre, n_beside + 1)
+    above = np.linspace(centre, max(high, centre + CLOSEST_CUTS * n_beside), n_beside + 1)
+    return tuple(np.rint([*below, *above[1:]]).tolist())
+
+
+def draw_lesion(path: Path, lesion: LesionShape, volume: Volume | None = None) -> None:
+    """Draw axial slices of a lesion on the template, hatched where a map is undefined."""
+    planes = [Plane(2, cut) for cut in lesion_cuts(lesion)]
+    panels = [_panel(plane, draw_lesion_slice(plane, lesion, volume)) for plane in planes]
+    _draw(path, [_Strip(panels, CELL_PIXELS)], NO_SCALE)
+
+
+def draw_views(
+    path: Path, volume: Volume, scale: Scale, rows: Sequence[Row], outline: LesionShape | None = None
 ) -> None:
-    """Draw a map's voxels beyond a threshold on the template, and the lesion's outline.
+    """Draw three orthogonal slices of a map through each of some points, and its glass brain.
+
+    A mask, whose scale has no name, has no strongest values, and so no glass brain.
+
+    Parameters
+    ----------
+    rows
+        The points, marked in the slices.
+    outline
+        Lesion whose outline is drawn.
+    """
+    strips = []
+    for row in rows:
+        planes = [Plane(axis, cut, VIEW_SCALE) for axis, cut in enumerate(row.point_mm)]
+        pictures = [draw_slice(plane, volume, scale, outline) for plane in planes]
+        for plane, picture in zip(planes, pictures, strict=True):
+            mark(picture, *plane.pixel(row.point_mm))
+        panels = [_panel(plane, picture) for plane, picture in zip(planes, pictures, strict=True)]
+        strips.append(_Strip(panels, title=row.name))
+    if scale.name:
+        on_template = sample_on_template(volume)
+        glass = [_Panel(draw_view(view, on_template, scale), view.name, view.sides) for view in VIEWS]
+        strips.append(_Strip(glass, title=GLASS_TITLE))
+    _draw(path, strips, scale)
+
+
+def draw_map(path: Path, volume: Volume, threshold: float, name: str, title: tuple[str, str]) -> None:
+    """Draw a map's voxels beyond a threshold on slices of the whole template.
 
     Parameters
     ----------
@@ -112,7 +180,7 @@ def draw_map(
     title
         As for `draw_overlap`.
     """
-    _draw_mosaic(path, WHOLE_BRAIN_CUTS, volume, two_sided_scale(volume, threshold, name), lesion, title)
+    _draw_whole_brain(path, volume, two_sided_scale(volume, threshold, name), title)
 
 
 def draw_overlap(
@@ -123,7 +191,7 @@ def draw_overlap(
     tick_label: Callable[[float], str],
     title: tuple[str, str],
 ) -> None:
-    """Draw the voxels above 0 of a map of counts or fractions on the template.
+    """Draw the voxels above 0 of a map of counts or fractions on slices of the whole template.
 
     Parameters
     ----------
@@ -136,10 +204,34 @@ def draw_overlap(
     title
         What the picture shows, and a sentence about what it does not show; both are printed above the slices.
     """
-    # Without the palest colours, which look like the background.
-    colours = ListedColormap(mpl.colormaps["YlOrRd"](np.linspace(0.2, 1, 256)))
-    scale = Scale(colours, Normalize(0, ticks[-1]), name, tick_label=tick_label, ticks=ticks)
-    _draw_mosaic(path, WHOLE_BRAIN_CUTS, volume, scale, title=title)
+    _draw_whole_brain(path, volume, one_sided_scale(ticks, name, tick_label), title)
+
+
+def _draw_whole_brain(path: Path, volume: Volume, scale: Scale, title: tuple[str, str]) -> None:
+    strips = []
+    for axis, cuts in enumerate(WHOLE_BRAIN_CUTS):
+        planes = [Plane(axis, cut) for cut in cuts]
+        strips.append(_Strip([_panel(plane, draw_slice(plane, volume, scale)) for plane in planes], CELL_PIXELS))
+    _draw(path, strips, scale, title)
+
+
+def _panel(plane: Plane, picture: Array) -> _Panel:
+    return _Panel(picture, f"{'xyz'[plane.axis]} = {minus_sign(f'{plane.cut:.0f}')}", SIDES[plane.axis])
+
+
+def _draw(path: Path, strips: Sequence[_Strip], scale: Scale, title: Sequence[str] = ()) -> None:
+    """Draw strips one below the other, with a colour bar if the scale has a name."""
+    top = TITLE_PIXELS if title else 0
+    width = max(sum(strip.widths) for strip in strips)
+    sheet = Sheet(width + (BAR_PIXELS if scale.name else 0), top + sum(strip.height for strip in strips))
+    for line, text in enumerate(title):
+        sheet.write(text, 8, 6 + 24 * line, bold=not line)
+    for strip in strips:
+        strip.paste(sheet, top)
+        top += strip.height
+    if scale.name:
+        sheet.draw_colour_bar(scale, width + 24)
+    sheet.save(path, scale)
 
 
 def draw_tiles(path: Path, lesions: Sequence[LesionShape]) -> tuple[int, int]:
@@ -151,132 +243,20 @@ def draw_tiles(path: Path, lesions: Sequence[LesionShape]) -> tuple[int, int]:
         Pixels of one of them.
     """
     tiles = [_tile(lesion) for lesion in lesions]
-    picture = Image.fromarray((255 * np.concatenate(tiles)).astype(np.uint8))
-    with renamed_when_whole(path) as temporary:
-        reduce_colours(picture, N_TILE_COLOURS).save(temporary, format="png")
-    height, width = tiles[0].shape[:2]
+    height, width = tiles[0].shape
+    sheet = Sheet(width, height * len(tiles))
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, 0, number * height)
+    sheet.save(path, NO_SCALE)
     return width, height
 
 
 def _tile(lesion: LesionShape) -> Array:
-    scale, overlay = one_colour_scale(LESION_COLOUR), _overlay(lesion)
-    slices = [_slice(axis, cut, overlay, scale, None) for axis, cut in enumerate(lesion.centre_mm)]
-    height = max(len(each) for each in slices)
-    fine = np.concatenate(
-        [np.pad(each, ((0, height - len(each)), (0, 0), (0, 0)), constant_values=1) for each in slices], axis=1
-    )
-    return fine.reshape(height // TILE, TILE, -1, TILE, 3).mean(axis=(1, 3))
-
-
-def draw_glass_brain(path: Path, volume: Volume, threshold: float, name: str) -> None:
-    """Draw the strongest voxel along each line of sight through the brain."""
-    scale = two_sided_scale(volume, threshold, name)
-    display = _glass_brain()
-    figure = display.frame_axes.figure
-    display.add_overlay(
-        volume.image(),
-        threshold=threshold,
-        cmap=scale.colours,
-        vmin=scale.limits.vmin,
-        vmax=scale.limits.vmax,
-        interpolation="nearest",
-    )
-    bar = figure.add_axes((0.925, 0.1, 0.014, 0.72))
-    draw_colour_bar(bar, scale)
-    save_figure(figure, path)
-    bar.remove()
-    for view in display.axes.values():
-        for image in list(view.ax.images):
-            image.remove()
-
-
-@cache
-def _glass_brain() -> OrthoProjector:
-    """Draw an empty glass brain, to be reused: its thousand strokes take ten times as long as a map in it."""
-    figure = Figure(figsize=(12.6, 3.5), dpi=PIXELS_PER_INCH, facecolor="white")
-    return plotting.plot_glass_brain(
-        None, figure=figure, axes=(0, 0, 0.9, 1), display_mode="lyrz", plot_abs=False, colorbar=False
-    )
-
-
-def _draw_mosaic(
-    path: Path,
-    cuts: Sequence[Sequence[float]],
-    overlay: Volume,
-    scale: Scale,
-    outline: LesionShape | None = None,
-    title: tuple[str, str] | None = None,
-) -> None:
-    """Draw rows of slices, a row per plane and a pixel per mm, with a colour bar if the scale has a name."""
-    rows = [
-        np.concatenate([_slice(axis, cut, overlay, scale, outline) for cut in row_cuts], axis=1)
-        for axis, row_cuts in enumerate(cuts)
-    ]
-    picture = np.concatenate([np.pad(row, ((0, LABEL_PIXELS), (0, 0), (0, 0)), constant_values=1) for row in rows])
-    height, width = picture.shape[:2]
-    whole_width = width + (BAR_PIXELS if scale.name else 0)
-    whole_height = height + (TITLE_PIXELS if title else 0)
-    figure = Figure(
-        (whole_width / PIXELS_PER_INCH, whole_height / PIXELS_PER_INCH), dpi=PIXELS_PER_INCH, facecolor="white"
-    )
-    axes = figure.add_axes((0, 0, width / whole_width, height / whole_height))
-    axes.imshow(picture, interpolation="none", aspect="auto")
-    axes.set_axis_off()
-    top = 0
-    for axis, (row, row_cuts) in enumerate(zip(rows, cuts, strict=True)):
-        _write_coordinates(axes, axis, row_cuts, top, top + row.shape[0], width / len(row_cuts))
-        top += row.shape[0] + LABEL_PIXELS
-    if scale.name:
-        bar = figure.add_axes(((width + 24) / whole_width, 0.22, 18 / whole_width, 0.56))
-        draw_colour_bar(bar, scale)
-    for line, text in enumerate(title or ()):
-        weight = "normal" if line else "bold"
-        figure.text(8 / whole_width, 1 - (6 + 24 * line) / whole_height, text, va="top", fontsize=11, weight=weight)
-    save_figure(figure, path)
-
-
-def _slice(axis: int, cut: float, overlay: Volume, scale: Scale, outline: LesionShape | None) -> Array:
-    """Return one slice as RGB: shape (rows, columns, 3)."""
-    points, picture = _plane(axis, cut), _background(axis, cut).copy()
-    values = overlay.sample(points)
-    shown = np.isfinite(values) & (np.abs(values) > scale.threshold)
-    if shown.any():
-        picture[shown] = scale.colours(scale.limits(values[shown]))[:, :3]
-    if outline is not None:
-        inside = outline.mask.sample(points)
-        picture[inside & ~binary_erosion(inside)] = mpl.colors.to_rgb(OUTLINE_COLOUR)
-    return picture
-
-
-@lru_cache(maxsize=sum(map(len, WHOLE_BRAIN_CUTS)))
-def _background(axis: int, cut: float) -> Array:
-    grey = np.clip(template().interpolate(_plane(axis, cut)), 0, 1)
-    # The template is 0 outside the brain: white, like the page. Few greys make small files.
-    shades = np.where(grey > 0.05, 0.15 + 0.75 * np.round(grey * N_GREYS) / N_GREYS, 1.0)
-    return np.repeat(shades[..., np.newaxis], 3, axis=-1).astype(np.float32)
-
-
-def _plane(axis: int, cut: float) -> Array:
-    """Return the points of a slice in mm: shape (rows, columns, 3), from the top of the head or the forehead."""
-    across, up = [other for other in range(3) if other != axis]
-    middle = sum(BOX_MM[across]) / 2
-    columns = np.arange(middle - PANEL_PIXELS / 2, middle + PANEL_PIXELS / 2)
-    rows = np.arange(BOX_MM[up][1], BOX_MM[up][0], -1.0)
-    points = np.empty((len(rows), len(columns), 3), np.float32)
-    points[..., axis], points[..., across], points[..., up] = cut, columns, rows[:, np.newaxis]
-    return points
-
-
-def _write_coordinates(
-    axes: Axes, axis: int, cuts: Sequence[float], top: float, bottom: float, panel_width: float
-) -> None:
-    for number, cut in enumerate(cuts):
-        middle = (number + 0.5) * panel_width
-        axes.text(
-            middle, bottom + 2, f"{'xyz'[axis]} = {minus_sign(f'{cut:.0f}')}", ha="center", va="top", fontsize=11
-        )
-        if axis > 0:
-            for letter, side in (("L", -1), ("R", 1)):
-                axes.text(
-                    middle + side * SIDE_PIXELS, top + 4, letter, ha="center", va="top", fontsize=11, weight="bold"
-                )
+    """Draw the slices in cells of the same width."""
+    slices = [draw_lesion_slice(Plane(axis, cut, TILE_SCALE), lesion) for axis, cut in enumerate(lesion.centre_mm)]
+    height, width = max(len(each) for each in slices), round(CELL_PIXELS * TILE_SCALE)
+    tile = np.full((height, 3 * width), WHITE, np.uint8)
+    for number, each in enumerate(slices):
+        left = number * width + (width - each.shape[1]) // 2
+        tile[: len(each), left : left + each.shape[1]] = each
+    return tile

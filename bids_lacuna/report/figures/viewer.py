@@ -173,9 +173,8 @@ def _pack(array: Array) -> str:
 @cache
 def _colours() -> dict[str, list[str]]:
     """Return the colours of each sign, from the threshold to the strongest value, as in the pictures."""
-    colours = two_sided_colours(1, 0)
-    strengths = np.linspace(0, 1, N_COLOURS)
+    negative, positive = np.split(two_sided_colours(N_COLOURS), 2)
     return {
-        sign: ["#" + "".join(f"{round(255 * part):02x}" for part in colour[:3]) for colour in colours(position)]
-        for sign, position in (("negative", 0.5 - strengths / 2 - 1e-6), ("positive", 0.5 + strengths / 2))
+        sign: ["#" + bytes(colour).hex() for colour in colours]
+        for sign, colours in (("negative", negative[::-1]), ("positive", positive))
     }

@@ -1,16 +1,16 @@
-"""Maps and lesions in world coordinates: reading them, measuring them, and finding clusters."""
+"""Maps, lesions and the template in world coordinates: reading and measuring them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nilearn.datasets import load_mni152_template
-from scipy.ndimage import label, map_coordinates, maximum, maximum_position
 
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.lesion import read_mask
@@ -20,11 +20,14 @@ Array = np.ndarray
 STRONGEST_FRACTION = 0.1
 """Fraction of a map's voxels that is shown where no threshold was given."""
 
-CLUSTER_FRACTION = 0.02
-"""Fraction of a map's voxels outside the lesion that forms the clusters of each sign."""
+TEMPLATE_FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+"""The MNI template in nilearn's package: ICBM 2009a, symmetric, 1 mm, without the skull."""
 
-N_CLUSTERS = 5
-"""Clusters of each sign in the table."""
+TEMPLATE_STEP = 2
+"""Voxels of the file along each edge of a voxel of `template`."""
+
+NEGLIGIBLE = 1e-5
+"""Shear, in voxels per millimetre, that moves no position by a hundredth of a voxel."""
 
 
 @dataclass(frozen=True)
@@ -37,41 +40,63 @@ class Volume:
     """Shape (4, 4): voxel indices to millimetres."""
 
     @cached_property
-    def _to_voxels(self) -> Array:
+    def to_voxels(self) -> Array:
+        """Affine from millimetres to voxel indices: shape (4, 4)."""
         return np.linalg.inv(self.affine)
 
-    def sample(self, points_mm: Array, outside: float = 0) -> Array:
+    @cached_property
+    def defined(self) -> Array:
+        """The finite values in the array's memory order: shape (n,)."""
+        values = self.values.ravel(order="K")
+        return values[np.isfinite(values)]
+
+    def sample(self, points_mm: Sequence[Array], outside: float = 0) -> Array:
         """Return the values of the voxels that contain points.
 
         Parameters
         ----------
-        points_mm : shape (..., 3)
+        points_mm
+            x, y and z: arrays that broadcast to a shape. For a plane or a grid they are a row, a column and so on,
+            which makes indices cheap if the volume's axes are parallel to them.
         outside
             Value for points outside the volume.
 
         Returns
         -------
-        shape (...)
+        array of the broadcast shape
         """
-        voxels = np.rint(nib.affines.apply_affine(self._to_voxels, points_mm)).astype(np.intp)
-        inside = ((voxels >= 0) & (voxels < self.values.shape)).all(axis=-1)
-        values = np.full(inside.shape, outside, self.values.dtype)
-        values[inside] = self.values[tuple(voxels[inside].T)]
-        return values
-
-    def interpolate(self, points_mm: Array) -> Array:
-        """Interpolate the values at points linearly; 0 outside."""
-        voxels = np.moveaxis(nib.affines.apply_affine(self._to_voxels, points_mm), -1, 0)
-        return map_coordinates(self.values, voxels, order=1)
+        voxels, inside = [], np.True_
+        for row, n in zip(self.to_voxels, self.values.shape, strict=False):
+            index = row[3]
+            for factor, coordinates in zip(row[:3], points_mm, strict=True):
+                if abs(factor) > NEGLIGIBLE:
+                    index = index + factor * coordinates
+            rounded = np.rint(index).astype(np.intp)
+            inside = inside & (rounded >= 0) & (rounded < n)
+            voxels.append(np.clip(rounded, 0, n - 1))
+        values = self.values[tuple(voxels)]
+        return values if inside.all() else np.where(inside, values, self.values.dtype.type(outside))
 
     def inside(self, lesion: LesionShape) -> Array:
         """Return whether each voxel's centre lies in a lesion: shape (x, y, z), boolean."""
-        points = nib.affines.apply_affine(self.affine, np.moveaxis(np.indices(self.values.shape), 0, -1))
-        return lesion.mask.sample(points)
+        mask, contained = lesion.mask, np.zeros(self.values.shape, bool)
+        corners = list(product(*[(-0.5, n - 0.5) for n in mask.values.shape]))
+        ends = nib.affines.apply_affine(self.to_voxels @ mask.affine, corners)
+        edges = (ends.min(axis=0), ends.max(axis=0) + 1)
+        low, high = (np.clip(edge, 0, contained.shape).astype(int) for edge in edges)
+        box = tuple(map(slice, low, high))
+        indices = np.ogrid[box]
+        affine = self.affine
+        points = [
+            affine[axis, 3] + sum(affine[axis, other] * indices[other] for other in range(3) if affine[axis, other])
+            for axis in range(3)
+        ]
+        contained[box] = mask.sample(points)
+        return contained
 
     def at(self, point_mm: Sequence[float]) -> float:
         """Return the value of the voxel that contains a point; NaN outside."""
-        return float(self.sample(np.array(point_mm)[np.newaxis], outside=np.nan)[0])
+        return float(self.sample([np.asarray(coordinate) for coordinate in point_mm], outside=np.nan))
 
     def image(self) -> nib.Nifti1Image:
         """Return it as an image, with 0 for undefined values: nilearn would warn about each one."""
@@ -92,17 +117,6 @@ class LesionShape:
     """Lowest and highest coordinates of its voxels' centres."""
     left_fraction: float
     """Fraction of its volume at x < 0, without voxels at x = 0; one half if there are no others."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Adjacent voxels, and the strongest of them: a row of the table of clusters."""
-
-    peak_mm: tuple[float, float, float]
-    """Position of its strongest voxel."""
-    value: float
-    """Value of its strongest voxel."""
-    size_mm3: float
 
 
 @dataclass(frozen=True)
@@ -143,17 +157,19 @@ def read_lesion(path: Path, threshold: float | None = None) -> LesionShape:
     """
     image = open_image(path, "mask")
     corner, weights = read_mask(image, threshold)
-    box = weights > 0
     affine = image.affine @ nib.affines.from_matvec(np.eye(3), corner)
-    points = nib.affines.apply_affine(affine, np.argwhere(box))
-    centre = points[np.argmin(np.sum((points - points.mean(axis=0)) ** 2, axis=1))]
-    x = points[:, 0].round(3)
-    left, right = (float(weights[box][there].sum()) for there in (x < 0, x > 0))
+    # Axes reversed: in the order of the memory.
+    reversed_weights = weights.T
+    box = reversed_weights > 0
+    points = affine[:3, :3] @ np.stack(np.nonzero(box)[::-1]) + affine[:3, 3:]
+    distances = np.square(points - points.mean(axis=1, keepdims=True)).sum(axis=0)
+    x, inside = points[0].round(3), reversed_weights[box]
+    left, right = (float(inside[there].sum()) for there in (x < 0, x > 0))
     return LesionShape(
-        Volume(box, affine),
-        _triple(centre),
-        _triple(points.min(axis=0)),
-        _triple(points.max(axis=0)),
+        Volume(box.T, affine),
+        _triple(points[:, distances.argmin()]),
+        _triple(points.min(axis=1)),
+        _triple(points.max(axis=1)),
         left / (left + right) if left + right else 0.5,
     )
 
@@ -165,77 +181,55 @@ def _triple(point: Iterable[float]) -> tuple[float, float, float]:
 
 def strongest_tenth_threshold(volume: Volume) -> float:
     """Return the absolute value exceeded by a tenth of a map's voxels, to two digits; NaN for an undefined map."""
-    sizes = np.abs(volume.values[np.isfinite(volume.values)])
-    if not sizes.size:
+    if not volume.defined.size:
         return float("nan")
-    return float(f"{np.quantile(sizes, 1 - STRONGEST_FRACTION):.2g}")
+    return float(f"{np.quantile(np.abs(volume.defined), 1 - STRONGEST_FRACTION):.2g}")
 
 
 def measure_map(volume: Volume, threshold: float) -> MapFacts:
     """Find a map's extremes, and count the voxels beyond its threshold."""
-    defined = np.isfinite(volume.values)
-    values = volume.values
-    if not defined.any():
+    if not volume.defined.size:
         nowhere = (float("nan"),) * 3
         return MapFacts(threshold, 0, 0, 0, float("nan"), float("nan"), nowhere, nowhere)
-    voxels = [np.unravel_index(find(values), values.shape) for find in (np.nanargmax, np.nanargmin)]
-    high_mm, low_mm = (_triple(nib.affines.apply_affine(volume.affine, voxel)) for voxel in voxels)
     return MapFacts(
         threshold,
-        int((values > threshold).sum()),
-        int((values < -threshold).sum()),
-        int(defined.sum()),
-        float(values[voxels[0]]),
-        float(values[voxels[1]]),
-        high_mm,
-        low_mm,
+        int((volume.defined > threshold).sum()),
+        int((volume.defined < -threshold).sum()),
+        volume.defined.size,
+        float(volume.defined.max()),
+        float(volume.defined.min()),
+        _position_of(volume, np.nanargmax),
+        _position_of(volume, np.nanargmin),
     )
 
 
-def find_clusters(volume: Volume, lesion: LesionShape | None) -> tuple[list[Cluster], list[Cluster]]:
-    """List the strongest clusters of each sign outside the lesion.
-
-    Clusters consist of voxels with common faces, among the 2 % with the highest or the lowest values outside the
-    lesion: with a large connectome, nearly all voxels exceed any usual threshold and form a single cluster. The
-    results equal those of nilearn's `get_clusters_table` without subpeaks, which take it seconds.
-
-    Returns
-    -------
-    positive, negative
-        Strongest first.
-    """
-    outside = np.isfinite(volume.values)
-    if lesion is not None:
-        outside &= ~volume.inside(lesion)
-    positive, negative = (
-        _strongest_clusters(Volume(np.where(outside, sign * volume.values, np.nan), volume.affine))
-        for sign in (1, -1)
-    )
-    return positive, [replace(cluster, value=-cluster.value) for cluster in negative]
+def fractions_beyond(volume: Volume, threshold: float) -> tuple[float, float]:
+    """Return the fractions of a map's defined voxels above a threshold and below its negative; NaN for none."""
+    n = volume.defined.size or float("nan")
+    return float((volume.defined > threshold).sum() / n), float((volume.defined < -threshold).sum() / n)
 
 
-def _strongest_clusters(volume: Volume) -> list[Cluster]:
-    defined = volume.values[np.isfinite(volume.values)]
-    threshold = max(0.0, float(np.quantile(defined, 1 - CLUSTER_FRACTION))) if defined.size else 0.0
-    values = np.nan_to_num(volume.values)
-    labels, n = label(values > threshold)
-    numbers = np.arange(1, n + 1)
-    voxels = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    peaks = maximum(values, labels, numbers)
-    strongest = numbers[np.argsort(-peaks, kind="stable")[:N_CLUSTERS]]
-    voxel_mm3 = abs(np.linalg.det(volume.affine[:3, :3]))
-    return [
-        Cluster(
-            _triple(nib.affines.apply_affine(volume.affine, voxel)),
-            float(values[voxel]),
-            float(voxels[number - 1] * voxel_mm3),
-        )
-        for number, voxel in zip(strongest, maximum_position(values, labels, strongest), strict=True)
-    ]
+def _position_of(volume: Volume, find: Callable[[Array], np.intp]) -> tuple[float, float, float]:
+    """Return the position of a map's extreme in mm."""
+    # Searched in the order of the memory, which is that of the file.
+    voxel = np.unravel_index(find(volume.values.T), volume.values.T.shape)[::-1]
+    return _triple(nib.affines.apply_affine(volume.affine, voxel))
+
+
+@cache
+def fine_template() -> Volume:
+    """Load the MNI template at 1 mm: uint8, 0 outside the brain, about 255 at its brightest."""
+    package = find_spec("nilearn")
+    # The package is only located: importing it takes seconds.
+    if package is None or package.origin is None:
+        raise FileNotFoundError("nilearn, whose package has the MNI template, is not installed: install it")
+    image = open_image(Path(package.origin).parent / TEMPLATE_FILE, "template")
+    return Volume(read_volume(image, "template"), image.affine)
 
 
 @cache
 def template() -> Volume:
-    """Load the MNI template at 2 mm."""
-    image = load_mni152_template(resolution=2)
-    return Volume(np.asarray(image.dataobj, np.float32), image.affine)
+    """Return the MNI template at 2 mm: float32 from 0 to 1, as from nilearn's `load_mni152_template`."""
+    fine = fine_template()
+    values = fine.values[::TEMPLATE_STEP, ::TEMPLATE_STEP, ::TEMPLATE_STEP].astype(np.float32)
+    return Volume(values / fine.values.max(), fine.affine @ np.diag([TEMPLATE_STEP] * 3 + [1]))
