@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from program import last_line, read_tsv, run
 from scipy import stats
 
 from bids_lacuna.app.command import Exit
+from bids_lacuna.report.group import write_group_report
 
 Array = np.ndarray
 
@@ -64,7 +66,11 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
             root / "bids" / f"sub-{label}" / "anat" / name, synthetic.box(corner, (1, 1, 1 + number % 5))
         )
         synthetic.write_lesion_maps(
-            root / "out", mask, {"r": np.tanh(z), "z": z, "t": 20 * z}, LesionVolume=float((1 + number) ** 3)
+            root / "out",
+            mask,
+            {"r": np.tanh(z), "z": z, "t": 20 * z},
+            LesionVolume=float((1 + number) ** 3),
+            Sources=[f"bids:source:{mask.relative_to(root / 'bids').as_posix()}"],
         )
     write_table(root / "bids")
     return root
@@ -262,3 +268,38 @@ def test_several_sessions(mapped: Path, tmp_path: Path) -> None:
     assert "sub-03_label-L, sub-03_label-lesion" in refused.stderr
     (root / "filter.json").write_text('{"lesion": {"label": "lesion"}}')
     assert group(root, "--test", "nihss", "--bids-filter-file", root / "filter.json").returncode == 0
+
+
+def test_groups_with_names(mapped: Path, tmp_path: Path) -> None:
+    """Groups with names have folders of their own, with tests and pages; a name is never taken over in silence."""
+    root = shutil.copytree(mapped, tmp_path / "all")
+    out = root / "out"
+    assert group(root, "--name", "all").returncode == 0
+    ended = group(root, "--name", "Ten", "--test", "depressed", "--participant-label", *LABELS[:10])
+    assert ended.returncode == 0, ended.stderr
+    assert [path.name for path in sorted(out.glob("group_*"))] == ["group_Ten", "group_all"]
+    assert not list(out.glob("space-*"))
+    assert len(read_tsv(out / "group_all" / "group_lesions.tsv")) == N
+    record = read_record(out / "group_Ten")
+    assert record["NumberOfPatients"] == 10
+    assert all((out / "group_Ten" / name).is_file() for name in record["Maps"].values())
+    refused = group(root, "--name", "all", "--participant-label", *LABELS[:3])
+    assert refused.returncode == Exit.CANNOT_CREATE
+    assert "or give the new group a name of its own (--name LABEL)" in last_line(refused.stderr)
+    assert group(root, "--name", "a-b").returncode == Exit.USAGE
+    nothing = run(root / "bids", out, "group", "--reports-only", "--name", "other")
+    assert nothing.returncode == Exit.NO_INPUT
+    assert "group_other holds no group" in last_line(nothing.stderr)
+
+
+def test_page_of_a_group_with_a_name(mapped: Path, tmp_path: Path) -> None:
+    """The page and its pictures are in the group's folder; links lead to the participants' pages."""
+    root = shutil.copytree(mapped, tmp_path / "all")
+    (root / "out" / "sub-02.html").touch()
+    assert group(root, "--name", "two", "--participant-label", "02", "04").returncode == 0
+    assert write_group_report(root / "out", "two") == []
+    folder = root / "out" / "group_two"
+    page = (folder / "group.html").read_text()
+    linked = [folder / link for link in re.findall(r'(?:src|href)="(\./[^"#]+)', page)]
+    assert root / "out" / "sub-02.html" in [path.resolve() for path in linked]
+    assert all(path.is_file() for path in linked), linked

@@ -16,7 +16,7 @@ from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.bids import DamagedDataset, LesionMask, ParticipantWithoutMask, find_stat_maps
-from bids_lacuna.derivatives import GROUP_DICTIONARY, GROUP_PAGE, GROUP_TABLE, prepare_dataset
+from bids_lacuna.derivatives import GROUP_PAGE, group_folder, prepare_dataset
 from bids_lacuna.group import (
     BLOCK_BYTES,
     Group,
@@ -37,21 +37,22 @@ logger = logging.getLogger(__name__)
 def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     """Describe the maps of a dataset's lesions as a group."""
     out = arguments.output_dir
+    folder = group_folder(out, arguments.name)
     logger.info("bids-lacuna %s", __version__)
     group = choose(arguments, *find_masks(arguments, datasets))
     asked = read_question(arguments, group)
     if arguments.dry_run:
-        sys.stdout.write(describe(group, arguments.ignore, out, arguments.overwrite))
+        sys.stdout.write(describe(group, arguments.ignore, folder, arguments.overwrite))
         return Exit.OK
     with ending(Exit.BAD_DATA, UnfitLesions):
         refuse(group.left_out, len(group.lesions), arguments.ignore)
-    if (replaced := describe_replaced(out, group)) and not arguments.overwrite:
+    if (replaced := describe_replaced(folder, group)) and not arguments.overwrite:
         raise Stop(
             Exit.CANNOT_CREATE,
-            f"{out} describes {replaced}: replace it with --overwrite, or move {GROUP_TABLE}, {GROUP_DICTIONARY} and "
-            "the files that it lists to another folder first",
+            f"{folder} describes {replaced}: replace it with --overwrite, or give the new group a name of its "
+            "own (--name LABEL)",
         )
-    had_page = (out / GROUP_PAGE).exists()
+    had_page = (folder / GROUP_PAGE).exists()
     with ending(Exit.CANNOT_CREATE, OSError, ValueError):
         links = prepare_dataset(out, datasets)
     resources = find_resources(arguments.mem, arguments.nprocs)
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
             group,
             out,
             links,
+            folder=folder,
             ignored=arguments.ignore,
             block_bytes=min(BLOCK_BYTES, resources.available_bytes // 2),
             n_threads=resources.n_threads,
@@ -72,9 +74,9 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         )
         lesions = [lesion for lesion in group.lesions if lesion.name in summary.order]
         if asked is not None:
-            run_test(arguments, asked, lesions, group.provenance, out, resources)
+            run_test(arguments, asked, lesions, group.provenance, folder, resources)
         for sentence in remove_stale_tests(
-            out, lesions, out, partial(read_named_table, arguments=arguments, lesions=lesions)
+            folder, lesions, out, partial(read_named_table, arguments=arguments, lesions=lesions)
         ):
             logger.warning("%s", sentence)
     logger.info(
@@ -85,11 +87,11 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         summary.table,
     )
     if not arguments.no_reports:
-        write_group_page(out, resources)
-    elif had_page and not (out / GROUP_PAGE).exists():
+        write_group_page(out, resources, arguments.name)
+    elif had_page and not (folder / GROUP_PAGE).exists():
         logger.warning(
             "%s was removed: the page of the earlier files contradicts the new ones; --reports-only writes a new one",
-            out / GROUP_PAGE,
+            folder / GROUP_PAGE,
         )
     return Exit.OK
 
@@ -115,7 +117,7 @@ def choose(
         )
 
 
-def describe(group: Group, ignored: Sequence[str], output_dir: Path, overwrite: bool) -> str:
+def describe(group: Group, ignored: Sequence[str], folder: Path, overwrite: bool) -> str:
     """List the maps that would be read, the lesions that cannot be in the group, and a group that is in the way."""
     lines = [f"lesions: {len(group.lesions)}, {group.provenance.describe()}"]
     lines += [f"  read    {path}" for lesion in group.lesions for path in (lesion.mask.path, *lesion.maps.values())]
@@ -123,6 +125,6 @@ def describe(group: Group, ignored: Sequence[str], output_dir: Path, overwrite: 
         word = "leave" if lesion.kind in ignored else "refuse"
         lines.append(f"  {word:8}{lesion.name}: {lesion.kind}: {lesion.reason}")
     lines += [f"  no mask sub-{participant.label}: {participant.reason}" for participant in group.without_mask]
-    if replaced := describe_replaced(output_dir, group):
+    if replaced := describe_replaced(folder, group):
         lines.append(f"  {'replace' if overwrite else 'refuse':8}{replaced}{'' if overwrite else ': --overwrite'}")
     return "\n".join(lines) + "\n"

@@ -181,6 +181,14 @@ def _add_group(parser: Parser) -> None:
         "or lesion threshold than most (default: stop and name these lesions)",
     )
 
+    group.add_argument(
+        "--name",
+        type=group_label,
+        metavar="LABEL",
+        help="name of the group, for several groups in one output folder: its files and its report are in "
+        "group_LABEL (default: in the output folder itself)",
+    )
+
 
 def _add_test(parser: Parser) -> None:
     group = parser.add_argument_group("test at the group level")
@@ -356,6 +364,13 @@ def positive_number(text: str) -> float:
     if not 1e-6 <= number <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number from 0.000001 to 1000000")
     return number
+
+
+def group_label(text: str) -> str:
+    """Parse the name of a group."""
+    if not text.isascii() or not text.isalnum():
+        raise argparse.ArgumentTypeError(f"{text!r} becomes part of a folder's name: use letters and digits only")
+    return text
 
 
 def natural_number(text: str) -> int:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
-from bids_lacuna.derivatives import GROUP_DICTIONARY, GROUP_PAGE, read_description
+from bids_lacuna.derivatives import GROUP_DICTIONARY, GROUP_PAGE, group_folder, read_description
 from bids_lacuna.derivatives.dataset import DESCRIPTION
 from bids_lacuna.files import write_json
 from bids_lacuna.report.maps_on_disk import count_lesions, find_participants, read_links
@@ -93,20 +93,21 @@ def _measure_copies(output_dir: Path, n_lesions: Mapping[str, int], n_workers: i
 
 def run_group(arguments: argparse.Namespace) -> Exit:
     """Write the group's page again."""
-    if not (arguments.output_dir / GROUP_DICTIONARY).is_file():
-        raise Stop(Exit.NO_INPUT, f"{arguments.output_dir} holds no group: run without --reports-only first")
+    folder = group_folder(arguments.output_dir, arguments.name)
+    if not (folder / GROUP_DICTIONARY).is_file():
+        raise Stop(Exit.NO_INPUT, f"{folder} holds no group: run without --reports-only first")
     if arguments.dry_run:
-        sys.stdout.write(f"reports             {GROUP_PAGE}\n")
+        sys.stdout.write(f"reports             {(folder / GROUP_PAGE).relative_to(arguments.output_dir)}\n")
         return Exit.OK
-    written = write_group_page(arguments.output_dir, find_resources(arguments.mem, arguments.nprocs))
+    written = write_group_page(arguments.output_dir, find_resources(arguments.mem, arguments.nprocs), arguments.name)
     return Exit.OK if written else Exit.FAILED
 
 
-def write_group_page(output_dir: Path, resources: Resources) -> bool:
-    """Write the group's page in a process of its own, and return whether it was written."""
+def write_group_page(output_dir: Path, resources: Resources, name: str | None = None) -> bool:
+    """Write a group's page in a process of its own, and return whether it was written."""
     if not choose_n_workers(resources.available_bytes, n_threads=1):
         logger.warning("the memory is too small for the page: write it later, with more, by --reports-only")
         return False
     with ReportPool(output_dir, 1) as pages:
-        pages.submit_group()
+        pages.submit_group(name)
         return pages.wait() == 1

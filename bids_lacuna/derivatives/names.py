@@ -38,6 +38,11 @@ LAST_BEFORE_SPACE = ENTITY_ORDER.index("space") - 0.5
 """Sort key of entities unknown to BIDS."""
 
 
+def group_folder(output_dir: Path, name: str | None) -> Path:
+    """Return the folder of a group's files: the output's root, or that of a group with a name."""
+    return output_dir / f"group_{name}" if name else output_dir
+
+
 def map_path(mask: LesionMask, provenance: Provenance, *, stat: str, threshold: float | None = None) -> PurePosixPath:
     """Return the path of one map, relative to the output's root.
 

@@ -11,7 +11,7 @@ from bids_lacuna.files import read_json_object
 from bids_lacuna.group.cohort import CONNECTOME_KEYS, Group
 
 
-def describe_replaced(maps_dir: Path, group: Group) -> str:
+def describe_replaced(folder: Path, group: Group) -> str:
     """Describe how the group on disk differs from another one; empty if there is none, or it has the same make-up.
 
     Groups with the same lesions, connectome and weights are the same, whatever their thresholds. A lesion that was
@@ -19,13 +19,13 @@ def describe_replaced(maps_dir: Path, group: Group) -> str:
 
     Parameters
     ----------
-    maps_dir
-        Root of the dataset.
+    folder
+        Folder of the group's files.
     group
         Group that would replace it.
     """
     try:
-        earlier = read_json_object(maps_dir / GROUP_DICTIONARY)
+        earlier = read_json_object(folder / GROUP_DICTIONARY)
     # The dictionary is written last: without it, an earlier run was killed, and nothing is complete.
     except (OSError, ValueError):
         return ""

@@ -49,12 +49,13 @@ def summarize_group(
     maps_dir: Path,
     links: Mapping[str, str],
     *,
+    folder: Path | None = None,
     ignored: Collection[str] = (),
     block_bytes: int = BLOCK_BYTES,
     n_threads: int = 1,
     show_progress: bool = True,
 ) -> GroupSummary:
-    """Describe a group of lesions and write the result to the folder of the participants' maps.
+    """Describe a group of lesions and write the result to a folder in the dataset of the participants' maps.
 
     Maps are read one lesion at a time, and r-maps a second time, in blocks, to correlate each with all others.
 
@@ -66,6 +67,8 @@ def summarize_group(
         Root of the dataset with the participants' maps.
     links
         Names in DatasetLinks by dataset, from `prepare_dataset`.
+    folder
+        Folder of the group's files; by default the root of that dataset.
     ignored
         Kinds of reasons for which a lesion is left out instead of refusing the group.
     block_bytes
@@ -109,11 +112,12 @@ def summarize_group(
     }
     warnings = (*describe_absence(group.without_mask, len(participants)), *warnings)
 
-    writer = GroupWriter(group.provenance, lesions, maps_dir, links)
+    folder = folder or maps_dir
+    writer = GroupWriter(group.provenance, lesions, maps_dir, folder, links)
     writer.remove_earlier()
     summary = GroupSummary(
         maps=writer.write_maps(sums),
-        table=maps_dir / GROUP_TABLE,
+        table=folder / GROUP_TABLE,
         similarity=writer.write_similarity(similarity, int(common.sum())),
         order=tuple(lesions[index].name for index in order),
         outliers=tuple(lesion.name for lesion, outlier in zip(lesions, outliers, strict=True) if outlier),

@@ -81,14 +81,20 @@ class GroupSummary:
 
 
 class GroupWriter:
-    """Writes a group's files, each with a sidecar, to the root of the participants' maps."""
+    """Writes a group's files, each with a sidecar, to a folder in the dataset of the participants' maps."""
 
     def __init__(
-        self, provenance: Provenance, lesions: Sequence[GroupLesion], maps_dir: Path, links: Mapping[str, str]
+        self,
+        provenance: Provenance,
+        lesions: Sequence[GroupLesion],
+        maps_dir: Path,
+        folder: Path,
+        links: Mapping[str, str],
     ) -> None:
         self.provenance = provenance
         self.lesions = lesions
         self.maps_dir = maps_dir
+        self.folder = folder
         self.links = links
         self._earlier: tuple[list[dict[str, str]], dict[str, Any]] | None = None
 
@@ -99,10 +105,10 @@ class GroupWriter:
         """
         with suppress(OSError, ValueError):
             self._earlier = (
-                read_table(self.maps_dir / GROUP_TABLE),
-                read_json_object(self.maps_dir / GROUP_DICTIONARY),
+                read_table(self.folder / GROUP_TABLE),
+                read_json_object(self.folder / GROUP_DICTIONARY),
             )
-        for path in self.maps_dir.glob("space-*_stat-*.json"):
+        for path in self.folder.glob("space-*_stat-*.json"):
             try:
                 sidecar = read_json_object(path)
             except ValueError:
@@ -114,10 +120,10 @@ class GroupWriter:
                 for ending in (".nii.gz", ".tsv", ".json"):
                     path.with_name(path.stem + ending).unlink(missing_ok=True)
         for name in (GROUP_TABLE, GROUP_DICTIONARY):
-            (self.maps_dir / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
 
     def _remove_page(self) -> None:
-        for path in (self.maps_dir / GROUP_PAGE, *(self.maps_dir / FIGURES).glob("group_*")):
+        for path in (self.folder / GROUP_PAGE, *(self.folder / FIGURES).glob("group_*")):
             path.unlink(missing_ok=True)
 
     def write_maps(self, sums: GroupSums) -> dict[str, Path]:
@@ -175,7 +181,7 @@ class GroupWriter:
 
     def write_similarity(self, similarity: Array, n_voxels: int) -> Path:
         """Write the similarity matrix, with the lesions' names as header and first column."""
-        path = self.maps_dir / f"{self._stem('r', 'similarity')}_relmat.tsv"
+        path = self.folder / f"{self._stem('r', 'similarity')}_relmat.tsv"
         names = [lesion.name for lesion in self.lesions]
         rows = ([name, *(f"{r:.6f}" for r in row)] for name, row in zip(names, similarity, strict=True))
         write_table(path, ["lesion", *names], rows)
@@ -193,7 +199,7 @@ class GroupWriter:
         if self._earlier != (cells, json.loads(json.dumps(dictionary))):
             self._remove_page()
         write_table(summary.table, list(COLUMNS), (list(row.values()) for row in cells))
-        write_json(self.maps_dir / GROUP_DICTIONARY, dictionary)
+        write_json(self.folder / GROUP_DICTIONARY, dictionary)
 
     def _describe_table(self, summary: GroupSummary) -> dict[str, Any]:
         return self._sidecar(
@@ -221,7 +227,7 @@ class GroupWriter:
     def _write_map(
         self, stat: str, what: str, values: Array, description: str, sources: Sequence[str], **more: Any
     ) -> Path:
-        path = self.maps_dir / f"{self._stem(stat, what)}_statmap.nii.gz"
+        path = self.folder / f"{self._stem(stat, what)}_statmap.nii.gz"
         like = open_image(self.maps_dir / self.lesions[0].maps["r"], "map")
         # The header provides the codes of the space; its dtype is replaced, which nibabel would otherwise keep.
         dtype = np.int32 if values.dtype.kind == "i" else np.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -16,6 +17,7 @@ from bids_lacuna.derivatives import (
     OUTCOMES,
     Outcome,
     Run,
+    group_folder,
     read_outcomes,
 )
 from bids_lacuna.files import read_json_object, read_table
@@ -25,8 +27,15 @@ from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import write_page
 
 
-def write_group_report(output_dir: Path) -> list[str]:
+def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
     """Write a group's page and its pictures from the files on disk.
+
+    Parameters
+    ----------
+    output_dir
+        Root of the dataset with the participants' maps.
+    name
+        Name of the group, whose folder has the page; None for the group without a name, in the root.
 
     Returns
     -------
@@ -38,13 +47,14 @@ def write_group_report(output_dir: Path) -> list[str]:
     OSError, ValueError, KeyError
         The group's table or its dictionary is missing or damaged.
     """
-    group = read_json_object(output_dir / GROUP_DICTIONARY)
+    folder = group_folder(output_dir, name)
+    group = read_json_object(folder / GROUP_DICTIONARY)
     lesions = _find_lesions(output_dir, group)
     rows = [
-        _describe_row(output_dir, cells, lesion)
-        for cells, lesion in zip(read_table(output_dir / GROUP_TABLE), lesions, strict=True)
+        _describe_row(output_dir, folder, cells, lesion)
+        for cells, lesion in zip(read_table(folder / GROUP_TABLE), lesions, strict=True)
     ]
-    drawing = GroupDrawing(output_dir, group, rows)
+    drawing = GroupDrawing(folder, group, rows)
     maps = drawing.draw_maps()
     similarity, distributions = drawing.draw_similarity(), drawing.draw_distributions()
     drawing.draw_tiles(lesions)
@@ -54,7 +64,7 @@ def write_group_report(output_dir: Path) -> list[str]:
         version = str(group["SoftwareVersion"])
         methods = f"{methods.rstrip()}\n\n{describe_group_methods(len(rows), drawing.thresholds, version)}"
     write_page(
-        output_dir / GROUP_PAGE,
+        folder / GROUP_PAGE,
         "group.html.jinja",
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
         group=group,
@@ -62,14 +72,17 @@ def write_group_report(output_dir: Path) -> list[str]:
         rows=rows,
         sides=Counter(row.side for row in rows).most_common(),
         outliers=[row for row in rows if row.is_outlier],
-        left_out=[(each, _page(output_dir, each)) for each in group["LeftOut"]],
+        left_out=[
+            (each, _link(output_dir / f"{each['Lesion'].partition('_')[0]}.html", folder))
+            for each in group["LeftOut"]
+        ],
         maps=maps,
         similarity=similarity,
         distributions=distributions,
         problems=drawing.problems,
         facts=_describe_origin(group, rows, lesions, drawing.thresholds),
-        files=[name for name in _list_files(group) if (output_dir / name).is_file()],
-        tables=[(log_dir / OUTCOMES).relative_to(output_dir).as_posix() for log_dir in runs],
+        files=[name for name in _list_files(group) if (folder / name).is_file()],
+        tables=[_link(log_dir / OUTCOMES, folder) for log_dir in runs],
         methods=methods.split("\n\n") if methods else [],
         references=references(methods, list(runs.values())[-1].provenance.version) if methods else "",
     )
@@ -95,18 +108,16 @@ def _list_files(group: Mapping[str, Any]) -> list[str]:
     return [GROUP_TABLE, GROUP_DICTIONARY, *group["Maps"].values(), group["SimilarityMatrix"]]
 
 
-def _page(output_dir: Path, left_out: Mapping[str, str]) -> str:
-    """Return the page of a participant whose lesion was left out, relative to the output's root; "" without one."""
-    page = f"{left_out['Lesion'].partition('_')[0]}.html"
-    return page if (output_dir / page).is_file() else ""
+def _link(path: Path, folder: Path) -> str:
+    """Return a file's path relative to the folder of the group's page; "" if there is no such file."""
+    return Path(os.path.relpath(path, folder)).as_posix() if path.is_file() else ""
 
 
-def _describe_row(output_dir: Path, cells: Mapping[str, str], lesion: MappedLesion | None) -> Row:
-    page = f"{cells['participant_id']}.html"
+def _describe_row(output_dir: Path, folder: Path, cells: Mapping[str, str], lesion: MappedLesion | None) -> Row:
     return Row(
         cells["lesion"],
         cells["participant_id"],
-        page if (output_dir / page).is_file() else "",
+        _link(output_dir / f"{cells['participant_id']}.html", folder),
         page_anchor(lesion) if lesion else "",
         _number(cells["volume"]) / 1000,
         _number(cells["coverage"]),

@@ -58,7 +58,7 @@ class Row:
     name: str
     participant: str
     page: str
-    """Path of the participant's page relative to the output's root; "" if there is none."""
+    """Path of the participant's page relative to the folder of the group's page; "" if there is none."""
     anchor: str
     """HTML id of the lesion's section on that page."""
     volume_ml: float

@@ -15,7 +15,7 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from bids_lacuna.derivatives import GROUP_PAGE
+from bids_lacuna.derivatives import GROUP_PAGE, group_folder
 from bids_lacuna.runtime.processes import prepare_worker, start_pool
 from bids_lacuna.runtime.progress import Progress, above_the_bar
 
@@ -120,14 +120,15 @@ class ReportPool:
             if f"sub-{label}.html" not in self._pages:
                 self._add(f"sub-{label}.html", label)
 
-    def submit_group(self) -> None:
-        """Write the group's page."""
-        self._add(GROUP_PAGE, None)
+    def submit_group(self, name: str | None = None) -> None:
+        """Write the page of a group, by its name if it has one."""
+        page = group_folder(self._output_dir, name) / GROUP_PAGE
+        self._add(page.relative_to(self._output_dir).as_posix(), None, name)
 
-    def _add(self, name: str, label: str | None) -> None:
+    def _add(self, name: str, label: str | None, group: str | None = None) -> None:
         with self._lock:
             self._progress.change_total(1)
-        self._pages[name] = self._begin(label)
+        self._pages[name] = self._begin(label, group)
         self._pages[name].add_done_callback(self._count)
 
     def _count(self, _page: Future[list[str]]) -> None:
@@ -135,11 +136,11 @@ class ReportPool:
         with self._lock:
             self._progress.update()
 
-    def _begin(self, label: str | None) -> Future[list[str]]:
+    def _begin(self, label: str | None, group: str | None) -> Future[list[str]]:
         try:
             if self._pool is None:
                 self._pool = start_pool(self._n_workers, _prepare_worker)
-            return self._pool.submit(_write_page, self._output_dir, label)
+            return self._pool.submit(_write_page, self._output_dir, label, group)
         # A process cannot be started or was killed: like a page that fails, no reason to stop.
         except Exception as error:
             failed: Future[list[str]] = Future()
@@ -237,13 +238,13 @@ def _prepare_worker() -> None:
     warnings.simplefilter("ignore")
 
 
-def _write_page(output_dir: Path, label: str | None) -> list[str]:
-    """Write a participant's page; without a label, the group's."""
+def _write_page(output_dir: Path, label: str | None, group: str | None = None) -> list[str]:
+    """Write a participant's page; without a label, that of a group."""
     # Only workers import these, and matplotlib only for the group's page.
     if label is None:
         from bids_lacuna.report.group import write_group_report
 
-        return write_group_report(output_dir)
+        return write_group_report(output_dir, group)
     from bids_lacuna.report.participant import write_participant_report
 
     return write_participant_report(output_dir, label)
