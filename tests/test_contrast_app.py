@@ -256,6 +256,16 @@ def test_bad_requests(mapped: Path, tmp_path: Path, options: tuple[str, ...]) ->
     assert words in last_line(ended.stderr)
 
 
+def test_dry_run(mapped: Path) -> None:
+    """What would be tested is printed, and nothing is written."""
+    ended = group(mapped, "--test", "depressed=no", "--dry-run")
+    assert ended.returncode == 0
+    first = ended.stdout.splitlines()[0]
+    assert first.startswith("test: depressed: no (n = 7) against yes (n = 7)")
+    assert first.endswith("by pooled statistics")
+    assert not list((mapped / "out").glob("*contrast*"))
+
+
 def test_several_sessions(mapped: Path, tmp_path: Path) -> None:
     """Participants with two lesions are listed, and a selection is one map each."""
     root = shutil.copytree(mapped, tmp_path / "all")

@@ -15,7 +15,7 @@ from bids_lacuna.group import Group
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast import GroupTest, check_design, contrast_maps
 from bids_lacuna.group.contrast_files import ContrastWriter, TestInput
-from bids_lacuna.group.design import BadDesign, Question
+from bids_lacuna.group.design import BadDesign, Design, Question
 from bids_lacuna.group.permutations import TooFewPermutations
 from bids_lacuna.group.sensitivity import measure_lesioned, measure_sensitivity
 from bids_lacuna.group.stack import BadMaps
@@ -40,6 +40,7 @@ class Asked:
     """A test that was asked for, with its table: checked before anything is written."""
 
     question: Question
+    design: Design
     table: Table
     table_name: str
     """Path of the table in records: `BIDS_TABLES`, or that of --table, relative to the output."""
@@ -72,7 +73,7 @@ def read_question(arguments: argparse.Namespace, group: Group) -> Asked | None:
     with ending(Exit.BAD_DATA, BadTable, BadDesign, TooFewPermutations):
         design = check_design(list_keys(group.lesions), table, question, list_measures(group.lesions))
     logger.info("test of %s", design.direction)
-    return Asked(question, table, name)
+    return Asked(question, design, table, name)
 
 
 def read_named_table(name: str, arguments: argparse.Namespace, lesions: Sequence[GroupLesion]) -> Table:

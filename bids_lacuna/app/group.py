@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     group = choose(arguments, *find_masks(arguments, datasets))
     asked = read_question(arguments, group)
     if arguments.dry_run:
-        sys.stdout.write(describe(group, arguments.ignore, folder, arguments.overwrite))
+        tested = f"test: {asked.design.direction}, by {asked.design.statistic} statistics\n" if asked else ""
+        sys.stdout.write(tested + describe(group, arguments.ignore, folder, arguments.overwrite))
         return Exit.OK
     with ending(Exit.BAD_DATA, UnfitLesions):
         refuse(group.left_out, len(group.lesions), arguments.ignore)
