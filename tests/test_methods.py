@@ -107,7 +107,7 @@ def test_pictures_are_mentioned_if_there_are_any(tmp_path: Path) -> None:
         write_citation(tmp_path, replace(with_provenance(software=software), reports=reports))
         text = "".join((tmp_path / "logs" / f"CITATION.{kind}").read_text() for kind in ("md", "bib"))
         for words in (
-            "pictures drawn with nilearn [@nilearn]",
+            "pictures drawn on the MNI template of nilearn [@nilearn]",
             "nilearn 0.12",
             "matplotlib 3.10",
             "@software{nilearn",

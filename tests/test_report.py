@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from program import run, run_as_user
 from synthetic import write_mask
 
@@ -29,6 +29,7 @@ from bids_lacuna import demo
 from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.history import read_run
 from bids_lacuna.derivatives.records import LesionRecord
+from bids_lacuna.report.figures import mosaic
 from bids_lacuna.report.maps_on_disk import find_mapped_lesions, find_participants, page_anchor
 from bids_lacuna.report.participant import _run_rows, write_participant_report
 from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
@@ -155,6 +156,45 @@ def test_facts_match_the_files(finished: Path, pages: dict[str, Elements]) -> No
             assert path.relative_to(finished).as_posix() in links
 
 
+def test_left_is_left_throughout_the_page(tmp_path: Path) -> None:
+    """For a lesion of one voxel and a cluster on the left, the sentence, the table and the picture say left."""
+    affine, shape = np.array([[-4.0, 0, 0, 90], [0, 4, 0, -126], [0, 0, 4, -72], [0, 0, 0, 1]]), (46, 55, 46)
+    mask, values = np.zeros(shape), np.full(shape, 0.01, np.float32)
+    mask[30, 25, 22] = 1
+    values[30:33, 28, 22] = 0.7, 0.8, 0.7
+    folder = tmp_path / "out" / "sub-x" / "func"
+    folder.mkdir(parents=True)
+    write_mask(tmp_path / "mask.nii.gz", mask, affine)
+    nib.save(nib.Nifti1Image(values, affine), folder / "sub-x_stat-r_desc-c_statmap.nii.gz")
+    sidecar = {
+        "Sources": ["bids:source:mask.nii.gz"],
+        "ConnectomeName": "c",
+        "LesionVolume": 64.0,
+        "LesionCoverage": 1.0,
+    }
+    (folder / "sub-x_stat-r_desc-c_statmap.json").write_text(json.dumps(sidecar))
+    (tmp_path / "out/dataset_description.json").write_text(json.dumps({"DatasetLinks": {"source": ".."}}))
+    assert write_participant_report(tmp_path / "out", "x") == []
+    page = Elements((tmp_path / "out/sub-x.html").read_text(encoding="utf-8"))
+    assert "Left hemisphere, 0.064 mL." in page.text
+    assert [a["data-mm"] for a in page.all("a") if "data-mm" in a] == ["-34.0,-14.0,16.0"]
+    assert "Negative: none with r < " in page.text
+    lesion, r_map = (
+        np.asarray(Image.open(tmp_path / "out" / str(image["src"])).convert("RGB"), int) for image in page.all("img")
+    )
+    assert "Highest r outside the lesion: r = 0.8, at \N{MINUS SIGN}34, \N{MINUS SIGN}14, 16 mm" in str(
+        page.all("img")[1]["alt"]
+    )
+    red = (lesion == [215, 25, 28]).all(axis=-1).nonzero()[1] % mosaic.CELL_PIXELS
+    assert red.size
+    assert (red < mosaic.CELL_PIXELS / 2).all()
+    # The coronal and the axial slices through the peak are the second and the third of three, 240 pixels wide.
+    hot = (r_map == [128, 0, 38]).all(axis=-1)[:600].nonzero()[1] - (279 + mosaic.GAP_PIXELS)
+    across = hot[hot >= 0] % (240 + mosaic.GAP_PIXELS)
+    assert across.size
+    assert (across < 120).all()
+
+
 def test_captions_count_the_voxels(finished: Path, pages: dict[str, Elements]) -> None:
     """The captions of r and of the binary map give the fractions of voxels above and below the thresholds."""
     (r_map, t_map) = (
@@ -164,7 +204,7 @@ def test_captions_count_the_voxels(finished: Path, pages: dict[str, Elements]) -
     (threshold,) = {number(each) for each in re.findall(r"Shown: \|r\| > (\S+),", text)}
     assert np.nanquantile(np.abs(r_map), 0.9) == pytest.approx(threshold, rel=0.05)
     for pattern, values, least in (
-        (r"Shown: \|r\| > .*?: (\S+) % of the voxels are above the threshold, (\S+) % below", r_map, threshold),
+        (r": (\S+) % of the voxels have r > \S+, (\S+) % have r < ", r_map, threshold),
         (r": (\S+) % of the voxels have t > 7 \(orange\), (\S+) % have t < .7 \(blue\)", t_map, 7),
     ):
         above, below = re.findall(pattern, text)[0]
@@ -405,13 +445,13 @@ def test_a_page_that_fails_stops_nothing(
     ("modules", "unwanted"),
     [
         ("bids_lacuna.report.methods, bids_lacuna.report.pool", {"nilearn", "matplotlib", "PIL", "jinja2"}),
-        ("bids_lacuna.report.participant", {"bids", "bids_lacuna.report.figures.charts"}),
+        ("bids_lacuna.report.participant", {"bids", "nilearn", "matplotlib", "bids_lacuna.report.figures.charts"}),
         ("bids_lacuna.report.group", {"bids", "sqlalchemy"}),
     ],
     ids=["mapping", "participant", "group"],
 )
 def test_a_process_loads_only_what_it_uses(modules: str, unwanted: set[str]) -> None:
-    """Mapping loads nothing that draws, and drawing loads no pybids; charts are for the group's page alone."""
+    """Mapping loads nothing that draws, and drawing loads no pybids; matplotlib is for the group's page alone."""
     code = f"import sys, {modules}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not unwanted & set(result.stdout.split())
@@ -454,7 +494,9 @@ def test_in_a_browser(finished: Path, browser: Browser, width: int, height: int)
         )
     check_sorting(page)
     assert not [url for url in requests if "viewer" in url]
+    check_switch(page)
     check_viewer(page)
+    check_peak(page)
     page.get_by_role("button", name="Copy the text").click()
     page.get_by_text(re.compile("Copied|Selected")).wait_for()
     assert errors == []
@@ -488,6 +530,36 @@ def check_viewer(page: Page) -> None:
     colours = "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
     page.wait_for_timeout(500)
     assert frame.locator("#axial canvas").evaluate(colours) > 50
+
+
+def check_switch(page: Page) -> None:
+    """By keyboard, the switch shows the next map instead of r; on paper, there is r and no switch."""
+    maps = page.locator(".maps").first
+    switch, pictures = maps.get_by_role("radio"), maps.locator("figure")
+
+    def shown() -> list[bool]:
+        return [picture.is_visible() for picture in pictures.all()]
+
+    assert shown() == [True, False, False]
+    switch.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert switch.nth(1).is_checked()
+    assert shown() == [False, True, False]
+    assert "t-map" in str(maps.locator("img").nth(1).get_attribute("alt"))
+    page.emulate_media(media="print")
+    assert shown() == [True, False, False]
+    assert not switch.first.is_visible()
+    page.emulate_media(media="screen")
+
+
+def check_peak(page: Page) -> None:
+    """Follow the link of a peak: it moves the viewer there."""
+    peak = page.locator("section.lesion").first.locator("a[data-mm]").last
+    peak.click()
+    wanted = [float(part) for part in str(peak.get_attribute("data-mm")).split(",")]
+    axes = [page.frame_locator("iframe").first.locator(f"#{axis}") for axis in "xyz"]
+    for axis, coordinate in zip(axes, wanted, strict=True):
+        expect(axis).to_have_value(f"{coordinate:g}")
 
 
 BACKGROUND = "element => getComputedStyle(element).backgroundColor"

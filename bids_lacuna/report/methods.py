@@ -30,7 +30,7 @@ def describe_methods(run: Run, *, with_pictures: bool) -> str:
         for name, version in provenance.libraries.items()
         if with_pictures or name not in DRAWING_LIBRARIES
     )
-    pictures = ", and pictures drawn with nilearn [@nilearn]" if with_pictures else ""
+    pictures = ", and pictures drawn on the MNI template of nilearn [@nilearn]" if with_pictures else ""
     paragraphs = [
         f"Lesion network mapping [@boes2015] was performed with bids_lacuna {provenance.version} [@bids_lacuna], a "
         f"BIDS App [@gorgolewski2017]. {_lesions(provenance)} were transferred to the grid of the normative "

@@ -163,7 +163,7 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
     if shape:
         section.facts = _describe_shape(shape, section) + section.facts
         section.lesion = _draw_lesion(pictures, section, shape, r_map.volume)
-    clusters = _find_clusters(r_map, shape)
+    clusters, missing = _find_clusters(r_map, shape)
     for each in (r_map, t_map):
         if each:
             _draw_map(pictures, section, each, _choose_rows(each, shape, clusters), shape)
@@ -172,7 +172,8 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
         _draw_binary_map(pictures, section, threshold, mask, _choose_rows(None, shape, clusters), shape)
     _write_viewer(pictures, section, shown, shape)
     section.has_t = t_map is not None
-    section.clusters = _write_clusters(pictures, r_map, t_map, clusters)
+    if section.maps:
+        section.clusters = {**_write_clusters(pictures, t_map, clusters), "missing": missing}
 
 
 def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
@@ -219,7 +220,7 @@ def _draw_lesion(pictures: Pictures, section: Section, shape: LesionShape, r_map
     path = pictures.path("lesion.png")
     figures.draw_lesion(path, shape, r_map)
     coverage = nan if section.coverage is None else section.coverage
-    covered = "" if coverage >= 1 else ", hatched where the connectome has no voxel of the brain"
+    covered = "" if coverage >= 1 else ", hatched where the connectome has no data"
     slices = "Axial slices from the lesion's lower to its upper end, the middle one through its centre"
     where = f"{section.place}, around {position(shape.centre_mm)} mm"
     return pictures.add(
@@ -240,7 +241,10 @@ def _choose_rows(
         points += [(f"{name} r{outside}", cluster.peak_mm) for cluster in clusters[sign][:1]]
     rows = []
     for name, point in points:
-        value = f"{shown.stat} = {decimal(shown.volume.at(point))}, " if shown else ""
+        value = ""
+        if shown:
+            number = decimal(shown.volume.at(point))
+            value = "no data, " if number == decimal(None) else f"{shown.stat} = {number}, "
         rows.append(Row(f"{name}: {value}at {position(point)} mm", point))
     return rows
 
@@ -258,7 +262,10 @@ def _draw_map(
     path = pictures.path(f"{stat}-map.png")
     scale = figures.two_sided_scale(shown.volume, shown.threshold, stat)
     figures.draw_views(path, shown.volume, scale, rows, shape)
-    counts = f"{percent(above)} of the voxels are above the threshold, {percent(below)} below its negative"
+    limit = decimal(shown.threshold)
+    counts = (
+        f"{percent(above)} of the voxels have {stat} > {limit}, {percent(below)} have {stat} < \N{MINUS SIGN}{limit}"
+    )
     what = f"{shown.condition}, {shown.why}: {counts}"
     caption = f"{stat}-map from {section.n_subjects} connectome subjects. Shown: {what}."
     caption += f" Red: positive. Blue: negative. {_legend(shape)}"
@@ -316,14 +323,21 @@ def _write_viewer(
     section.viewer = pictures.relative(path)
 
 
-def _find_clusters(r_map: _Shown, shape: LesionShape | None) -> dict[str, list[Cluster]]:
-    """Find the clusters of each sign whose peak is among the shown voxels."""
-    found = zip(("positive", "negative"), figures.find_clusters(r_map.volume, shape), strict=True)
-    return {sign: [each for each in clusters if abs(each.value) > r_map.threshold] for sign, clusters in found}
+def _find_clusters(r_map: _Shown, shape: LesionShape | None) -> tuple[dict[str, list[Cluster]], dict[str, str]]:
+    """Find the clusters of each sign whose peak is among the shown voxels, and describe a sign that has none."""
+    clusters, missing = {}, {}
+    limit = decimal(r_map.threshold)
+    beyond = {"positive": f"r > {limit}", "negative": f"r < \N{MINUS SIGN}{limit}"}
+    for sign, found in zip(beyond, figures.find_clusters(r_map.volume, shape), strict=True):
+        clusters[sign] = [each for each in found if abs(each.value) > r_map.threshold]
+        if not clusters[sign]:
+            strongest = f"; the strongest has its peak at r = {decimal(found[0].value)}" if found else ""
+            missing[sign] = f"none with {beyond[sign]}{strongest}"
+    return clusters, missing
 
 
 def _write_clusters(
-    pictures: Pictures, r_map: _Shown, t_map: _Shown | None, clusters: Mapping[str, Sequence[Cluster]]
+    pictures: Pictures, t_map: _Shown | None, clusters: Mapping[str, Sequence[Cluster]]
 ) -> dict[str, Any]:
     """Write the table of clusters, and return its rows for the page."""
     tables: dict[str, list[dict[str, Any]]] = {
@@ -345,4 +359,4 @@ def _write_clusters(
             cells.append([sign, *(f"{x:g}" for x in row["peak_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"])
     path = pictures.path("clusters.tsv")
     write_table(path, ("sign", "x_mm", "y_mm", "z_mm", "r", "t", "size_mm3"), cells)
-    return {**tables, "threshold": r_map.threshold, "path": pictures.relative(path)}
+    return {**tables, "path": pictures.relative(path)}
