@@ -288,7 +288,7 @@ def test_other_maps(page: Page) -> None:
     settle(page)
     assert page.locator("#threshold-exactly").input_value() == "7.0"
     assert page.locator("#name").text_content().startswith("t: one-sample t")
-    assert page.locator("#bar").get_attribute("aria-label").startswith("Colour bar, t: ")
+    assert page.locator("#bar").get_attribute("aria-label").startswith("Colours of t: ")
     assert " t > 7.0" in page.locator("#counts").text_content()
     page.get_by_role("radio", name="z-map").check()
     settle(page)
@@ -388,8 +388,7 @@ def test_without_a_lesion(tmp_path: Path, browser: Browser) -> None:
         assert position(page) == (21, -39, 21)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_accessible(folder: Path, browser: Browser, width: int, scheme: str) -> None:
     """axe-core finds no violation, and the page is not wider than the screen."""
     with watched(browser, viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
