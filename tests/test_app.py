@@ -647,7 +647,7 @@ def test_reports_are_in_the_plan(bids: Path, connectome: Path, tmp_path: Path) -
     """A dry run counts the memory of the processes that write pages; where there is too little, there are none."""
     command = (bids, tmp_path / "out", "participant", "--connectome", connectome, "--dry-run", "--nprocs", "1")
     result = run(*command)
-    assert ", 600 MiB of it for reports" in result.stdout
+    assert ", 240 MiB of it for reports" in result.stdout
     result = run(*command, "--mem", "500M")
     assert result.returncode == 0
     assert "too small for reports" in result.stderr

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WORKER_BYTES = 600 * 2**20
+WORKER_BYTES = 240 * 2**20
 """Peak memory of a process that writes pages; `test_memory` measures it."""
 
 LEAST_BYTES = 3 * WORKER_BYTES
