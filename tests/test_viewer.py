@@ -108,12 +108,20 @@ def settle(page: Page) -> None:
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-@pytest.fixture
-def page(folder: Path, browser: Browser) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def tab(folder: Path, browser: Browser) -> Iterator[Page]:
     """Open the viewer of the straight maps."""
     with watched(browser, viewport={"width": 1280, "height": 900}) as page:
         open_viewer(page, folder / "straight.html")
         yield page
+
+
+@pytest.fixture
+def page(tab: Page) -> Page:
+    """Reset this viewer, whatever other tests did to it."""
+    tab.get_by_role("button", name="Reset").click()
+    settle(tab)
+    return tab
 
 
 def position(page: Page | Locator) -> tuple[float, ...]:
@@ -201,13 +209,6 @@ def test_keys(page: Page) -> None:
     assert position(page) == CENTRE_MM
 
 
-def test_a_new_viewer_has_the_keyboard(page: Page) -> None:
-    """Keys work at once in a viewer on a page of its own."""
-    page.keyboard.press("PageUp")
-    settle(page)
-    assert position(page) == (*CENTRE_MM[:2], CENTRE_MM[2] + 2)
-
-
 def test_mouse(page: Page) -> None:
     """A click moves the cursor, dragging moves it on, and a notch of the wheel changes the slice by 2 mm."""
     box = slice_of(page, "coronal").bounding_box()
@@ -284,13 +285,13 @@ def test_threshold_and_signs(page: Page) -> None:
 
 def test_other_maps(page: Page) -> None:
     """Each map has its threshold, its colour bar and its title."""
-    page.get_by_role("radio", name="t-map").check()
+    page.get_by_text("t-map", exact=True).click()
     settle(page)
     assert page.locator("#threshold-exactly").input_value() == "7.0"
     assert page.locator("#name").text_content().startswith("t: one-sample t")
     assert page.locator("#bar").get_attribute("aria-label").startswith("Colours of t: ")
     assert " t > 7.0" in page.locator("#counts").text_content()
-    page.get_by_role("radio", name="z-map").check()
+    page.get_by_text("z-map", exact=True).click()
     settle(page)
     assert page.locator("#threshold-exactly").input_value() == "0.210"
 
@@ -366,11 +367,26 @@ def test_a_link_on_a_page_moves_the_viewer(folder: Path, browser: Browser) -> No
 
 
 def test_it_opens_at_the_position_of_its_address(folder: Path, browser: Browser) -> None:
-    """A viewer on a page of its own opens at the position in its address, and reads it aloud."""
+    """A viewer on a page of its own opens at the position in its address, reads it aloud, and has the keyboard."""
     with watched(browser) as page:
         open_viewer(page, folder / "straight.html", "#mm=30,-45,51")
         assert position(page) == (30, -45, 51)
         page.get_by_role("status").get_by_text("x 30, y \N{MINUS SIGN}45, z 51 mm: r ").wait_for(state="attached")
+        page.keyboard.press("PageDown")
+        settle(page)
+        assert position(page) == (30, -45, 50)
+
+
+def test_damaged_data(folder: Path, tmp_path: Path, browser: Browser) -> None:
+    """A damaged file says so, instead of showing an empty page."""
+    page = browser.new_page()
+    text = (folder / "straight.html").read_text()
+    at = text.index('"steps": "') + 500
+    (tmp_path / "viewer.html").write_text(text[:at] + text[at + 400 :])
+    page.goto((tmp_path / "viewer.html").as_uri())
+    page.get_by_text("The reason: ").wait_for()
+    assert not page.locator("#viewer").is_visible()
+    page.close()
 
 
 def test_without_a_lesion(tmp_path: Path, browser: Browser) -> None:

@@ -22,12 +22,14 @@ class Viewer {
     byId("planes").style.setProperty("--wide", widths.join(" "));
     byId("planes").style.setProperty("--narrow", widths.slice(0, 2).join(" "));
     for (const { stat } of maps.values()) {
-      const label = document.createElement("label");
-      const radio = Object.assign(document.createElement("input"), { type: "radio", name: "map", value: stat });
-      label.append(radio, `${stat}-map`);
-      byId("maps").append(label);
+      const radio = document.createElement("input");
+      Object.assign(radio, { type: "radio", name: "map", value: stat, id: `${stat}-map` });
+      const label = Object.assign(document.createElement("label"), { htmlFor: radio.id, textContent: radio.id });
+      byId("maps").append(radio, label);
     }
-    if (!lesion) document.querySelectorAll(".of-lesion, #centre, label:has(#outline)").forEach((each) => each.remove());
+    if (lesion) return;
+    byId("outline").parentElement.remove();
+    document.querySelectorAll(".of-lesion, #centre").forEach((each) => each.remove());
   }
 
   get options() {
@@ -74,7 +76,7 @@ class Viewer {
   }
 
   follow(hash) {
-    const found = /^#mm=([-\d.]+),([-\d.]+),([-\d.]+)$/.exec(hash);
+    const found = /^#mm=([-\d.]+),([-\d.]+),([-\d.]+)$/.exec(hash.replace(/%2C/gi, ","));
     if (found) this.moveTo(found.slice(1).map(Number));
   }
 
@@ -240,6 +242,7 @@ async function start() {
     maps.set(map.stat, map);
   }
   const viewer = new Viewer(background, lesion, maps);
+  byId("trouble").hidden = true;
   byId("viewer").hidden = false;
   viewer.listen();
   viewer.reset();
@@ -250,13 +253,8 @@ async function start() {
   else new ResizeObserver(tell).observe(document.body);
 }
 
-function explain(error) {
-  const old = typeof DecompressionStream === "undefined" || typeof OffscreenCanvas === "undefined";
-  byId("trouble").hidden = false;
-  byId("trouble").textContent = old
-    ? "This browser is too old for the viewer: use Chrome or Edge 80, Firefox 113, Safari 16.4, or a later one."
-    : `The viewer cannot show its data (${error.message}): write the page again with --reports-only.`;
-}
-
 if (parent !== window) document.documentElement.classList.add("embedded");
-start().catch(explain);
+start().catch((error) => {
+  byId("trouble").hidden = false;
+  byId("trouble").textContent += ` The reason: ${error.message}.`;
+});
