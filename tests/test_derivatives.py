@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
 from bidsschematools.schema import load_schema
 
-from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
+from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process, files
 from bids_lacuna.bids import LesionMask, find_lesion_masks
+from bids_lacuna.derivatives import writer as writer_module
 from bids_lacuna.derivatives.dataset import prepare_dataset
 from bids_lacuna.derivatives.names import ENTITY_ORDER, expected_maps, map_path
 from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, lesion_provenance
@@ -283,3 +288,101 @@ def test_a_lesion_without_all_maps_has_no_sidecar(tmp_path: Path) -> None:
     assert other.error is None
     assert {path.name[:5] for path in out.rglob("*.json")} == {"sub-2"}
     assert not list(out.rglob(".*"))
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> tuple[FunctionalNetworkMapping, list[LesionRecord]]:
+    """Return an analysis, and the records of nine lesions to be mapped in its connectome."""
+    series = synthetic.make_series(int(synthetic.make_mask().sum()), (13, 13, 13))
+    connectome = synthetic.write_connectome(tmp_path / "GSP.h5", series, synthetic.make_mask())
+    names = [f"sub-{n}/anat/sub-{n}_space-{synthetic.SPACE}_label-lesion_mask" for n in range(9)]
+    bids = synthetic.write_dataset(
+        tmp_path / "bids", {name: synthetic.box((1, 2, n)) for n, name in enumerate(names)}
+    )
+    analysis = FunctionalNetworkMapping(connectome, t_threshold=2)
+    return analysis, decide(find_lesion_masks(bids), tmp_path / "out", analysis.provenance)
+
+
+def write(
+    mapped: tuple[FunctionalNetworkMapping, list[LesionRecord]], out: Path, n_threads: int = 2
+) -> list[LesionData]:
+    """Map the lesions, and write their maps."""
+    analysis, records = mapped
+    own = [replace(record) for record in records]
+    writer = DerivativesWriter(out, analysis.provenance, own, out / "logs", {"source": "source"}, n_threads=n_threads)
+    return batch_process(
+        [record.as_lesion() for record in own], analysis, batch_result_callback=writer, show_progress=False
+    )
+
+
+def test_files_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, mapped: tuple[FunctionalNetworkMapping, list[LesionRecord]]
+) -> None:
+    """One thread and many write the same maps and sidecars to the byte, and no other files."""
+    contents = []
+    for n_threads in (1, 3):
+        out = tmp_path / f"out{n_threads}"
+        assert {lesion.error for lesion in write(mapped, out, n_threads)} == {None}
+        contents.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 9 * 2 * 4
+
+
+@pytest.mark.parametrize("number", [0, 4, 8])
+def test_a_failure_of_writing_is_that_of_its_lesion(
+    tmp_path: Path, mapped: tuple[FunctionalNetworkMapping, list[LesionRecord]], number: int
+) -> None:
+    """Of lesions that are written at the same time, the one whose folder cannot be made fails, and no other."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"sub-{number}").write_text("a file in the place of the folder")
+    errors = [lesion.error for lesion in write(mapped, tmp_path / "out")]
+    assert "its maps cannot be written" in errors.pop(number)
+    assert errors == [None] * 8
+    assert len(list((tmp_path / "out").rglob("*.json"))) == 8 * 4
+
+
+def test_a_full_disk_fails_the_lesions_that_it_lacks_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: tuple[FunctionalNetworkMapping, list[LesionRecord]]
+) -> None:
+    """ENOSPC is a failure of the lesion, leaves no file of it, and the others are written."""
+    sync = files._sync
+
+    def fill_up(path: Path) -> None:
+        if "sub-5" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", fill_up)
+    errors = [lesion.error for lesion in write(mapped, tmp_path / "out")]
+    assert "No space left on device" in errors.pop(5)
+    assert errors == [None] * 8
+    assert [path.name for path in (tmp_path / "out" / "sub-5").rglob("*") if path.is_file()] == []
+
+
+def test_an_error_that_is_no_lesions_own_fails_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: tuple[FunctionalNetworkMapping, list[LesionRecord]]
+) -> None:
+    """A defect of the program fails all lesions of the batch with its type, and leaves no half file."""
+    monkeypatch.setattr(writer_module, "save_gzipped", lambda *_: 1 / 0)
+    assert {lesion.error for lesion in write(mapped, tmp_path / "out")} == {"ZeroDivisionError: division by zero"}
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_maps_are_computed_on_as_many_threads_as_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: tuple[FunctionalNetworkMapping, list[LesionRecord]]
+) -> None:
+    """While one lesion waits for the disk, another is computed, but never more at once than there are threads."""
+    save, busy, most = writer_module.save_gzipped, [], []
+
+    def watch(image: nib.Nifti1Image, path: Path) -> None:
+        busy.append(path)
+        most.append(len(busy))
+        time.sleep(0.001)
+        save(image, path)
+        busy.remove(path)
+
+    monkeypatch.setattr(writer_module, "save_gzipped", watch)
+    for n_threads in (1, 2):
+        most.clear()
+        write(mapped, tmp_path / f"out{n_threads}", n_threads)
+        assert max(most) == n_threads

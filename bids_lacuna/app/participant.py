@@ -159,7 +159,8 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             claims, links = stack.enter_context(sharing_output(out, job.datasets, log_dir.name))
             stack.enter_context(keeping_log(arguments, log_dir))
             checkpoints = claim(job, claims)
-            writer = DerivativesWriter(out, job.provenance, job.records, log_dir, links, job.without_mask)
+            n_threads = job.resources.n_threads
+            writer = DerivativesWriter(out, job.provenance, job.records, log_dir, links, job.without_mask, n_threads)
             stack.enter_context(listing_interrupted(job, writer))
             writer.write_table()
         with above_the_bar():

@@ -226,7 +226,8 @@ def _time_writing(mapped: Sequence[LesionData], job: Job) -> tuple[float, float,
     records = [replace(record) for record in job.records if record.mask.path in masks]
     with TemporaryDirectory(prefix="bids-lacuna-") as folder:
         root = Path(folder)
-        writer = DerivativesWriter(root, job.provenance, records, root, prepare_dataset(root, job.datasets))
+        links, n_threads = prepare_dataset(root, job.datasets), job.resources.n_threads
+        writer = DerivativesWriter(root, job.provenance, records, root, links, n_threads=n_threads)
         began = time.perf_counter()
         writer(mapped)
         seconds = time.perf_counter() - began

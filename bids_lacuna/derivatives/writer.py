@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
@@ -31,6 +34,7 @@ from bids_lacuna.images import save_gzipped
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.logs import log_failure
+from bids_lacuna.runtime.plan import RESULTS_AT_ONCE
 
 if TYPE_CHECKING:
     from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
@@ -53,7 +57,8 @@ STATISTICS = {
 class DerivativesWriter:
     """Writes each batch's maps with sidecars, as a callback of `batch_process`, and keeps lesions.tsv up to date.
 
-    Each file is written atomically: under a temporary name in the same folder, and then renamed.
+    Each file is written atomically: under a temporary name in the same folder, and then renamed. Several lesions are
+    written at the same time, so that some are computed while others wait for the disk.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class DerivativesWriter:
         log_dir: Path,
         links: Mapping[str, str],
         without_mask: Sequence[ParticipantWithoutMask] = (),
+        n_threads: int = 1,
     ) -> None:
         """Prepare to write.
 
@@ -81,6 +87,8 @@ class DerivativesWriter:
             Name of each dataset in DatasetLinks, from `prepare_dataset`.
         without_mask
             Participants without a mask, who get a row in lesions.tsv.
+        n_threads
+            Largest number of maps that are computed at the same time.
         """
         self.output_dir = output_dir
         self.provenance = provenance
@@ -89,18 +97,28 @@ class DerivativesWriter:
         self.log_dir = log_dir
         self.links = links
         self.without_mask = without_mask
+        self._processors = BoundedSemaphore(n_threads)
 
     def __call__(self, results: Sequence[LesionData]) -> None:
         """Write one batch; if a lesion's maps cannot be written, set its `error` and write the others."""
-        for lesion in results:
-            record = self.record(lesion)
+        records = [self.record(lesion) for lesion in results]
+        with ThreadPoolExecutor(RESULTS_AT_ONCE, thread_name_prefix="maps") as pool:
+            writes = [
+                pool.submit(self._write_lesion, record.mask, lesion)
+                for record, lesion in zip(records, results, strict=True)
+            ]
             try:
-                self._write_lesion(record.mask, lesion)
-            except (OSError, ValueError) as error:
-                changed = isinstance(error, ChangedMeanwhile)
-                lesion.error = str(error) if changed else f"its maps cannot be written: {error}"
-                log_failure(logger, [lesion.name], lesion.error)
-            record.close(lesion)
+                for record, lesion, write in zip(records, results, writes, strict=True):
+                    try:
+                        write.result()
+                    except (OSError, ValueError) as error:
+                        changed = isinstance(error, ChangedMeanwhile)
+                        lesion.error = str(error) if changed else f"its maps cannot be written: {error}"
+                        log_failure(logger, [lesion.name], lesion.error)
+                    record.close(lesion)
+            finally:
+                # After Ctrl-C, those that wait need not be written.
+                pool.shutdown(cancel_futures=True)
 
     def missing_thresholds(self, record: LesionRecord) -> list[float]:
         """Return the thresholds whose masks of a lesion are missing or incomplete."""
@@ -165,7 +183,7 @@ class DerivativesWriter:
             sidecars = {}
             for stat, (key, description) in STATISTICS.items():
                 if key in maps:
-                    path = self._write_map(map_path(mask, self.provenance, stat=stat), maps[key])
+                    path = self._write_map(map_path(mask, self.provenance, stat=stat), partial(maps.__getitem__, key))
                     sidecars[sidecar_path(path)] = {"Description": description, **sidecar}
             sidecars |= self._write_masks(mask, maps.get("binary_maps", {}), sidecar)
         _write_sidecars(sidecars)
@@ -175,9 +193,10 @@ class DerivativesWriter:
     ) -> dict[Path, dict[str, Any]]:
         """Write masks of |t|, and return their sidecars, which are not written yet."""
         sidecars = {}
-        for threshold, image in images.items():
+        for threshold in images:
             description = f"Voxels where the lesion network map's |t| is above {threshold:g}; 0 where t is undefined"
-            path = self._write_map(map_path(mask, self.provenance, stat="t", threshold=threshold), image)
+            relative_path = map_path(mask, self.provenance, stat="t", threshold=threshold)
+            path = self._write_map(relative_path, partial(images.__getitem__, threshold))
             own = {"Description": description, "Type": "ROI", "Threshold": threshold}
             sidecars[sidecar_path(path)] = {**own, **sidecar}
         return sidecars
@@ -207,10 +226,11 @@ class DerivativesWriter:
             sidecar["Resolution"] = f"{sizes} mm, the connectome's grid"
         return sidecar
 
-    def _write_map(self, relative_path: PurePosixPath, image: nib.Nifti1Image) -> Path:
+    def _write_map(self, relative_path: PurePosixPath, compute: Callable[[], nib.Nifti1Image]) -> Path:
         path = self.output_dir / relative_path
-        with renamed_when_whole(path, sync=False) as temporary:
-            save_gzipped(image, temporary)
+        # Other lesions are computed while this thread waits for the disk.
+        with renamed_when_whole(path, sync=False) as temporary, self._processors:
+            save_gzipped(compute(), temporary)
         return path
 
 

@@ -20,7 +20,7 @@ from bids_lacuna.mapping.maps import NetworkMaps
 from bids_lacuna.mapping.moments import RunningMoments
 from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance
 from bids_lacuna.runtime.logs import versions_of
-from bids_lacuna.runtime.plan import Footprint
+from bids_lacuna.runtime.plan import RESULTS_AT_ONCE, Footprint
 from bids_lacuna.weights import LesionWeights, Rows, Weighting
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,14 @@ KEPT_BYTES = 12
 FEW_SUBJECTS = 0.5
 """Warn below this fraction of connectome subjects with a signal in a lesion."""
 
-MAP_BYTES = 24
-"""Bytes per voxel of the volume while one lesion's maps are made: one map and the vectors behind it."""
+VECTOR_BYTES = 16
+"""Bytes per voxel while one lesion's maps are made: z, t, n and r."""
+
+MAP_BYTES = 4
+"""Bytes per voxel of the volume of one map."""
+
+INDEX_BYTES = 8
+"""Bytes per voxel of the grid's indices, from which volumes are filled."""
 
 
 class FunctionalNetworkMapping:
@@ -131,13 +137,14 @@ class FunctionalNetworkMapping:
     def footprint(self, n_rows: int) -> Footprint:  # noqa: ARG002  the moments of a row do not depend on their number
         """Return the memory that a run needs."""
         connectome = self.connectome
-        n_voxels = connectome.grid.n_voxels
+        n_voxels, volume = connectome.grid.n_voxels, connectome.grid.mask.size
+        map_bytes = MAP_BYTES + len(self.options.t_thresholds)
         weight_bytes = WEIGHT_BYTES * n_voxels // VOXELS_PER_LESION_VOXEL
         return Footprint(
             accumulator_bytes=MOMENT_BYTES * n_voxels,
             row_bytes=SEED_BYTES * connectome.n_components + weight_bytes + LESION_BYTES,
             kept_bytes=KEPT_BYTES * n_voxels,
-            result_bytes=MAP_BYTES * connectome.grid.mask.size,
+            result_bytes=RESULTS_AT_ONCE * (VECTOR_BYTES * n_voxels + map_bytes * volume) + INDEX_BYTES * n_voxels,
             subject_bytes=connectome.subject_bytes,
             reading_bytes=connectome.reading_bytes,
             n_readers=connectome.n_readers,

@@ -27,6 +27,9 @@ MOST_SUBJECTS_IN_MEMORY = 6
 SUBJECTS_FRACTION = 10
 """Connectome subjects beyond `SUBJECTS_IN_MEMORY` take up to a tenth of the memory of the sums."""
 
+RESULTS_AT_ONCE = 4
+"""Largest number of rows whose results a callback computes at the same time, and has written to disk meanwhile."""
+
 RUNNING_BYTES = 8 * 2**20
 """Threads, open files and Python's own objects of a run; 5 to 8 MiB were measured."""
 
@@ -56,7 +59,7 @@ class Footprint:
     kept_bytes: int
     """Per row of the run, where results outlive their batch."""
     result_bytes: int
-    """Once: the results of one row while the callback looks at them."""
+    """Once: the results of `RESULTS_AT_ONCE` rows while the callback looks at them."""
     subject_bytes: int
     """Per connectome subject in memory."""
     reading_bytes: int
