@@ -82,6 +82,13 @@ def _add_connectome(parser: Parser) -> None:
         help="name of the connectome in file names (default: as recorded in the store, otherwise the letters and "
         "digits of PATH's name; at the group level, the name in most lesions' maps)",
     )
+    group.add_argument(
+        "--connectome-summary",
+        type=Path,
+        metavar="DIR",
+        help="summary of the connectome made by bids-lacuna-connectome summarize --output DIR: maps are compared to "
+        "its degree and principal components (default: summary in the store, if it has one)",
+    )
 
 
 def _add_lesions(parser: Parser) -> None:

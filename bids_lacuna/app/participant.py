@@ -23,6 +23,7 @@ from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.masks import add_masks
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
+from bids_lacuna.app.similarity import add_similarity, find_summary
 from bids_lacuna.batch import process_batches
 from bids_lacuna.bids import ParticipantWithoutMask
 from bids_lacuna.derivatives import (
@@ -39,7 +40,7 @@ from bids_lacuna.derivatives import (
 )
 from bids_lacuna.files import remove_unfinished
 from bids_lacuna.lesion import LesionData
-from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass, NoWorker, Pass, PassStopped
+from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass, NoWorker, Pass, PassStopped, Summary
 from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.report.methods import write_citation
 from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
@@ -74,6 +75,8 @@ class Job:
     checkpoints: Checkpoints | None
     without_mask: Sequence[ParticipantWithoutMask]
     """Participants for whom no mask was found."""
+    summary: Summary | None
+    """The connectome's summary, if there is one."""
 
     @property
     def resources(self) -> Resources:
@@ -100,6 +103,12 @@ class Job:
         """Whether lesions are mapped, although others may have failed before."""
         stops = self.arguments.stop_on_first_crash and any(record.status == "failed" for record in self.records)
         return not stops
+
+    def compare(self, records: Collection[LesionRecord]) -> list[str]:
+        """Add the similarity to the connectome as a whole to finished maps: labels of participants with news."""
+        if self.summary is None:
+            return []
+        return add_similarity(self.summary, records, self.arguments.output_dir, self.analysis)
 
     def plan(self) -> BatchPlan:
         """Divide the lesions that need a pass into batches."""
@@ -132,6 +141,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     """
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments)
+    summary = find_summary(arguments, connectome)
     masks, without_mask = find_masks(arguments, datasets)
     analysis = FunctionalNetworkMapping.of(connectome, read_options(arguments))
     provenance = analysis.provenance
@@ -145,7 +155,16 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     if arguments.dask_workers or arguments.dask_scheduler:
         pass_ = stack.enter_context(on_cluster(arguments, analysis, resources))
     return Job(
-        arguments, datasets, arguments.started, analysis, pass_, provenance, records, checkpoints, without_mask
+        arguments,
+        datasets,
+        arguments.started,
+        analysis,
+        pass_,
+        provenance,
+        records,
+        checkpoints,
+        without_mask,
+        summary,
     )
 
 
@@ -179,6 +198,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
         pages = stack.enter_context(ReportPool(out, job.n_report_workers, show_progress=not arguments.quiet))
         log = RunLog(job, this_run, log_dir, writer, pages)
         with above_the_bar(), listing_interrupted(job, writer):
+            compared = job.compare(job.records)
             process_batches(
                 [record.as_lesion() for record in job.pending] if job.continues else [],
                 job.analysis,
@@ -196,7 +216,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             log.write(finished=True)
             if job.analysis.n_without_signal:
                 write_citation(out, log.describe(), md_only=arguments.md_only_boilerplate)
-        log.submit_pages()
+        log.submit_pages(compared)
         pages.wait()
         return conclude(job.records, len(job.without_mask), log_dir)
 
@@ -226,6 +246,7 @@ class RunLog:
         except OSError as error:
             # The maps are complete; run.json is written again at the end of the run.
             logger.warning("the description of the run could not be written: %s", error)
+        self.job.compare([self.writer.record(lesion) for lesion in lesions])
         self.submit_pages()
 
     def describe(self, finished: bool = False) -> Run:
@@ -238,10 +259,11 @@ class RunLog:
         """Write run.json."""
         self.describe(finished).write(self.log_dir)
 
-    def submit_pages(self) -> None:
-        """Have the pages written that are due."""
+    def submit_pages(self, compared: Collection[str] = ()) -> None:
+        """Have the pages written that are due, and those of participants whose finished maps were compared."""
         if self.job.n_report_workers:
-            self.pages.submit(participants_with_news(self.job.arguments.output_dir, self.job.records))
+            due = participants_with_news(self.job.arguments.output_dir, self.job.records)
+            self.pages.submit([*due, *compared])
 
 
 def set_pending_aside(job: Job, reason: str) -> None:

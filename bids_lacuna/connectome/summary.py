@@ -15,6 +15,7 @@ include it, or a folder beside a store that is read-only.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -73,6 +74,11 @@ class SummaryRecord:
     """Name and version of the program."""
     sha256: Mapping[str, str]
     """SHA-256 of each array's file."""
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 that distinguishes this summary from others of the same connectome."""
+        return hashlib.sha256(bytes.fromhex("".join(self.sha256[name] for name in ARRAYS))).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

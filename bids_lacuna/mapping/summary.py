@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.spatialimages import SpatialImage
@@ -18,6 +20,12 @@ from bids_lacuna.reference import fisher_z
 from bids_lacuna.weights import LesionWeights
 
 Array = np.ndarray
+
+SIMILARITY = "ConnectomeSimilarity"
+"""Key of a map's similarity in its sidecar."""
+
+VOXELS_AT_ONCE = 2**15
+"""Voxels of all maps that are compared in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,18 @@ class Similarity:
     @property
     def correlations(self) -> dict[str, float]:
         """The five correlations by their names."""
-        return {each.name: getattr(self, each.name) for each in fields(self)[:5]}
+        return {name: getattr(self, name) for name in SIMILARITY_KEYS if name != "r_squared"}
+
+
+SIMILARITY_KEYS = {
+    "degree": "Degree",
+    "absolute_degree": "AbsoluteDegree",
+    "pc1": "PC1",
+    "pc2": "PC2",
+    "pc3": "PC3",
+    "r_squared": "RSquared",
+}
+"""Keys of the numbers in a sidecar's `SIMILARITY`, by their names in `Similarity`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,17 +160,32 @@ class Summary:
         z = self._vector(z_map)
         # A component without variance is undefined everywhere.
         used = [number for number, values in enumerate(maps) if np.isfinite(values).any()]
-        compared = np.isfinite(np.array([z, *(maps[number] for number in used)])).all(axis=0)
+        rows = [z, *(maps[number] for number in used)]
+        compared = np.isfinite(z)
+        for row in rows:
+            compared &= np.isfinite(row)
         if without is not None:
             compared[without] = False
         correlations = np.full(len(maps), np.nan)
         n_voxels, r_squared = int(np.count_nonzero(compared)), float("nan")
         if n_voxels > 1 and np.ptp(z[compared]) > 0:
-            r = _correlate(np.array([z[compared], *(maps[number][compared] for number in used)], float))
+            r = _correlate(rows, np.flatnonzero(compared))
             correlations[used] = r[0, 1:]
             r_squared = float(r[0, 1:] @ np.linalg.pinv(r[1:, 1:], rcond=1e-10, hermitian=True) @ r[0, 1:])
         degree, absolute_degree, pc1, pc2, pc3 = correlations.tolist()
         return Similarity(degree, absolute_degree, pc1, pc2, pc3, r_squared, n_voxels)
+
+    def describe(self, similarity: Similarity) -> dict[str, Any]:
+        """Return a similarity as it stands in sidecars, under `SIMILARITY`: undefined numbers are None."""
+        numbers = {key: getattr(similarity, name) for name, key in SIMILARITY_KEYS.items()}
+        record = self.arrays.record
+        return {
+            **{key: round(number, 6) if np.isfinite(number) else None for key, number in numbers.items()},
+            "NumberOfVoxels": similarity.n_voxels,
+            "CellSize": record.cell_size_mm,
+            "CellSizeUnits": "mm",
+            "SummaryHash": record.content_hash,
+        }
 
     def _weights(self, lesion: LesionData | LesionWeights) -> LesionWeights:
         if isinstance(lesion, LesionWeights):
@@ -168,9 +202,15 @@ class Summary:
         return self.grid.vector(read_volume(z_map, "map"))
 
 
-def _correlate(rows: Array) -> Array:
-    """Correlate rows: shape (n, n). A constant row has r = 0 with all others."""
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 0)
-    return unit @ unit.T
+def _correlate(rows: Sequence[Array], voxels: Array) -> Array:
+    """Correlate rows over some voxels: shape (n, n). A constant row has r = 0 with all others."""
+    blocks = [voxels[start : start + VOXELS_AT_ONCE] for start in range(0, len(voxels), VOXELS_AT_ONCE)]
+    means = np.array([[sum(row[block].sum(dtype=float) for block in blocks) / len(voxels)] for row in rows])
+    products = np.zeros((len(rows), len(rows)))
+    for block in blocks:
+        centred = np.array([row[block] for row in rows], float) - means
+        # Not by BLAS, whose sums may depend on the number of its threads.
+        products += np.einsum("iv,jv->ij", centred, centred)
+    norms = np.sqrt(np.diag(products))
+    norms[norms == 0] = np.inf
+    return products / np.outer(norms, norms)

@@ -1,0 +1,88 @@
+"""Similarity of maps to their connectome's degree and principal components, added to sidecars of finished maps."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from bids_lacuna.app.command import Exit, Stop
+from bids_lacuna.connectome import Connectome, is_store
+from bids_lacuna.connectome.summary import FOLDER, has_summary
+from bids_lacuna.derivatives import LesionRecord, map_path, sidecar_path
+from bids_lacuna.files import read_json_object, write_json
+from bids_lacuna.images import open_image
+from bids_lacuna.mapping import SIMILARITY, FunctionalNetworkMapping, Summary
+
+logger = logging.getLogger(__name__)
+
+
+def find_summary(arguments: argparse.Namespace, connectome: Connectome) -> Summary | None:
+    """Open the summary of the connectome, if there is one that can be used."""
+    given: Path | None = arguments.connectome_summary
+    if given and not has_summary(given):
+        raise Stop(
+            Exit.NO_INPUT,
+            f"there is no summary of the connectome in {given}: make one with `bids-lacuna-connectome summarize "
+            f"{connectome.path} --output {given}`, or correct --connectome-summary",
+        )
+    if not given and not has_summary(connectome.path / FOLDER):
+        # Without a store, there is a warning that asks for one.
+        if is_store(connectome.path):
+            logger.info(
+                "the connectome has no summary, with which each map is compared to its connectome's degree: make it, "
+                "once, with `bids-lacuna-connectome summarize %s`, and rerun the same command",
+                connectome.path,
+            )
+        return None
+    try:
+        return Summary.open(connectome, given)
+    except (OSError, ValueError) as error:
+        logger.warning("maps are not compared to the connectome's degree: %s", error)
+        return None
+
+
+def add_similarity(
+    summary: Summary, records: Collection[LesionRecord], output_dir: Path, analysis: FunctionalNetworkMapping
+) -> list[str]:
+    """Add the similarity to the sidecars of the r-maps that lack it.
+
+    Parameters
+    ----------
+    records
+        Records of lesions; those without maps are left alone.
+    output_dir
+        Root of the derivative dataset.
+    analysis
+        Analysis that made the maps.
+
+    Returns
+    -------
+    list of str
+        Labels of the participants with a sidecar that has changed.
+    """
+    labels = []
+    for record in records:
+        if record.status not in ("done", "skipped") or record.mask.space != analysis.provenance.space:
+            continue
+        try:
+            if _add(summary, record, output_dir, analysis):
+                labels.append(record.mask.entities["sub"])
+        except (OSError, ValueError) as error:
+            logger.warning("%s: its map is not compared to the connectome's degree: %s", record.mask.path.name, error)
+    return labels
+
+
+def _add(summary: Summary, record: LesionRecord, output_dir: Path, analysis: FunctionalNetworkMapping) -> bool:
+    """Add the similarity to one sidecar; return whether it has changed."""
+    sidecar = sidecar_path(output_dir / map_path(record.mask, analysis.provenance, stat="r"))
+    content = read_json_object(sidecar)
+    earlier = content.get(SIMILARITY)
+    if isinstance(earlier, dict) and earlier.get("SummaryHash") == summary.arrays.record.content_hash:
+        return False
+    z_map = open_image(output_dir / map_path(record.mask, analysis.provenance, stat="z"), "map")
+    weights = analysis.row(analysis.load(record.as_lesion()))
+    similarity = summary.similarity(z_map, weights.voxels)
+    write_json(sidecar, content | {SIMILARITY: summary.describe(similarity)})
+    return True

@@ -1,0 +1,164 @@
+"""Similarity of maps to their connectome as a whole: in sidecars, where there is a summary, and added to old maps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+from program import capture, map_lesions
+
+from bids_lacuna import Summary, cli
+
+MASK = synthetic.make_mask()
+
+BOXES = {"01": synthetic.box((1, 2, 3)), "02": synthetic.box((2, 4, 6), (3, 2, 2))}
+
+STEM = f"space-{synthetic.SPACE}_label-lesion"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a store without a summary."""
+    folder = tmp_path_factory.mktemp("connectome")
+    source = synthetic.write_connectome_folder(folder / "hdf5", synthetic.make_series(int(MASK.sum())), MASK)
+    options = ["--space", synthetic.SPACE, "--name", "GSP5", "--nprocs", "1"]
+    assert capture(cli.connectome_main, "build", source, folder / "store", *options).returncode == 0
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def summarized(built: Path) -> Path:
+    """Copy the store, and summarize the copy."""
+    store = shutil.copytree(built, built.with_name("summarized"))
+    assert capture(cli.connectome_main, "summarize", store).returncode == 0
+    return store
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    """Write two lesions."""
+    masks = {f"sub-{label}/anat/sub-{label}_{STEM}_mask": voxels for label, voxels in BOXES.items()}
+    return synthetic.write_dataset(tmp_path / "bids", masks)
+
+
+def find_map(out: Path, label: str, stat: str) -> Path:
+    """Return the path of a lesion's map."""
+    return out / f"sub-{label}" / "func" / f"sub-{label}_{STEM}_stat-{stat}_desc-GSP5_statmap.nii.gz"
+
+
+def read_sidecar(out: Path, label: str, stat: str = "r") -> dict[str, object]:
+    """Read a map's sidecar."""
+    path = find_map(out, label, stat)
+    return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+
+
+def state_of(out: Path) -> dict[str, tuple[bytes, int]]:
+    """Return content and time of all files of maps."""
+    paths = sorted(out.glob("sub-*/func/*"))
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def test_finished_maps_are_compared_and_not_mapped_again(
+    bids: Path, built: Path, summarized: Path, tmp_path: Path
+) -> None:
+    """Without a summary, a line names the command; after it, the same command changes the r-maps' sidecars alone."""
+    out = tmp_path / "out"
+    ended = map_lesions(bids, out, built)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "has no summary" in line]
+    assert f"bids-lacuna-connectome summarize {built}" in line
+    before = state_of(out)
+    ended = map_lesions(bids, out, summarized)
+    assert ended.returncode == 0, ended.stderr
+    assert "0 done, 2 skipped" in ended.stderr
+    after = state_of(out)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {find_map(out, label, "r").name.replace(".nii.gz", ".json") for label in BOXES}
+    for name in changed:
+        kept, added = json.loads(before[name][0]), json.loads(after[name][0])
+        added.pop("ConnectomeSimilarity")
+        assert added == kept
+    assert map_lesions(bids, out, summarized).returncode == 0
+    assert state_of(out) == after
+
+
+def test_similarity_of_new_maps(bids: Path, built: Path, summarized: Path, tmp_path: Path) -> None:
+    """With a summary, maps are those without, and r, R² and voxels in the sidecar are NumPy's of the map on disk."""
+    out = tmp_path / "out"
+    assert map_lesions(bids, out, summarized).returncode == 0
+    assert map_lesions(bids, tmp_path / "other", built).returncode == 0
+    arrays = Summary.open(summarized).arrays
+    for label, voxels in BOXES.items():
+        for stat in "rzt":
+            path, other = (find_map(folder, label, stat) for folder in (out, tmp_path / "other"))
+            assert path.read_bytes() == other.read_bytes()
+        similarity = read_sidecar(out, label)["ConnectomeSimilarity"]
+        z = nib.load(find_map(out, label, "z")).get_fdata()[MASK]
+        outside = voxels[MASK] == 0
+        maps = [arrays.degree, arrays.absolute_degree, *arrays.components]
+        expected = [np.corrcoef(z[outside], each[outside])[0, 1] for each in maps]
+        found = [similarity[key] for key in ("Degree", "AbsoluteDegree", "PC1", "PC2", "PC3")]
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+        columns = np.column_stack([np.ones(outside.sum()), *(each[outside] for each in maps)])
+        residuals = z[outside] - columns @ np.linalg.lstsq(columns, z[outside])[0]
+        assert similarity["RSquared"] == pytest.approx(1 - residuals.var() / z[outside].var(), abs=2e-6)
+        assert similarity["NumberOfVoxels"] == outside.sum()
+        assert similarity["CellSize"] == 8
+        assert "ConnectomeSimilarity" not in read_sidecar(out, label, "z")
+
+
+def test_another_summary_replaces_the_similarity(bids: Path, summarized: Path, tmp_path: Path) -> None:
+    """The summary that --connectome-summary names is used, and what was made with another one is replaced."""
+    out, there = tmp_path / "out", tmp_path / "there"
+    assert map_lesions(bids, out, summarized).returncode == 0
+    before = read_sidecar(out, "01")["ConnectomeSimilarity"]
+    assert (
+        capture(cli.connectome_main, "summarize", summarized, "--output", there, "--cell-size-mm", 12).returncode == 0
+    )
+    assert map_lesions(bids, out, summarized, "--connectome-summary", there).returncode == 0
+    after = read_sidecar(out, "01")["ConnectomeSimilarity"]
+    assert (before["CellSize"], after["CellSize"]) == (8, 12)
+    assert before["SummaryHash"] != after["SummaryHash"]
+    assert before["Degree"] == after["Degree"]
+
+
+def test_a_summary_that_cannot_be_used(bids: Path, built: Path, summarized: Path, tmp_path: Path) -> None:
+    """A damaged or foreign summary is one warning, and lesions are mapped without it; a missing one is an error."""
+    damaged = shutil.copytree(summarized, tmp_path / "damaged")
+    (damaged / "summary" / "degree.npy").write_bytes(b"x")
+    ended = map_lesions(bids, tmp_path / "out", damaged)
+    assert ended.returncode == 0
+    (warning,) = [line for line in ended.stderr.splitlines() if " W " in line]
+    assert "not compared to the connectome's degree" in warning
+    assert "degree.npy" in warning
+    assert "ConnectomeSimilarity" not in read_sidecar(tmp_path / "out", "01")
+    ended = map_lesions(bids, tmp_path / "missing", built, "--connectome-summary", tmp_path / "nowhere")
+    assert ended.returncode == 66
+    assert "there is no summary of the connectome in" in ended.stderr
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_map_that_cannot_be_read(bids: Path, built: Path, summarized: Path, tmp_path: Path) -> None:
+    """A damaged z-map is one warning, and the other lesion is compared."""
+    out = tmp_path / "out"
+    assert map_lesions(bids, out, built).returncode == 0
+    find_map(out, "01", "z").write_bytes(b"x")
+    ended = map_lesions(bids, out, summarized)
+    assert ended.returncode == 0
+    (warning,) = [line for line in ended.stderr.splitlines() if " W " in line]
+    assert "sub-01" in warning
+    assert "is not compared to the connectome's degree" in warning
+    assert "ConnectomeSimilarity" not in read_sidecar(out, "01")
+    assert "ConnectomeSimilarity" in read_sidecar(out, "02")
+
+
+def test_hdf5_needs_a_store(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """Without a store there is a warning that asks for one, and no line about a summary."""
+    ended = map_lesions(bids, tmp_path / "out", connectome)
+    assert "build one, once" in ended.stderr
+    assert "summary" not in ended.stderr
