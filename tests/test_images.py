@@ -7,6 +7,7 @@ import logging
 import struct
 from collections.abc import Callable
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -220,6 +221,39 @@ def test_the_size_of_a_file_without_its_compression(tmp_path: Path) -> None:
     for name in ("empty.nii.gz", "none.nii.gz"):
         with pytest.raises(OSError, match=name if name.startswith("none") else "Invalid argument"):
             unpacked_bytes(tmp_path / name)
+
+
+def test_a_gzip_file_of_several_streams(tmp_path: Path) -> None:
+    """Streams that follow each other are one file, as bgzip writes them; zeros that pad the last one are skipped."""
+    path = tmp_path / "map.nii.gz"
+    values = write_map(path, lambda _: None)
+    content = gzip.decompress(path.read_bytes())
+    cuts = [0, 100, 352, 400, len(content)]
+    streams = [gzip.compress(content[start:stop]) for start, stop in pairwise(cuts)]
+    path.write_bytes(b"".join(streams) + bytes(512))
+    np.testing.assert_array_equal(read_volume(open_image(path, "map"), "map"), values)
+
+
+@pytest.mark.parametrize("cut", [1, 8, 9, 40])
+def test_a_gzip_stream_that_ends_too_early_is_an_error(tmp_path: Path, cut: int) -> None:
+    """Without the end of its stream or its checksum, a file is not read."""
+    path = tmp_path / "map.nii.gz"
+    write_map(path, lambda _: None)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(OSError, match=r"the map's voxels cannot be read .*copy it again"):
+        read_volume(open_image(path, "map"), "map")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_gzip_stream_is_an_error(tmp_path: Path, seed: int) -> None:
+    """A damaged byte anywhere behind the header is found, by the decoder or by the checksum."""
+    path, rng = tmp_path / "map.nii.gz", np.random.default_rng(seed)
+    image = nib.Nifti1Image(rng.integers(0, 5, (20, 30, 40)).astype(np.uint8), synthetic.OBLIQUE)
+    content = bytearray(gzip.compress(image.to_bytes()))
+    content[rng.integers(600, len(content) - 4)] ^= rng.integers(1, 256)
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="cannot be read"):
+        read_volume(open_image(path, "map"), "map")
 
 
 def test_bytes_after_the_gzip_stream_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
