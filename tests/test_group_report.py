@@ -288,6 +288,10 @@ def test_an_overlap_of_one_colour_is_a_sentence(grouped: Path, tmp_path: Path) -
     assert re.search(r"Not drawn, since all 5 lesions have t > 2\.5 in 99\.\d % of the voxels\.", text)
     assert "Not drawn, since no lesion has t < \N{MINUS SIGN}2.5 in any voxel." in text
     assert "figures/group_networkT" not in (out / "group.html").read_text()
+    # The pictures of the earlier page are gone.
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert not {name for name in names if "network" in name}
+    assert {"group_lesions.png", "group_mean-r.png", "group_similarity.png", "group_distributions.png"} <= names
 
 
 def test_in_a_browser(grouped: Path, browser: Browser) -> None:
