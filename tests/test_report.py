@@ -525,6 +525,7 @@ def check_viewer(page: Page) -> None:
     page.locator("details.viewer summary").first.click()
     frame = page.frame_locator("iframe").first
     frame.locator("#axial canvas").wait_for()
+    assert str(frame.locator("h1").text_content()).startswith("Maps of sub-02: Session 1: ")
     centre = [number(part) for part in facts(page.content())[0]["Centre (mm)"].split(", ")]
     reached = [float(frame.locator(f"#{axis}").input_value()) for axis in "xyz"]
     np.testing.assert_allclose(reached, centre, atol=0.5)

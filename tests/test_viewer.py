@@ -283,6 +283,19 @@ def test_threshold_and_signs(page: Page) -> None:
     assert [len(coloured(page, "axial", sign)) for sign in (1, -1)] == counts
 
 
+def test_a_plane_in_full_width(page: Page) -> None:
+    """A button makes a slice larger, and small again."""
+    button = page.get_by_role("button", name="Coronal slice in full width")
+    widths = []
+    for _ in range(3):
+        widths.append(slice_of(page, "coronal").bounding_box()["width"])
+        button.click()
+        settle(page)
+    assert widths[1] > 1.3 * widths[0]
+    assert widths[2] == widths[0]
+    button.click()
+
+
 def test_other_maps(page: Page) -> None:
     """Each map has its threshold, its colour bar and its title."""
     page.get_by_text("t-map", exact=True).click()

@@ -170,7 +170,7 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
     for threshold, path in lesion.binary_maps.items():
         mask = Volume(np.sign(r_map.volume.values) * figures.read_map(path).values, r_map.volume.affine)
         _draw_binary_map(pictures, section, threshold, mask, _choose_rows(None, shape, clusters), shape)
-    _write_viewer(pictures, section, shown, shape)
+    _write_viewer(pictures, section, shown, shape, f"Maps of sub-{lesion.entities['sub']}: {section.heading}")
     section.has_t = t_map is not None
     if section.maps:
         section.clusters = {**_write_clusters(pictures, t_map, clusters), "missing": missing}
@@ -310,7 +310,7 @@ def _draw_binary_map(
 
 
 def _write_viewer(
-    pictures: Pictures, section: Section, shown: Mapping[str, _Shown], shape: LesionShape | None
+    pictures: Pictures, section: Section, shown: Mapping[str, _Shown], shape: LesionShape | None, title: str
 ) -> None:
     """Write the viewer of the maps that have a defined voxel."""
     defined = {stat: each for stat, each in shown.items() if each.threshold == each.threshold}
@@ -319,7 +319,7 @@ def _write_viewer(
     path = pictures.path("viewer.html")
     maps = {stat: each.volume for stat, each in defined.items()}
     thresholds = {stat: each.threshold for stat, each in defined.items()}
-    figures.write_viewer(path, maps, thresholds, shape, f"Maps of {section.heading}")
+    figures.write_viewer(path, maps, thresholds, shape, title)
     section.viewer = pictures.relative(path)
 
 

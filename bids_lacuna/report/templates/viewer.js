@@ -164,7 +164,8 @@ class Viewer {
     const ramp = (id, sign) => DATA.colours[id].map((colour, number, all) => (
       `${byId(id).checked ? colour : "var(--hidden)"} ${50 + sign * (10 + 40 * number / (all.length - 1))}%`
     ));
-    const stops = [...ramp("negative", -1).reverse(), "var(--hidden) 40%", "var(--hidden) 60%", ...ramp("positive", 1)];
+    const hidden = ["var(--hidden) 40%", "var(--hidden) 60%"];
+    const stops = [...ramp("negative", -1).reverse(), ...hidden, ...ramp("positive", 1)];
     byId("bar").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
     const numbers = [-limit, -threshold, threshold, limit].map((value) => textOf(this.map, value));
     byId("ticks").replaceChildren(...[0, 40, 60, 100].map((percent, at) => {
