@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
-from program import capture, map_lesions
+from program import capture, map_lesions, run
 
 from bids_lacuna import Summary, cli
+from bids_lacuna.files import read_table
 
 MASK = synthetic.make_mask()
 
@@ -162,3 +163,52 @@ def test_hdf5_needs_a_store(bids: Path, connectome: Path, tmp_path: Path) -> Non
     ended = map_lesions(bids, tmp_path / "out", connectome)
     assert "build one, once" in ended.stderr
     assert "summary" not in ended.stderr
+
+
+COLUMNS = ("r_with_degree", "r_with_absolute_degree", "r_with_pc1", "r_with_pc2", "r_with_pc3", "r_squared")
+
+KEYS = ("Degree", "AbsoluteDegree", "PC1", "PC2", "PC3", "RSquared")
+
+
+def describe_group(bids: Path, out: Path, *options: object) -> list[list[str]]:
+    """Run the group level, and return the cells of similarity of each row; empty without the columns."""
+    ended = run(bids, out, "group", "--no-reports", *options)
+    assert ended.returncode == 0, ended.stderr
+    rows = read_table(out / "group_lesions.tsv")
+    dictionary = json.loads((out / "group_lesions.json").read_text())
+    assert ("r_with_degree" in dictionary) == ("r_with_degree" in rows[0])
+    return [[row[name] for name in COLUMNS] for row in rows if "r_with_degree" in row]
+
+
+def test_the_group_has_a_column_for_each_number(bids: Path, built: Path, summarized: Path, tmp_path: Path) -> None:
+    """The table has what sidecars have; with the connectome, it is computed, and that of the mean map as well."""
+    out = tmp_path / "out"
+    assert map_lesions(bids, out, built).returncode == 0
+    assert describe_group(bids, out) == describe_group(bids, out, "--connectome", built) == []
+    computed = describe_group(bids, out, "--connectome", summarized)
+    (mean,) = out.glob("*_stat-z_desc-GSP5mean_statmap.json")
+    similarity = json.loads(mean.read_text())["ConnectomeSimilarity"]
+    z = nib.load(mean.with_suffix(".nii.gz")).get_fdata()[MASK]
+    degree = Summary.open(summarized).arrays.degree
+    assert similarity["Degree"] == pytest.approx(np.corrcoef(z, degree)[0, 1], abs=2e-6)
+    assert similarity["NumberOfVoxels"] == MASK.sum()
+    assert map_lesions(bids, out, summarized).returncode == 0
+    recorded = describe_group(bids, out)
+    assert recorded == computed
+    for label, cells in zip(BOXES, recorded, strict=True):
+        sidecar = read_sidecar(out, label)["ConnectomeSimilarity"]
+        assert cells == [f"{sidecar[key]:.6g}" for key in KEYS]
+    assert "ConnectomeSimilarity" not in json.loads(mean.read_text())
+
+
+def test_the_group_without_some_similarity(bids: Path, built: Path, summarized: Path, tmp_path: Path) -> None:
+    """A lesion whose sidecar has no similarity has n/a; a summary without its connectome is a mistake."""
+    out = tmp_path / "out"
+    assert map_lesions(bids, out, built).returncode == 0
+    assert map_lesions(bids, out, summarized, "--participant-label", "02").returncode == 0
+    without, with_it = describe_group(bids, out)
+    assert without == ["n/a"] * 6
+    assert "n/a" not in with_it
+    ended = run(bids, out, "group", "--connectome-summary", summarized / "summary")
+    assert ended.returncode == 64
+    assert "give it, too, with --connectome PATH" in ended.stderr

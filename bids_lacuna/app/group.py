@@ -15,7 +15,9 @@ from bids_lacuna.app.contrast import read_named_table, read_question, run_test
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
+from bids_lacuna.app.similarity import find_summary
 from bids_lacuna.bids import DamagedDataset, LesionMask, ParticipantWithoutMask, find_stat_maps
+from bids_lacuna.connectome import Connectome
 from bids_lacuna.derivatives import GROUP_PAGE, group_folder, prepare_dataset
 from bids_lacuna.group import (
     BLOCK_BYTES,
@@ -39,7 +41,10 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     out = arguments.output_dir
     folder = group_folder(out, arguments.name)
     logger.info("bids-lacuna %s", __version__)
-    group = choose(arguments, *find_masks(arguments, datasets))
+    if arguments.connectome_summary and not arguments.connectome:
+        raise Stop(Exit.USAGE, "--connectome-summary is of the connectome: give it, too, with --connectome PATH")
+    connectome = open_connectome(arguments) if arguments.connectome else None
+    group = choose(arguments, connectome, *find_masks(arguments, datasets))
     asked = read_question(arguments, group)
     if arguments.dry_run:
         tested = f"test: {asked.design.direction}, by {asked.design.statistic} statistics\n" if asked else ""
@@ -47,12 +52,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         return Exit.OK
     with ending(Exit.BAD_DATA, UnfitLesions):
         refuse(group.left_out, len(group.lesions), arguments.ignore)
-    if (replaced := describe_replaced(folder, group)) and not arguments.overwrite:
-        raise Stop(
-            Exit.CANNOT_CREATE,
-            f"{folder} describes {replaced}: replace it with --overwrite, or give the new group a name of its "
-            "own (--name LABEL)",
-        )
+    keep_other_group(folder, group, arguments.overwrite)
     had_page = (folder / GROUP_PAGE).exists()
     with ending(Exit.CANNOT_CREATE, OSError, ValueError):
         links = prepare_dataset(out, datasets)
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
             out,
             links,
             folder=folder,
+            connectome=find_summary(arguments, connectome) if connectome else None,
             ignored=arguments.ignore,
             block_bytes=min(BLOCK_BYTES, resources.available_bytes // 2),
             n_threads=resources.n_threads,
@@ -97,11 +98,23 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     return Exit.OK
 
 
+def keep_other_group(folder: Path, group: Group, overwrite: bool) -> None:
+    """Raise Stop if the folder describes another group, which was not asked to be replaced."""
+    if (replaced := describe_replaced(folder, group)) and not overwrite:
+        raise Stop(
+            Exit.CANNOT_CREATE,
+            f"{folder} describes {replaced}: replace it with --overwrite, or give the new group a name of its "
+            "own (--name LABEL)",
+        )
+
+
 def choose(
-    arguments: argparse.Namespace, masks: Sequence[LesionMask], without_mask: Sequence[ParticipantWithoutMask]
+    arguments: argparse.Namespace,
+    connectome: Connectome | None,
+    masks: Sequence[LesionMask],
+    without_mask: Sequence[ParticipantWithoutMask],
 ) -> Group:
     """Choose the lesions of the group."""
-    connectome = open_connectome(arguments) if arguments.connectome else None
     with (
         ending(Exit.NO_INPUT, FileNotFoundError, NotADirectoryError, saying="run the participant level first"),
         ending(Exit.NO_INPUT, NoMaps),

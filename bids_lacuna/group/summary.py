@@ -19,6 +19,7 @@ from bids_lacuna.bids import describe_absence
 from bids_lacuna.derivatives import GROUP_TABLE
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.group.cohort import Group, GroupLesion, LeftOut, refuse
+from bids_lacuna.group.likeness import Likeness, known_columns
 from bids_lacuna.group.sums import (
     BLOCK_BYTES,
     GroupSums,
@@ -31,6 +32,7 @@ from bids_lacuna.group.sums import (
 from bids_lacuna.group.writer import GroupSummary, GroupWriter
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData, load_lesion
+from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.text import percent
@@ -50,6 +52,7 @@ def summarize_group(
     links: Mapping[str, str],
     *,
     folder: Path | None = None,
+    connectome: Summary | None = None,
     ignored: Collection[str] = (),
     block_bytes: int = BLOCK_BYTES,
     n_threads: int = 1,
@@ -69,6 +72,9 @@ def summarize_group(
         Names in DatasetLinks by dataset, from `prepare_dataset`.
     folder
         Folder of the group's files; by default the root of that dataset.
+    connectome
+        Summary of the connectome that made the maps, to compare them with; without, the table has what their sidecars
+        have.
     ignored
         Kinds of reasons for which a lesion is left out instead of refusing the group.
     block_bytes
@@ -86,7 +92,8 @@ def summarize_group(
         The output cannot be written.
     """
     sums = GroupSums(group.provenance.shape, group.provenance.options.t_thresholds)
-    lesions, rows, damaged = _add_lesions(group, maps_dir, sums, show_progress)
+    likeness = Likeness(connectome)
+    lesions, rows, damaged = _add_lesions(group, maps_dir, sums, likeness, show_progress)
     left_out = (*group.left_out, *damaged)
     refuse(left_out, len(lesions), ignored)
 
@@ -115,8 +122,9 @@ def summarize_group(
     folder = folder or maps_dir
     writer = GroupWriter(group.provenance, lesions, maps_dir, folder, links)
     writer.remove_earlier()
+    of_mean = likeness.of_mean(sums.mean["z"].values)
     summary = GroupSummary(
-        maps=writer.write_maps(sums),
+        maps=writer.write_maps(sums, of_mean),
         table=folder / GROUP_TABLE,
         similarity=writer.write_similarity(similarity, int(common.sum())),
         order=tuple(lesions[index].name for index in order),
@@ -124,12 +132,12 @@ def summarize_group(
         left_out=left_out,
         warnings=warnings,
     )
-    writer.write_table(rows, summary)
+    writer.write_table(rows, known_columns(rows), summary)
     return summary
 
 
 def _add_lesions(
-    group: Group, maps_dir: Path, sums: GroupSums, show_progress: bool
+    group: Group, maps_dir: Path, sums: GroupSums, likeness: Likeness, show_progress: bool
 ) -> tuple[list[GroupLesion], list[dict[str, Any]], list[LeftOut]]:
     """Add all lesions to the sums; return the lesions added, their rows of the table, and the damaged lesions."""
     lesions: list[GroupLesion] = []
@@ -138,7 +146,7 @@ def _add_lesions(
     with Progress(len(group.lesions), "reading maps", "lesion", shown=show_progress) as progress:
         for lesion in group.lesions:
             try:
-                rows.append(_add_lesion(lesion, maps_dir, group.provenance, sums))
+                rows.append(_add_lesion(lesion, maps_dir, group.provenance, sums, likeness))
                 lesions.append(lesion)
             except (OSError, ValueError) as error:
                 damaged.append(LeftOut(lesion.name, "missing", str(error)))
@@ -146,10 +154,13 @@ def _add_lesions(
     return lesions, rows, damaged
 
 
-def _add_lesion(lesion: GroupLesion, maps_dir: Path, provenance: Provenance, sums: GroupSums) -> dict[str, Any]:
+def _add_lesion(
+    lesion: GroupLesion, maps_dir: Path, provenance: Provenance, sums: GroupSums, likeness: Likeness
+) -> dict[str, Any]:
     """Add one lesion to the sums and return its row of the table; nothing is added if a file is damaged."""
     weights, maps = _read_lesion(lesion, maps_dir, provenance)
     row = _describe_lesion(lesion, weights, maps, provenance.grid)
+    row |= likeness.of_lesion(lesion, weights, maps["z"])
     sums.add(weights, maps)
     return row
 

@@ -126,8 +126,14 @@ class GroupWriter:
         for path in (self.folder / GROUP_PAGE, *(self.folder / FIGURES).glob("group_*")):
             path.unlink(missing_ok=True)
 
-    def write_maps(self, sums: GroupSums) -> dict[str, Path]:
-        """Write all maps and return their paths as in `GroupSummary`."""
+    def write_maps(self, sums: GroupSums, of_mean: Mapping[str, Any]) -> dict[str, Path]:
+        """Write all maps and return their paths as in `GroupSummary`.
+
+        Parameters
+        ----------
+        of_mean
+            More for the sidecar of the mean z-map.
+        """
         n = len(self.lesions)
         masks = [
             f"bids:{self.links[lesion.mask.dataset]}:"
@@ -159,6 +165,7 @@ class GroupWriter:
                 sums.mean[stat].values,
                 f"Mean of the lesion network maps' {name} over the lesions where it is defined",
                 self._uris(stat),
+                **(of_mean if stat == "z" else {}),
             )
         if self.provenance.options.t_thresholds:
             paths["network_n"] = self._write_map(
@@ -189,23 +196,33 @@ class GroupWriter:
         self._write_sidecar(path, description, self._uris("r"), NumberOfVoxels=n_voxels)
         return path
 
-    def write_table(self, rows: Sequence[Mapping[str, Any]], summary: GroupSummary) -> None:
+    def write_table(
+        self, rows: Sequence[Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]], summary: GroupSummary
+    ) -> None:
         """Write group_lesions.tsv, and then its data dictionary, which also lists the other files.
 
         Before that, the page of an earlier group is removed, unless its table and its dictionary were the same.
+
+        Parameters
+        ----------
+        rows
+            A row for each lesion.
+        more
+            Columns beside `COLUMNS`, with their entries in the data dictionary.
         """
-        cells = [{name: format_cell(row[name]) for name in COLUMNS} for row in rows]
-        dictionary = self._describe_table(summary)
+        columns = {**COLUMNS, **more}
+        cells = [{name: format_cell(row[name]) for name in columns} for row in rows]
+        dictionary = self._describe_table(columns, summary)
         if self._earlier != (cells, json.loads(json.dumps(dictionary))):
             self._remove_page()
-        write_table(summary.table, list(COLUMNS), (list(row.values()) for row in cells))
+        write_table(summary.table, list(columns), (list(row.values()) for row in cells))
         write_json(self.folder / GROUP_DICTIONARY, dictionary)
 
-    def _describe_table(self, summary: GroupSummary) -> dict[str, Any]:
+    def _describe_table(self, columns: Mapping[str, Any], summary: GroupSummary) -> dict[str, Any]:
         return self._sidecar(
             "The lesions of the group, with what was found for each",
             self._uris(*MAPS_NEEDED),
-            **COLUMNS,
+            **columns,
             Maps={key: path.name for key, path in summary.maps.items()},
             SimilarityMatrix=summary.similarity.name,
             Clustering=CLUSTERING,
