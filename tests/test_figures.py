@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import matplotlib as mpl
@@ -322,6 +323,20 @@ def test_an_overlap_is_coloured_above_0(tmp_path: Path) -> None:
     assert pale.any()
     assert (across[dark] > 20).all()
     assert (across[pale] < -20).all()
+
+
+def test_the_group_s_page_shows_whole_tiles(tmp_path: Path, lesion: figures.LesionShape) -> None:
+    """A tile is as high as the part of the sheet that the page shows; the lesion is on the left in front views."""
+    width, height = figures.draw_tiles(tmp_path / "tiles.png", [lesion, lesion])
+    style = (resources.files("bids_lacuna.report") / "templates/style.css").read_text()
+    assert f".tiles img {{ height: {height}px;" in style
+    pixels = pixels_of(tmp_path / "tiles.png")
+    assert pixels.shape == (2 * height, width, 3)
+    np.testing.assert_array_equal(pixels[:height], pixels[height:])
+    across = (pixels == [215, 25, 28]).all(axis=-1).nonzero()[1]
+    cell = width // 3
+    assert set(across // cell) == {0, 1, 2}
+    assert (across[across >= cell] % cell < cell / 2).all()
 
 
 def test_a_matrix_is_drawn_in_the_order_given(tmp_path: Path) -> None:

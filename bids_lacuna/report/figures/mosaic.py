@@ -59,6 +59,9 @@ GAP_PIXELS = 8
 TILE_SCALE = 0.5
 """Pixels per mm of a tile."""
 
+TILE_HEIGHT = 96
+"""Pixels; the group's page shows as many of a sheet of tiles."""
+
 
 SIDES = (("P", "A"), ("L", "R"), ("L", "R"))
 """Letters at the left and right of a sagittal, a coronal and an axial slice."""
@@ -111,7 +114,7 @@ class _Strip:
     def paste(self, sheet: Sheet, top: int) -> None:
         """Put the panels onto a sheet, with their labels."""
         if self.title:
-            sheet.write(self.title, 0, top + GAP_PIXELS, bold=True)
+            sheet.write(self.title, GAP_PIXELS, top + GAP_PIXELS, bold=True)
             top += LABEL_PIXELS + GAP_PIXELS
         left = 0
         for panel, width in zip(self.panels, self.widths, strict=True):
@@ -254,8 +257,8 @@ def draw_tiles(path: Path, lesions: Sequence[LesionShape]) -> tuple[int, int]:
 def _tile(lesion: LesionShape) -> Array:
     """Draw the slices in cells of the same width."""
     slices = [draw_lesion_slice(Plane(axis, cut, TILE_SCALE), lesion) for axis, cut in enumerate(lesion.centre_mm)]
-    height, width = max(len(each) for each in slices), round(CELL_PIXELS * TILE_SCALE)
-    tile = np.full((height, 3 * width), WHITE, np.uint8)
+    width = round(CELL_PIXELS * TILE_SCALE)
+    tile = np.full((TILE_HEIGHT, 3 * width), WHITE, np.uint8)
     for number, each in enumerate(slices):
         left = number * width + (width - each.shape[1]) // 2
         tile[: len(each), left : left + each.shape[1]] = each
