@@ -595,4 +595,7 @@ def test_a_printed_page_keeps_headings_with_what_follows(finished: Path, browser
         "elements => elements.map(element => getComputedStyle(element).breakAfter)"
     )
     assert set(breaks) == {"avoid"}
+    # Chromium avoids no break between a heading and a flexible box.
+    displays = page.locator("h3 + div").evaluate_all("all => all.map(each => getComputedStyle(each).display)")
+    assert set(displays) == {"block"}
     page.close()
