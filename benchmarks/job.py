@@ -77,7 +77,8 @@ class TimedWriter:
     def __init__(self, data: Data, masks: Sequence[LesionMask], output_dir: Path, n_lesions: int) -> None:
         provenance = FunctionalNetworkMapping(data.store()).provenance
         records = [LesionRecord(mask) for mask in masks]
-        self.write = DerivativesWriter(output_dir, provenance, records, output_dir / "logs", {"source": "source"})
+        logs, links = output_dir / "logs", {"source": "source"}
+        self.write = DerivativesWriter(output_dir, provenance, records, logs, links, n_threads=N_THREADS)
         self.n_lesions = n_lesions
         self.seconds = 0.0
 

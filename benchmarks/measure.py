@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
+import psutil
 from threadpoolctl import ThreadpoolController
 
 from bids_lacuna.runtime.memory import available_cpus
@@ -18,6 +20,12 @@ PAUSE_SECONDS = 0.2
 """OpenBLAS's threads look out for more work some time after a call, and take the processor from others."""
 
 MIN_ROUNDS = 5
+
+MOST_OTHERS = 0.05
+"""Fraction of the processors that other programs may use while something is measured."""
+
+MAX_TRIES = 5
+"""Measurements that others disturbed are repeated up to so many times."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,43 @@ def seconds(function: Callable[[], object], blas_threads: int = 1) -> float:
         start = time.perf_counter()
         function()
         return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One measurement, and who had the processors meanwhile."""
+
+    seconds: float
+    processors: float
+    """Processor-seconds of this process and of those that it started, over wall."""
+    others: float
+    """Fraction of the processors that other programs used."""
+
+
+def timed(function: Callable[[], object], blas_threads: int = 1) -> Timed:
+    """Time one call, and count who had the processors that this process may use."""
+    with ThreadpoolController().limit(limits=blas_threads, user_api="blas"):
+        time.sleep(PAUSE_SECONDS)
+        own, busy, start = sum(os.times()[:4]), busy_seconds(), time.perf_counter()
+        function()
+        took = time.perf_counter() - start
+        own, busy = sum(os.times()[:4]) - own, busy_seconds() - busy
+    return Timed(took, own / took, max(0.0, busy - own) / took / N_THREADS)
+
+
+def busy_seconds() -> float:
+    """Return the processor-seconds of all programs, on the processors that this process may use."""
+    every = psutil.cpu_times(percpu=True)
+    allowed = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else range(len(every))
+    return sum(every[number].user + every[number].system for number in allowed or [])
+
+
+def undisturbed(function: Callable[[], object]) -> Timed:
+    """Time a call that others hardly disturb: repeat it where they do, and return the least disturbed measurement."""
+    tries = list[Timed]()
+    while not tries or (tries[-1].others > MOST_OTHERS and len(tries) < MAX_TRIES):
+        tries.append(timed(function))
+    return min(tries, key=lambda each: each.others)
 
 
 def medians(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
-from benchmarks import cluster, job, kernel, machine, memory, others, startup
+from benchmarks import cluster, job, kernel, machine, memory, others, startup, whole
 from benchmarks.data import Data
 from benchmarks.measure import Figure
 from bids_lacuna.files import write_json
@@ -20,6 +20,7 @@ from bids_lacuna.files import write_json
 THEMES: dict[str, Callable[[Data], Iterator[Figure]]] = {
     "kernel": kernel.measure,
     "job": job.measure,
+    "whole": whole.measure,
     "memory": memory.measure,
     "cluster": cluster.measure,
     "startup": startup.measure,
