@@ -62,10 +62,17 @@ def run_participant(arguments: argparse.Namespace) -> Exit:
 
 def describe_cost(output_dir: Path, labels: Sequence[str], n_workers: int) -> str:
     """Describe what the pages of some participants would cost, by those of a few of them."""
+    if not labels:
+        return "reports             0\n"
     n_lesions = {label: count_lesions(output_dir, label) for label in labels}
     step = max(1, len(labels) // SAMPLED_PARTICIPANTS)
-    with ending(Exit.INPUT_OUTPUT, OSError, saying="the reports of a sample cannot be written"):
+    try:
         cost = _measure_copies(output_dir, {label: n_lesions[label] for label in labels[::step]}, n_workers)
+    # As for a page of a run: whatever is wrong with its files.
+    except Exception as error:
+        raise Stop(
+            Exit.FAILED, f"the reports of a sample cannot be written ({type(error).__name__}: {error})"
+        ) from error
     n = sum(n_lesions.values())
     seconds = format_seconds(cost.seconds(n, n_workers))
     return (
