@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,11 +14,15 @@ import pytest
 import synthetic
 from grouped import BOXES, NAMES, SIDES, common_vectors, make_maps, read, rows, write_group
 from scipy.cluster.hierarchy import leaves_list, linkage
+from threadpoolctl import threadpool_info
 
 from bids_lacuna.grid import Grid
+from bids_lacuna.group import summary as summary_module
 from bids_lacuna.group.cohort import GroupLesion, UnfitLesions
 from bids_lacuna.group.summary import list_warnings, read_lesion_map, summarize_group
+from bids_lacuna.group.sums import correlate_maps
 from bids_lacuna.group.writer import GroupSummary
+from bids_lacuna.kernels import single_threaded_blas
 
 Array = np.ndarray
 
@@ -117,6 +123,34 @@ def test_similar_lesions_are_neighbours(summarized: tuple[Path, GroupSummary], m
     assert order == leaves_list(linkage(common_vectors(maps), "average", metric="correlation")).tolist()
     positions = [int(row["cluster_position"]) for row in rows(summarized[1])]
     assert [positions.index(place) for place in range(1, 6)] == order
+
+
+def test_a_group_keeps_the_threads_of_blas_for_others(
+    tmp_path: Path, maps: list[dict[str, Array]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of another thread that begins meanwhile has its single-threaded BLAS to its end, and no longer."""
+    begun, over = threading.Event(), threading.Event()
+
+    def limit() -> None:
+        with single_threaded_blas():
+            begun.set()
+            over.wait(60)
+
+    def correlate(*arguments: Any) -> tuple[Array, Array]:
+        other.start()
+        assert begun.wait(60)
+        return correlate_maps(*arguments)
+
+    def blas_threads() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    before, other = blas_threads(), threading.Thread(target=limit)
+    monkeypatch.setattr(summary_module, "correlate_maps", correlate)
+    summarize_group(write_group(tmp_path, maps), tmp_path / "out", {"source": "masks"})
+    assert set(blas_threads()) == {1}
+    over.set()
+    other.join()
+    assert blas_threads() == before
 
 
 def test_finer_masks_keep_their_volume(tmp_path: Path, maps: list[dict[str, Array]]) -> None:

@@ -71,7 +71,6 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
             connectome=find_summary(arguments, connectome) if connectome else None,
             ignored=arguments.ignore,
             block_bytes=min(BLOCK_BYTES, resources.available_bytes // 2),
-            n_threads=resources.n_threads,
             show_progress=not arguments.quiet,
         )
         lesions = [lesion for lesion in group.lesions if lesion.name in summary.order]

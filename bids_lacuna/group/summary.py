@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from bids_lacuna.bids import describe_absence
 from bids_lacuna.derivatives import GROUP_TABLE
@@ -31,6 +30,7 @@ from bids_lacuna.group.sums import (
 )
 from bids_lacuna.group.writer import GroupSummary, GroupWriter
 from bids_lacuna.images import open_image, read_volume
+from bids_lacuna.kernels import single_threaded_blas
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData, load_lesion
 from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
@@ -55,7 +55,6 @@ def summarize_group(
     connectome: Summary | None = None,
     ignored: Collection[str] = (),
     block_bytes: int = BLOCK_BYTES,
-    n_threads: int = 1,
     show_progress: bool = True,
 ) -> GroupSummary:
     """Describe a group of lesions and write the result to a folder in the dataset of the participants' maps.
@@ -79,8 +78,6 @@ def summarize_group(
         Kinds of reasons for which a lesion is left out instead of refusing the group.
     block_bytes
         Bytes of r-maps in memory at a time.
-    n_threads
-        Threads for the correlations.
     show_progress
         Whether to show a progress bar if stderr is a terminal.
 
@@ -98,7 +95,7 @@ def summarize_group(
     refuse(left_out, len(lesions), ignored)
 
     common = sums.mean["r"].n == len(lesions)
-    with threadpool_limits(n_threads, user_api="blas"):
+    with single_threaded_blas():
         similarity, with_mean = correlate_maps(
             [maps_dir / lesion.maps["r"] for lesion in lesions], common, block_bytes, show_progress
         )
