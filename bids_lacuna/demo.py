@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d, label
 
 from bids_lacuna._version import __version__
 from bids_lacuna.files import write_json, write_table
+from bids_lacuna.runtime.streams import lenient_streams
 
 Array = np.ndarray
 
@@ -124,10 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m bids_lacuna.demo", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="parent of the new folders bids and connectome")
-    directory = parser.parse_args(argv).directory
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    write_demo_dataset(directory / "bids")
-    write_demo_connectome(directory / "connectome")
+    with lenient_streams():
+        directory = parser.parse_args(argv).directory
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        write_demo_dataset(directory / "bids")
+        write_demo_connectome(directory / "connectome")
     return 0
 
 

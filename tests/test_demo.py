@@ -1,6 +1,8 @@
 """The synthetic dataset and connectome have the properties that the documentation promises."""
 
 import json
+import os
+from contextlib import redirect_stdout
 
 import h5py
 import nibabel as nib
@@ -15,9 +17,13 @@ from bids_lacuna.connectome.connectome import Connectome
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Return a folder that `python -m bids_lacuna.demo` has written to."""
+    """Return a folder that `python -m bids_lacuna.demo` has written to, with nobody to read what it says."""
     directory = tmp_path_factory.mktemp("demo")
-    assert demo.main([str(directory)]) == 0
+    reading, writing = os.pipe()
+    os.close(reading)
+    # Nothing is left that could not be written when the stream closes, as it does when the program exits.
+    with os.fdopen(writing, "w") as nowhere, redirect_stdout(nowhere):
+        assert demo.main([str(directory)]) == 0
     return directory
 
 
