@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
             "--quiet",
             action="store_true",
             default=argparse.SUPPRESS,
-            help="show only warnings and errors, and no progress bar; the log file is complete",
+            help="show only warnings and errors, and no progress bar",
         )
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
