@@ -230,6 +230,30 @@ def test_clusters_match_the_map(finished: Path) -> None:
             assert (float(row["r"]) > 0) == (row["sign"] == "positive")
 
 
+def test_similarity_to_the_connectome(finished: Path, tmp_path: Path) -> None:
+    """Each correlation in a sidecar is a number and a bar, to the left of the middle where it is negative."""
+    out = shutil.copytree(finished, tmp_path / "out")
+    assert "Similarity to the connectome" not in (out / "sub-04.html").read_text(encoding="utf-8")
+    (path,) = out.glob("sub-04/func/*_stat-r_*.json")
+    similarity = {"Degree": 0.75, "AbsoluteDegree": 0.5, "PC1": -0.25, "PC2": None, "PC3": 0, "RSquared": 0.625}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ConnectomeSimilarity": similarity}))
+    assert write_participant_report(out, "04") == []
+    page = (out / "sub-04.html").read_text(encoding="utf-8")
+    assert "explain 62.5 % of this map" in page.replace("\N{NO-BREAK SPACE}", " ").replace(
+        "\N{NARROW NO-BREAK SPACE}", " "
+    )
+    (table,) = re.findall(r'<table class="bars">(.*?)</table>', page, re.DOTALL)
+    bars = re.findall(
+        r'<th scope="row">(.*?)</th>.*?<rect x="(.*?)" width="(.*?)".*?<td class="number">(.*?)</td>', table
+    )
+    assert [(name, float(x), float(width), number(r)) for name, x, width, r in bars] == [
+        ("Degree", 0, 75, 0.75),
+        ("Absolute degree", 0, 50, 0.5),
+        ("Principal component 1", -25, 25, -0.25),
+        ("Principal component 3", 0, 0, 0),
+    ]
+
+
 def test_the_page_describes_the_run(finished: Path, pages: dict[str, Elements]) -> None:
     """The page has the connectome, its hash and size, command, memory, the warning about t, failures and methods."""
     (log,) = finished.glob("logs/*/run.json")

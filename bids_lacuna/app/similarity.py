@@ -10,10 +10,10 @@ from pathlib import Path
 from bids_lacuna.app.command import Exit, Stop
 from bids_lacuna.connectome import Connectome, is_store
 from bids_lacuna.connectome.summary import FOLDER, has_summary
-from bids_lacuna.derivatives import LesionRecord, map_path, sidecar_path
+from bids_lacuna.derivatives import SIMILARITY, LesionRecord, map_path, sidecar_path
 from bids_lacuna.files import read_json_object, write_json
 from bids_lacuna.images import open_image
-from bids_lacuna.mapping import SIMILARITY, FunctionalNetworkMapping, Summary
+from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
 
 logger = logging.getLogger(__name__)
 

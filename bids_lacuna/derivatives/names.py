@@ -34,6 +34,9 @@ ENTITY_ORDER = (
 # fmt: on
 """Order of entities in BIDS, with `stat` at its position in fitlins."""
 
+SIMILARITY = "ConnectomeSimilarity"
+"""Key, in a map's sidecar, of its similarity to the connectome as a whole."""
+
 LAST_BEFORE_SPACE = ENTITY_ORDER.index("space") - 0.5
 """Sort key of entities unknown to BIDS."""
 

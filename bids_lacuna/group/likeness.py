@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from bids_lacuna.derivatives import SIMILARITY
 from bids_lacuna.group.cohort import GroupLesion
-from bids_lacuna.mapping import SIMILARITY, SIMILARITY_KEYS, Summary
+from bids_lacuna.mapping import SIMILARITY_KEYS, Summary
 from bids_lacuna.weights import LesionWeights
 
 Array = np.ndarray

@@ -14,11 +14,10 @@ from bids_lacuna.mapping.functional import FunctionalNetworkMapping
 from bids_lacuna.mapping.local import LocalPass
 from bids_lacuna.mapping.maps import NetworkMaps
 from bids_lacuna.mapping.summarizing import CELL_SIZE_MM, summarize
-from bids_lacuna.mapping.summary import SIMILARITY, SIMILARITY_KEYS, Similarity, Summary
+from bids_lacuna.mapping.summary import SIMILARITY_KEYS, Similarity, Summary
 
 __all__ = [
     "CELL_SIZE_MM",
-    "SIMILARITY",
     "SIMILARITY_KEYS",
     "Accumulator",
     "Analysis",

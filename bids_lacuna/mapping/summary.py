@@ -21,9 +21,6 @@ from bids_lacuna.weights import LesionWeights
 
 Array = np.ndarray
 
-SIMILARITY = "ConnectomeSimilarity"
-"""Key of a map's similarity in its sidecar."""
-
 VOXELS_AT_ONCE = 2**15
 """Voxels of all maps that are compared in float64 at a time."""
 
@@ -59,7 +56,7 @@ SIMILARITY_KEYS = {
     "pc3": "PC3",
     "r_squared": "RSquared",
 }
-"""Keys of the numbers in a sidecar's `SIMILARITY`, by their names in `Similarity`."""
+"""Keys of the numbers in sidecars, by their names in `Similarity`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +173,7 @@ class Summary:
         return Similarity(degree, absolute_degree, pc1, pc2, pc3, r_squared, n_voxels)
 
     def describe(self, similarity: Similarity) -> dict[str, Any]:
-        """Return a similarity as it stands in sidecars, under `SIMILARITY`: undefined numbers are None."""
+        """Return a similarity as it stands in sidecars: undefined numbers are None."""
         numbers = {key: getattr(similarity, name) for name, key in SIMILARITY_KEYS.items()}
         record = self.arrays.record
         return {

@@ -18,6 +18,7 @@ from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
 from bids_lacuna.report.pages import decimal, position
 from bids_lacuna.report.pictures import Part, Picture, Pictures
+from bids_lacuna.report.similarity import ShownSimilarity, read_similarity
 from bids_lacuna.text import percent
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Section:
     viewer: str = ""
     clusters: dict[str, Any] = field(default_factory=dict)
     has_t: bool = False
+    similarity: ShownSimilarity | None = None
+    """Similarity of the map to the connectome as a whole; None without the connectome's summary."""
     files: list[tuple[str, str]] = field(default_factory=list)
     """Paths relative to the output's root, and what they contain."""
 
@@ -101,6 +104,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
     maps += [(path, f"voxels with |t| > {threshold:g}") for threshold, path in lesion.binary_maps.items()]
     section.files = [(path.relative_to(output_dir).as_posix(), what) for path, what in maps if path]
     section.warnings = _warn(lesion, coverage, section.n_subjects)
+    section.similarity = read_similarity(lesion.sidecar)
     section.facts = [
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
     ]
