@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bids_lacuna.group import group_test
     from bids_lacuna.lesion import LesionData
     from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
+    from bids_lacuna.mapping.null_maps import null_lesions
 
 __all__ = [
     "Connectome",
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "batch_process",
     "group_test",
+    "null_lesions",
 ]
 
 _HOMES = {
@@ -31,6 +33,7 @@ _HOMES = {
     "Summary": "mapping",
     "batch_process": "batch",
     "group_test": "group",
+    "null_lesions": "mapping.null_maps",
 }
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bids_lacuna._version import __version__
+from bids_lacuna.app.chance import compare_group, find_group_nulls
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.contrast import read_named_table, read_question, run_test
 from bids_lacuna.app.inputs import find_masks, open_connectome
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     connectome = open_connectome(arguments) if arguments.connectome else None
     group = choose(arguments, connectome, *find_masks(arguments, datasets))
     asked = read_question(arguments, group)
+    whole = find_summary(arguments, connectome) if connectome else None
+    nulls = find_group_nulls(arguments, connectome, whole)
     if arguments.dry_run:
         tested = f"test: {asked.design.direction}, by {asked.design.statistic} statistics\n" if asked else ""
         sys.stdout.write(tested + describe(group, arguments.ignore, folder, arguments.overwrite))
@@ -68,12 +71,14 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
             out,
             links,
             folder=folder,
-            connectome=find_summary(arguments, connectome) if connectome else None,
+            connectome=whole,
             ignored=arguments.ignore,
             block_bytes=min(BLOCK_BYTES, resources.available_bytes // 2),
             show_progress=not arguments.quiet,
         )
         lesions = [lesion for lesion in group.lesions if lesion.name in summary.order]
+        if nulls:
+            compare_group(nulls, lesions, group.provenance, folder, resources, not arguments.quiet)
         if asked is not None:
             run_test(arguments, asked, lesions, group.provenance, folder, resources)
         for sentence in remove_stale_tests(

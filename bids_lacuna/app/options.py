@@ -25,6 +25,7 @@ def build_parser() -> Parser:
     _add_connectome(parser)
     _add_lesions(parser)
     _add_maps(parser)
+    _add_nulls(parser)
     _add_group(parser)
     _add_test(parser)
     _add_reports(parser)
@@ -175,6 +176,25 @@ def _add_maps(parser: Parser) -> None:
     )
 
 
+def _add_nulls(parser: Parser) -> None:
+    group = parser.add_argument_group("null lesions")
+    group.add_argument(
+        "--null-lesions",
+        type=natural_number,
+        metavar="N",
+        help="compare each lesion, and a group, with the same lesions at N other places of their hemispheres, by the "
+        "connectome's summary; 0: do not (default: 1000 if there is a summary)",
+    )
+    group.add_argument(
+        "--tissue-maps",
+        type=Path,
+        nargs=2,
+        metavar=("GM", "WM"),
+        help="masks or probability maps of grey and of white matter in the connectome's space, by which places are "
+        "alike (default: nilearn's MNI152 masks)",
+    )
+
+
 def _add_group(parser: Parser) -> None:
     group = parser.add_argument_group("group level")
     group.add_argument(
@@ -248,7 +268,8 @@ def _add_test(parser: Parser) -> None:
         type=natural_number,
         default=0,
         metavar="N",
-        help="seed of the permutations: the same seed gives the same result (default: %(default)s)",
+        help="seed of the permutations and of the places of null lesions: the same seed gives the same result "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--alpha",

@@ -21,6 +21,7 @@ from bids_lacuna._version import __version__
 from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.masks import add_masks
+from bids_lacuna.app.nulls import Nulls, add_nulls, find_nulls
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.similarity import add_similarity, find_summary
@@ -77,6 +78,8 @@ class Job:
     """Participants for whom no mask was found."""
     summary: Summary | None
     """The connectome's summary, if there is one."""
+    nulls: Nulls | None
+    """What null lesions need, if there are any."""
 
     @property
     def resources(self) -> Resources:
@@ -142,6 +145,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     logger.info("bids-lacuna %s", __version__)
     connectome = open_connectome(arguments)
     summary = find_summary(arguments, connectome)
+    nulls = find_nulls(arguments, connectome, summary)
     masks, without_mask = find_masks(arguments, datasets)
     analysis = FunctionalNetworkMapping.of(connectome, read_options(arguments))
     provenance = analysis.provenance
@@ -165,6 +169,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
         checkpoints,
         without_mask,
         summary,
+        nulls,
     )
 
 
@@ -216,6 +221,9 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             log.write(finished=True)
             if job.analysis.n_without_signal:
                 write_citation(out, log.describe(), md_only=arguments.md_only_boilerplate)
+        if job.nulls:
+            with above_the_bar():
+                compared += add_nulls(job.nulls, writer, job.analysis, job.resources, not arguments.quiet)
         log.submit_pages(compared)
         pages.wait()
         return conclude(job.records, len(job.without_mask), log_dir)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, ending
+from bids_lacuna.app.nulls import estimate_seconds
 from bids_lacuna.batch import load_lesions
 from bids_lacuna.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, prepare_dataset
@@ -118,6 +119,10 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
         left = replace(plan, n_rows=len(job.to_map))
         seconds = seconds_of_start + sample.seconds(left, n_subjects, job.n_report_workers)
         sys.stdout.write(describe_cost(sample, left, seconds, n_subjects, job))
+    if job.nulls:
+        seconds = estimate_seconds(job.nulls, job.to_map, job.resources.n_threads)
+        words = f"{job.nulls.n} for each lesion, about {format_seconds(seconds)} more for the lesions to map"
+        sys.stdout.write(_layout({"null lesions": words}))
     return Exit.OK
 
 

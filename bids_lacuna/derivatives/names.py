@@ -46,7 +46,9 @@ def group_folder(output_dir: Path, name: str | None) -> Path:
     return output_dir / f"group_{name}" if name else output_dir
 
 
-def map_path(mask: LesionMask, provenance: Provenance, *, stat: str, threshold: float | None = None) -> PurePosixPath:
+def map_path(
+    mask: LesionMask, provenance: Provenance, *, stat: str, threshold: float | None = None, what: str = ""
+) -> PurePosixPath:
     """Return the path of one map, relative to the output's root.
 
     The mask's `desc` precedes the connectome's name, so that masks that differ in `desc` alone have separate maps.
@@ -55,11 +57,13 @@ def map_path(mask: LesionMask, provenance: Provenance, *, stat: str, threshold: 
     Parameters
     ----------
     stat
-        Statistic: r, z, t or n.
+        Statistic: r, z, t or n; zscore for T among null lesions.
     threshold
         If given, the path is that of the mask of |stat| above this threshold.
+    what
+        Appended to the connectome's name: null for a comparison with null lesions.
     """
-    desc = mask.entities.get("desc", "") + provenance.connectome_name
+    desc = mask.entities.get("desc", "") + provenance.connectome_name + what
     if threshold is not None:
         desc += "T" + number_label(threshold)
     entities = mask.entities | {
@@ -115,4 +119,4 @@ def before_statistic(name: str) -> str:
 def is_of_lesion(name: str, r_map: str) -> bool:
     """Return whether a map or sidecar has the same lesion and connectome as an r-map, by their names."""
     before, after = map(re.escape, r_map.removesuffix("_statmap.nii.gz").rsplit("_stat-r_", 1))
-    return bool(re.fullmatch(rf"{before}_stat-[a-z]+_{after}(_statmap|T[0-9p]+_mask)\.(nii\.gz|json)", name))
+    return bool(re.fullmatch(rf"{before}_stat-[a-z]+_{after}((null)?_statmap|T[0-9p]+_mask)\.(nii\.gz|json)", name))

@@ -54,6 +54,15 @@ STATISTICS = {
 """Key and description of each map, by its `stat` entity."""
 
 
+NULL = "null"
+"""Appended to the connectome's name in the names of maps that compare a lesion with its null lesions."""
+
+NULL_DESCRIPTION = (
+    "T among null lesions: the lesion's approximate mean Fisher z, minus that of the same lesion at other places of "
+    "its hemisphere, in their standard deviations. A description of what is particular to this place, not a test"
+)
+
+
 class DerivativesWriter:
     """Writes each batch's maps with sidecars, as a callback of `batch_process`, and keeps lesions.tsv up to date.
 
@@ -151,6 +160,28 @@ class DerivativesWriter:
             float(value) if isinstance(value := sidecar.get(key), int | float) else None
             for key in ("LesionVolume", "LesionCoverage")
         )
+
+    def null_map(self, record: LesionRecord) -> Path:
+        """Return the path of a lesion's T among its null lesions."""
+        return self.output_dir / map_path(record.mask, self.provenance, stat="zscore", what=NULL)
+
+    def write_null_map(self, record: LesionRecord, image: nib.Nifti1Image, own: Mapping[str, Any]) -> None:
+        """Write a lesion's T among its null lesions, with what the sidecar of its z-map says.
+
+        Raises
+        ------
+        OSError, ValueError
+            The z-map's sidecar cannot be read, or the map cannot be written.
+        """
+        sidecar = read_json_object(sidecar_path(self.output_dir / map_path(record.mask, self.provenance, stat="z")))
+        path = self._write_map(map_path(record.mask, self.provenance, stat="zscore", what=NULL), lambda: image)
+        _write_sidecars({sidecar_path(path): {**sidecar, "Description": NULL_DESCRIPTION, **own}})
+
+    def remove_null_map(self, record: LesionRecord) -> None:
+        """Remove a lesion's T among its null lesions, its sidecar first."""
+        path = self.null_map(record)
+        sidecar_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def record(self, lesion: LesionData) -> LesionRecord:
         """Return the record of a lesion."""

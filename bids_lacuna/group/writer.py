@@ -113,10 +113,8 @@ class GroupWriter:
                 sidecar = read_json_object(path)
             except ValueError:
                 continue
-            if (
-                sidecar.get("Descriptive") is True
-                and sidecar.get("ConnectomeName") == self.provenance.connectome_name
-            ):
+            is_of_group = sidecar.get("Descriptive") is True or "NumberOfNullSets" in sidecar
+            if is_of_group and sidecar.get("ConnectomeName") == self.provenance.connectome_name:
                 for ending in (".nii.gz", ".tsv", ".json"):
                     path.with_name(path.stem + ending).unlink(missing_ok=True)
         for name in (GROUP_TABLE, GROUP_DICTIONARY):

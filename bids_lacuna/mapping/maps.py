@@ -143,7 +143,7 @@ class NetworkMaps(Mapping[str, Any]):
         return threshold_t(statistics.t, threshold, self._grid, self._space)
 
     def _image(self, values: Array, outside: float = np.nan) -> nib.Nifti1Image:
-        return _make_image(values, outside, self._grid, self._space)
+        return make_image(values, outside, self._grid, self._space)
 
     def _summarize(self, statistics: LesionStatistics) -> dict[str, Any]:
         r, t = statistics.r, statistics.t
@@ -199,10 +199,11 @@ def threshold_t(t: Array, threshold: float, grid: Grid, space: str) -> nib.Nifti
     grid, space
         Grid and template of the connectome.
     """
-    return _make_image((np.abs(t) > threshold).astype(np.uint8), 0, grid, space)
+    return make_image((np.abs(t) > threshold).astype(np.uint8), 0, grid, space)
 
 
-def _make_image(values: Array, outside: float, grid: Grid, space: str) -> nib.Nifti1Image:
+def make_image(values: Array, outside: float, grid: Grid, space: str) -> nib.Nifti1Image:
+    """Return an image of a voxel vector, with a value for the voxels outside the mask."""
     return nib.Nifti1Image(grid.volume(values, outside), grid.affine, _make_header(grid, space, values.dtype))
 
 

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from bids_lacuna import kernels
-from bids_lacuna.mapping.nulls import FARTHER_MM, Connectivity, NullLesion
+from bids_lacuna.grid import Grid
+from bids_lacuna.lesion import LesionData, load_lesion
+from bids_lacuna.mapping.nulls import FARTHER_MM, Connectivity, NullLesion, make_nulls
+from bids_lacuna.mapping.places import Shape
+from bids_lacuna.mapping.summary import Summary
+from bids_lacuna.mapping.tissue import load_tissue
+from bids_lacuna.weights import Weighting
 
 Array = np.ndarray
 
@@ -50,6 +57,68 @@ def find_percentile(values: Array) -> float:
     """Return the percentage of the other values that are below the first; equal ones count half."""
     first, others = values[0], values[1:]
     return float(100 * (np.mean(others < first) + np.mean(others == first) / 2))
+
+
+def null_lesions(
+    lesion: LesionData,
+    summary: Summary,
+    *,
+    n_nulls: int = 1000,
+    random_seed: int = 0,
+    tissue_maps: tuple[Path, Path] | None = None,
+    n_threads: int = 1,
+) -> NullMaps:
+    """Compare a lesion's approximate map with those of the same lesion at other places of its hemisphere.
+
+    Parameters
+    ----------
+    lesion
+        A lesion, whose mask is read.
+    summary
+        Summary of the connectome.
+    n_nulls
+        Number of null lesions; all places if there are fewer.
+    random_seed
+        Seed of the draw, together with the lesion.
+    tissue_maps
+        Masks or probability maps of grey and of white matter in the connectome's space; by default nilearn's for
+        MNI152.
+    n_threads
+        Number of threads; it changes no bit.
+
+    Raises
+    ------
+    TooFewPlaces
+        Fewer than 100 places are like the lesion's own.
+    ValueError, OSError
+        The mask or a tissue map cannot be used.
+    """
+    connectivity = Connectivity.of(summary)
+    tissue = load_tissue(summary.grid, summary.space, tissue_maps)
+    with kernels.threads(n_threads):
+        nulls = make_nulls(read_shape(lesion, summary.grid), connectivity, tissue, n_nulls, random_seed)
+        return map_nulls([nulls], connectivity)[0]
+
+
+def read_shape(
+    lesion: LesionData, grid: Grid, weighting: Weighting = "volume", threshold: float | None = None
+) -> Shape:
+    """Read a lesion's mask as weights on the whole volume of a grid, also outside the brain mask.
+
+    Parameters
+    ----------
+    weighting, threshold
+        As for `load_lesion`.
+
+    Raises
+    ------
+    ValueError, OSError
+        The mask cannot be used.
+    """
+    volume = Grid(np.ones(grid.shape, bool), grid.affine)
+    weights = load_lesion(lesion, volume, weighting=weighting, threshold=threshold, brain=grid.mask).weights
+    assert weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
+    return Shape.of(weights, grid.shape)
 
 
 def map_nulls(lesions: Sequence[NullLesion], connectivity: Connectivity) -> list[NullMaps]:

@@ -30,12 +30,19 @@ RING_MM = 2.0
 SAMPLED_NULLS = 100
 """Number of null maps from which the neighbourhood is found."""
 
+VOXEL_BYTES = 48
+"""Bytes per voxel of a lesion's sums over null maps, and of T."""
+
 SAMPLED_BLOCKS = 8
 """Number of blocks of voxels, at least, from which the neighbourhood is found."""
 
 
 class TooFewPlaces(ValueError):  # noqa: N818  a fact about a lesion
     """A lesion is too large to be moved, or too unusual; the message states the number of places."""
+
+    def __init__(self, reason: str, n_places: int) -> None:
+        super().__init__(reason)
+        self.n_places = n_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +84,11 @@ class Connectivity:
         """Number of cells."""
         return len(self.summary.arrays.covariance)
 
+    @property
+    def bytes_per_lesion(self) -> int:
+        """Memory of the sums of one lesion's map and null maps, in bytes: see `null_maps`."""
+        return VOXEL_BYTES * self.grid.n_voxels
+
     def voxels(self, block: slice) -> tuple[Array, Array, Array]:
         """Return a block's voxels as the kernels need them: positions, cells, and whether they are usable."""
         return self.positions[block], self.summary.arrays.cells[block], self.usable[block]
@@ -109,6 +121,12 @@ class NullLesion:
     def n_nulls(self) -> int:
         """Number of null lesions."""
         return len(self.corners) - 1
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it occupies, in bytes."""
+        arrays = (*self.seeds, *self.neighbourhood, self.corners, self.sets, self.distances[1], self.places.corners)
+        return sum(array.nbytes for array in arrays)
 
     def distance(self, seed: int, position: Array) -> float:
         """Return the distance in mm of a voxel from a seed; infinite if it is far away."""
@@ -144,7 +162,8 @@ def make_nulls(
     places = find_places(shape, connectivity.grid, tissue)
     if len(places.corners) < FEWEST_PLACES:
         raise TooFewPlaces(
-            f"too large to be moved: {len(places.corners)} places like its own, {FEWEST_PLACES} are needed"
+            f"too large to be moved: {len(places.corners)} places like its own, {FEWEST_PLACES} are needed",
+            len(places.corners),
         )
     content = shape.corner.astype(np.int64).tobytes() + shape.weights.tobytes()
     entropy = random_seed, int(hashlib.sha256(content).hexdigest()[:16], 16)
@@ -156,7 +175,8 @@ def make_nulls(
     seeds = weigh_cells(shape, corners, connectivity)
     if not seeds[3].all():
         raise TooFewPlaces(
-            "the connectome's summary has no signal at some of its places: use a connectome that covers them"
+            "the connectome's summary has no signal at some of its places: use a connectome that covers them",
+            len(places.corners),
         )
     sets = np.searchsorted(chosen, sets)
     distances = measure_distances(shape, connectivity.grid, LARGEST_RADIUS_MM + FARTHER_MM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def load_tissue(grid: Grid, space: str, paths: tuple[Path, Path] | None = None) 
     return Tissue(*(_resample(values, affine, grid) for values, affine in maps))
 
 
+@lru_cache(maxsize=len(TEMPLATES))
 def _read_template(name: str) -> tuple[Array, Array]:
     """Make a mask from a template as `nilearn.datasets.load_mni152_gm_mask` does, without importing nilearn."""
     package = find_spec("nilearn")

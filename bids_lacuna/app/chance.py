@@ -1,0 +1,105 @@
+"""The comparison of a group with lesions at chance places, where the connectome has a summary."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_lacuna import kernels
+from bids_lacuna.app.command import Exit, Stop
+from bids_lacuna.app.nulls import Nulls, find_nulls
+from bids_lacuna.connectome import Connectome
+from bids_lacuna.group.chance import Chance, compare_with_chance
+from bids_lacuna.group.chance_files import ALPHA, describe_significant, write_chance
+from bids_lacuna.group.cohort import GroupLesion
+from bids_lacuna.mapping import Summary
+from bids_lacuna.mapping.nulls import NullLesion, TooFewPlaces
+from bids_lacuna.provenance import Provenance
+from bids_lacuna.runtime.memory import resident_bytes
+from bids_lacuna.runtime.plan import Resources
+from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.text import format_bytes
+
+logger = logging.getLogger(__name__)
+
+
+def find_group_nulls(
+    arguments: argparse.Namespace, connectome: Connectome | None, summary: Summary | None
+) -> Nulls | None:
+    """Return what null lesions need, or None if the group is not compared with chance places.
+
+    Raises
+    ------
+    Stop
+        Null lesions were asked for, and there is no summary of a connectome.
+    """
+    if connectome is not None:
+        return find_nulls(arguments, connectome, summary)
+    if arguments.null_lesions:
+        raise Stop(
+            Exit.BAD_DATA,
+            f"--null-lesions {arguments.null_lesions} needs the connectome's summary: name the connectome with "
+            "--connectome",
+        )
+    return None
+
+
+def compare_group(
+    nulls: Nulls,
+    lesions: Sequence[GroupLesion],
+    provenance: Provenance,
+    folder: Path,
+    resources: Resources,
+    show_progress: bool = True,
+) -> Chance | None:
+    """Compare a group with sets of null lesions, and write the result to the group's folder; None if it cannot be."""
+    try:
+        tissue = nulls.load_tissue()
+    except (OSError, ValueError) as error:
+        logger.warning("the group is not compared with chance places: %s", error)
+        return None
+    drawn: dict[str, tuple[GroupLesion, NullLesion]] = {}
+    left_out: dict[str, str] = {}
+    with (
+        kernels.threads(resources.n_threads),
+        Progress(len(lesions), "null lesions", "lesion", shown=show_progress) as progress,
+    ):
+        for lesion in lesions:
+            try:
+                drawn[lesion.name] = lesion, nulls.prepare(lesion.mask.path, provenance.options, tissue)
+            except (TooFewPlaces, OSError, ValueError) as error:
+                left_out[lesion.name] = str(error)
+                logger.warning("%s: not compared with chance places: %s", lesion.name, error)
+            progress.update()
+        if not drawn:
+            logger.warning("the group is not compared with chance places: no lesion has null lesions")
+            return None
+        _check_memory(drawn, resources)
+        chance = compare_with_chance([lesion for _, lesion in drawn.values()], nulls.connectivity)
+    summary = nulls.connectivity.summary
+    write_chance(chance, drawn, left_out, nulls.identity, provenance, summary, folder)
+    n_significant = describe_significant(chance, summary)["NumberOfSignificantVoxels"]
+    logger.info(
+        "compared with %d sets of lesions at chance places: %d of %d voxels are significant at %g, smallest p = %.3g",
+        chance.n_sets,
+        n_significant,
+        chance.n_voxels,
+        ALPHA,
+        chance.p,
+    )
+    return chance
+
+
+def _check_memory(drawn: dict[str, tuple[GroupLesion, NullLesion]], resources: Resources) -> None:
+    """Stop if the null lesions' weights do not fit the memory."""
+    more_bytes = resources.n_threads * 8 * 2**20 + 16 * 2**20
+    free_bytes = resources.available_bytes - resident_bytes()
+    if more_bytes > free_bytes:
+        needed = sum(lesion.n_bytes for _, lesion in drawn.values()) + more_bytes
+        raise Stop(
+            Exit.FAILED,
+            f"the null lesions of {len(drawn)} lesions need {format_bytes(needed)}, of which "
+            f"{format_bytes(max(0, more_bytes - free_bytes))} are missing: raise --mem, or use fewer --null-lesions",
+        )

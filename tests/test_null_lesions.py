@@ -1,0 +1,238 @@
+"""Null lesions on the command line: T of each lesion and the test of a group, from a store with a summary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+from nulls import SHAPE, make_grid
+from program import capture, map_lesions, run
+
+from bids_lacuna import LesionData, cli, null_lesions, reference
+from bids_lacuna.connectome.summary import DESCRIPTION, FOLDER
+from bids_lacuna.mapping.cells import assign_cells
+from bids_lacuna.mapping.null_maps import map_nulls
+from bids_lacuna.mapping.nulls import Connectivity, make_nulls
+from bids_lacuna.mapping.places import Shape, Tissue
+from bids_lacuna.mapping.summary import Summary
+
+Array = np.ndarray
+
+GRID = make_grid()
+
+N = 103
+"""Null lesions, fewer than there are places."""
+
+BOXES = {"01": ((3, 6, 7), (2, 3, 3)), "02": ((10, 3, 4), (2, 2, 2)), "03": ((1, 1, 1), (13, 16, 14))}
+"""Corner and size of the lesions; the third is too large to be moved."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a store of three subjects, whose voxels follow the signal of their cell, and summarize it."""
+    folder, rng = tmp_path_factory.mktemp("connectome"), np.random.default_rng(2)
+    cells = assign_cells(GRID, 8)
+    mixing = rng.standard_normal((9, cells.max() + 1))
+    series = [
+        (rng.standard_normal((37, 9)) @ mixing[:, cells] + 0.5 * rng.standard_normal((37, len(cells))))
+        for _ in range(3)
+    ]
+    hdf5 = synthetic.write_connectome(folder / "GSP3.h5", np.float32(series), GRID.mask, GRID.affine)
+    options = ["--space", synthetic.SPACE, "--name", "GSP3", "--nprocs", "1"]
+    assert capture(cli.connectome_main, "build", hdf5, folder / "store", *options).returncode == 0
+    assert capture(cli.connectome_main, "summarize", folder / "store").returncode == 0
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def tissue_maps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Write maps of grey and white matter, one half each."""
+    folder = tmp_path_factory.mktemp("tissue")
+    for name in ("grey", "white"):
+        nib.save(nib.Nifti1Image(np.full(SHAPE, 0.5, np.float32), GRID.affine), folder / f"{name}.nii.gz")
+    return folder / "grey.nii.gz", folder / "white.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write three lesions."""
+    masks = {}
+    for label, (corner, size) in BOXES.items():
+        box = np.zeros(SHAPE, np.uint8)
+        box[tuple(slice(start, start + n) for start, n in zip(corner, size, strict=True))] = 1
+        masks[f"sub-{label}/anat/sub-{label}_space-{synthetic.SPACE}_label-lesion_mask"] = box
+    return synthetic.write_dataset(tmp_path_factory.mktemp("dataset") / "bids", masks, GRID.affine)
+
+
+@pytest.fixture(scope="module")
+def options(tissue_maps: tuple[Path, Path]) -> list[object]:
+    """Return the options of all runs."""
+    return ["--null-lesions", N, "--tissue-maps", *tissue_maps]
+
+
+@pytest.fixture(scope="module")
+def out(bids: Path, store: Path, options: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Map the lesions with their nulls, and compare them as a group with chance places: the output, and both logs."""
+    folder = tmp_path_factory.mktemp("out")
+    ended = map_lesions(bids, folder, store, *options)
+    assert ended.returncode == 0, ended.stderr
+    group = run(bids, folder, "group", "--connectome", store, *options, "--no-reports")
+    assert group.returncode == 0, group.stderr
+    return folder, ended.stderr + group.stderr
+
+
+def null_map(out: Path, label: str) -> Path:
+    """Return the path of a lesion's T among its nulls."""
+    name = f"sub-{label}_space-{synthetic.SPACE}_label-lesion_stat-zscore_desc-GSP3null_statmap.nii.gz"
+    return out / f"sub-{label}" / "func" / name
+
+
+def read_sidecar(path: Path) -> dict[str, object]:
+    """Read the sidecar of a map."""
+    return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+
+
+def state_of(out: Path) -> dict[str, tuple[bytes, int]]:
+    """Return content and time of all maps and sidecars of lesions."""
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(out.glob("sub-*/func/*"))}
+
+
+def test_t_of_a_lesion(out: tuple[Path, str], store: Path) -> None:
+    """The map is T from the summary, on the connectome's grid; its sidecar says how it was made."""
+    summary = Summary.open(store)
+    connectivity = Connectivity.of(summary)
+    half = np.full(SHAPE, 0.5)
+    corner, size = BOXES["01"]
+    lesion = make_nulls(Shape(np.array(corner), np.ones(size, np.float32)), connectivity, Tissue(half, half), N)
+    (maps,) = map_nulls([lesion], connectivity)
+    image = nib.load(null_map(out[0], "01"))
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32)[GRID.mask], maps.t)
+    np.testing.assert_allclose(image.affine, GRID.affine)
+    sidecar = read_sidecar(null_map(out[0], "01"))
+    z_map = nib.load(str(null_map(out[0], "01")).replace("zscore_desc-GSP3null", "z_desc-GSP3"))
+    r_of_all = np.corrcoef(z_map.get_fdata()[GRID.mask], reference.fisher_z(np.tanh(maps.approximation)))[0, 1]
+    assert abs(sidecar["ApproximationR"] - r_of_all) < 0.03
+    assert sidecar["NumberOfNullLesions"] == N
+    assert sidecar["NumberOfPlaces"] == len(lesion.places.corners)
+    assert sidecar["RandomSeed"] == 0
+    assert sidecar["NeighbourhoodRadius"] == lesion.radius_mm
+    assert sidecar["DegreeRPercentile"] == round(maps.degree_percentile, 4)
+    assert {"LesionHash", "ConnectomeHash", "SummaryHash", "TissueMaps", "CoverageBin"} <= sidecar.keys()
+
+
+def test_null_lesions_from_python(
+    out: tuple[Path, str], store: Path, bids: Path, tissue_maps: tuple[Path, Path]
+) -> None:
+    """The function for Python users returns the map that the command line writes."""
+    (mask,) = bids.glob("sub-02/anat/*_mask.nii.gz")
+    maps = null_lesions(
+        LesionData.from_nifti(mask), Summary.open(store), n_nulls=N, tissue_maps=tissue_maps, n_threads=2
+    )
+    written = nib.load(null_map(out[0], "02")).get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(maps.t, written[GRID.mask])
+
+
+def test_lesion_without_places(out: tuple[Path, str]) -> None:
+    """A lesion that is too large has its maps, but no T; the log and a table say why."""
+    assert not null_map(out[0], "03").exists()
+    assert "sub-03_space-MNI152NLin6Asym_label-lesion_mask.nii.gz: no null lesions: too large to be moved" in out[1]
+    (table,) = out[0].glob("logs/*/null_lesions.tsv")
+    header, *rows = [line.split("\t") for line in table.read_text().splitlines()]
+    assert header == ["lesion", "n_places", "n_nulls", "r_of_approximation", "degree_percentile", "reason"]
+    assert {row[0][:6]: row[2] for row in rows} == {"sub-01": str(N), "sub-02": str(N), "sub-03": "0"}
+    (reason,) = [row[5] for row in rows if row[2] == "0"]
+    (n_places,) = [row[1] for row in rows if row[2] == "0"]
+    assert reason == f"too large to be moved: {n_places} places like its own, 100 are needed"
+
+
+def test_group_against_chance(out: tuple[Path, str]) -> None:
+    """The group's effect, T and p are maps of the group, in which the lesion without places is named."""
+    stem = out[0] / f"space-{synthetic.SPACE}_stat"
+    paths = [
+        Path(f"{stem}-{end}_statmap.nii.gz")
+        for end in ("effect_desc-GSP3chance", "zscore_desc-GSP3chance", "logp_desc-GSP3chanceFWE")
+    ]
+    effect, t, logp = (nib.load(path).get_fdata() for path in paths)
+    defined = np.isfinite(t)
+    assert (np.isfinite(effect) == defined).all()
+    assert (np.sign(effect[defined]) == np.sign(t[defined])).all()
+    p = 10 ** -logp[defined]
+    np.testing.assert_allclose(p * (N + 1), np.rint(p * (N + 1)), atol=1e-3)
+    sidecar = read_sidecar(paths[2])
+    assert sidecar["NumberOfLesions"] == 2
+    assert [left["Lesion"][:6] for left in sidecar["LeftOut"]] == ["sub-03"]
+    assert sidecar["NumberOfVoxels"] == defined.sum()
+    assert sidecar["SmallestP"] == pytest.approx(p.min(), rel=1e-4)
+    assert sidecar["Descriptive"] is False
+    assert "chance places" in sidecar["Interpretation"]
+    assert f"compared with {N} sets of lesions at chance places" in out[1]
+
+
+def test_rerun_changes_nothing(
+    bids: Path, store: Path, options: list[object], out: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The same command makes no map again; without nulls the maps are the same; another seed changes T alone."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    before = state_of(folder)
+    assert map_lesions(bids, folder, store, *options, "--nprocs", "2").returncode == 0
+    assert state_of(folder) == before
+    none = tmp_path / "none"
+    assert map_lesions(bids, none, store, "--null-lesions", "0").returncode == 0
+    assert {name: content for name, (content, _) in state_of(none).items()} == {
+        name: content for name, (content, _) in before.items() if "null" not in name
+    }
+    two = tmp_path / "two"
+    assert map_lesions(bids, two, store, *options, "--nprocs", "2").returncode == 0
+    assert {name: content for name, (content, _) in state_of(two).items()} == {
+        name: content for name, (content, _) in before.items()
+    }
+    assert map_lesions(bids, folder, store, *options, "--random-seed", "5").returncode == 0
+    after = state_of(folder)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {
+        null_map(folder, label).name.replace(".nii.gz", ending)
+        for label in ("01", "02")
+        for ending in (".nii.gz", ".json")
+    }
+
+
+def test_dry_run_tells_the_time(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
+    """A dry run has a line about null lesions, unless there are none."""
+    dry = map_lesions(bids, tmp_path / "out", store, *options, "--dry-run")
+    assert f"null lesions        {N} for each lesion, about " in dry.stdout
+    dry = map_lesions(bids, tmp_path / "out", store, "--null-lesions", "0", "--dry-run")
+    assert "null lesions" not in dry.stdout
+
+
+def test_group_without_nulls_removes_chance_maps(
+    bids: Path, store: Path, out: tuple[Path, str], tmp_path: Path
+) -> None:
+    """A group that is not compared with chance places has no maps of an earlier comparison."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    assert list(folder.glob("space-*chance*"))
+    ended = run(bids, folder, "group", "--connectome", store, "--null-lesions", "0", "--no-reports")
+    assert ended.returncode == 0, ended.stderr
+    assert not list(folder.glob("space-*chance*"))
+
+
+def test_null_lesions_need_a_summary(bids: Path, store: Path, out: tuple[Path, str], tmp_path: Path) -> None:
+    """Asked for without a usable summary, or with bad tissue maps, the program ends with 65 and the reason."""
+    bare = shutil.copytree(store, tmp_path / "bare", ignore=shutil.ignore_patterns(FOLDER))
+    ended = map_lesions(bids, tmp_path / "out", bare, "--null-lesions", "200")
+    assert ended.returncode == 65
+    assert "--null-lesions 200 needs the connectome's summary" in ended.stderr
+    assert f"bids-lacuna-connectome summarize {bare}" in ended.stderr
+    shutil.copytree(store / FOLDER, bare / FOLDER)
+    (bare / FOLDER / DESCRIPTION).write_text("{}")
+    assert map_lesions(bids, tmp_path / "out", bare, "--null-lesions", "200").returncode == 65
+    group = run(bids, out[0], "group", "--null-lesions", "200")
+    assert (group.returncode, "name the connectome with --connectome" in group.stderr) == (65, True)
+    bad = tmp_path / "bad.nii.gz"
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 70.0), GRID.affine), bad)
+    ended = map_lesions(bids, tmp_path / "out", store, "--tissue-maps", bad, bad)
+    assert (ended.returncode, "fractions from 0 to 1" in ended.stderr) == (65, True)
