@@ -12,7 +12,7 @@ $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-lowest browser fuzz soak lint docs audit bench lock recorded dist clean
+.PHONY: help demo test test-slow test-lowest browser fuzz calibrate soak lint docs audit bench lock recorded dist clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -57,6 +57,9 @@ docs: $(DEVELOP)  ## build the documentation into build/docs, with warnings as e
 
 bench: .venv/installed-bench  ## measure speed and memory against the goals, in about 15 minutes
 	$(BIN)/python -m benchmarks.run
+
+calibrate: $(DEVELOP)  ## test the group's p with LESIONS=DATASET at chance places of CONNECTOME=STORE, in half an hour
+	$(BIN)/python -m benchmarks.calibration '$(LESIONS)' '$(CONNECTOME)'
 
 soak: $(DEVELOP)  ## end the program 20 times by signals and compare what it ends with, in at most 10 minutes
 	$(BIN)/python tests/soak.py
