@@ -193,6 +193,13 @@ def test_left_is_left_throughout_the_page(tmp_path: Path) -> None:
     across = hot[hot >= 0] % (240 + mosaic.GAP_PIXELS)
     assert across.size
     assert (across < 120).all()
+    # Without the mask, the peaks may lie in the lesion.
+    assert page.text.count("outside the lesion") == 2
+    (tmp_path / "mask.nii.gz").unlink()
+    assert write_participant_report(tmp_path / "out", "x") == []
+    page = Elements((tmp_path / "out/sub-x.html").read_text(encoding="utf-8"))
+    assert "outside the lesion" not in page.text
+    assert "Highest r: r = 0.8, at" in str(page.all("img")[0]["alt"])
 
 
 def test_captions_count_the_voxels(finished: Path, pages: dict[str, Elements]) -> None:

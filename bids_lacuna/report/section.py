@@ -272,7 +272,7 @@ def _draw_map(
     )
     what = f"{shown.condition}, {shown.why}: {counts}"
     caption = f"{stat}-map from {section.n_subjects} connectome subjects. Shown: {what}."
-    caption += f" Red: positive. Blue: negative. {_legend(shape)}"
+    caption += f" Red: positive. Blue: negative. Without colour: weaker, or no data. {_legend(shape)}"
     alt = f"Slices of the MNI template and glass brain with the {stat}-map where {what}. {_list_rows(rows)}"
     section.maps.append(Part(f"{stat}-map", [pictures.add(f"{stat}-map on the template", path, alt, caption)]))
 

@@ -98,11 +98,6 @@ class Volume:
         """Return the value of the voxel that contains a point; NaN outside."""
         return float(self.sample([np.asarray(coordinate) for coordinate in point_mm], outside=np.nan))
 
-    def image(self) -> nib.Nifti1Image:
-        """Return it as an image, with 0 for undefined values: nilearn would warn about each one."""
-        values = np.nan_to_num(self.values, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
-        return nib.Nifti1Image(values, self.affine)
-
 
 @dataclass(frozen=True)
 class LesionShape:
