@@ -50,6 +50,43 @@ REFERENCES = {
   doi = {10.1038/s41586-020-2649-2}
 }
 """,
+    "freedman1983": """\
+@article{freedman1983,
+  author = {Freedman, David and Lane, David},
+  title = {A nonstochastic interpretation of reported significance levels},
+  journal = {Journal of Business \\& Economic Statistics},
+  year = {1983},
+  volume = {1},
+  number = {4},
+  pages = {292--298},
+  doi = {10.1080/07350015.1983.10509354}
+}
+""",
+    "phipson2010": """\
+@article{phipson2010,
+  author = {Phipson, Belinda and Smyth, Gordon K.},
+  title = {Permutation {P}-values should never be zero: calculating exact {P}-values when permutations are randomly
+           drawn},
+  journal = {Statistical Applications in Genetics and Molecular Biology},
+  year = {2010},
+  volume = {9},
+  number = {1},
+  pages = {39},
+  doi = {10.2202/1544-6115.1585}
+}
+""",
+    "winkler2014": """\
+@article{winkler2014,
+  author = {Winkler, Anderson M. and Ridgway, Gerard R. and Webster, Matthew A. and Smith, Stephen M. and
+            Nichols, Thomas E.},
+  title = {Permutation inference for the general linear model},
+  journal = {NeuroImage},
+  year = {2014},
+  volume = {92},
+  pages = {381--397},
+  doi = {10.1016/j.neuroimage.2014.01.060}
+}
+""",
     "nilearn": """\
 @software{nilearn,
   author = {{Nilearn contributors}},

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.derivatives import number_label
+from bids_lacuna.derivatives import FIGURES, number_label
 from bids_lacuna.files import hash_file, renamed_when_whole, write_json, write_table
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast import GroupTest, count_significant, effect_of, logp_of
@@ -74,9 +74,10 @@ def hash_design(design: Design) -> str:
 
 
 def remove_test(folder: Path, label: str) -> None:
-    """Remove the files of a test; its record goes first, so that no record lists a file that is gone."""
+    """Remove the files of a test and its page; its record goes first, so that none lists a file that is gone."""
     record_path(folder, label).unlink(missing_ok=True)
-    for pattern in (f"group_contrast-{label}_*", f"space-*_contrast-{label}_*"):
+    patterns = (f"group_contrast-{label}.html", f"group_contrast-{label}_*", f"space-*_contrast-{label}_*")
+    for pattern in (*patterns, f"{FIGURES}/contrast-{label}_*"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -264,10 +265,11 @@ class ContrastWriter:
         test = self._test
         prediction = test.prediction
         return {
+            # First: a covariate's name may be one of the keys below.
+            **describe_columns(test.design),
             "Description": "Model matrix of a test: one row for each patient; and the result of the test",
             **self._common,
             **result,
-            **describe_columns(test.design),
             "Question": asdict(test.question),
             "Table": self._source.table,
             "Label": test.design.label,

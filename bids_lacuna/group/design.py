@@ -114,12 +114,13 @@ class Design:
     def direction(self) -> str:
         """What is compared with what, in words."""
         if self.levels is None:
-            return f"{self.column}, a score of {len(self.tested)} patients: positive where more goes with more"
+            n = len(self.tested)
+            return f"{self.column}, a score of {n} patients: positive where connectivity rises with it"
         cases, others = self.levels
         n = self.n_cases
         return (
-            f"{self.column}: {cases} (n = {n}) against {others} (n = {len(self.tested) - n}): positive where it is "
-            f"more with {cases}"
+            f"{self.column}: {cases} (n = {n}) against {others} (n = {len(self.tested) - n}): positive where "
+            f"connectivity is higher with {cases}"
         )
 
     @property

@@ -22,6 +22,7 @@ from bids_lacuna.derivatives import (
     read_outcomes,
 )
 from bids_lacuna.files import read_json_object, read_table
+from bids_lacuna.report.contrast import link_tests, write_test_reports
 from bids_lacuna.report.group_drawing import GroupDrawing, Row
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion
 from bids_lacuna.report.methods import combine, describe_group_methods
@@ -29,7 +30,7 @@ from bids_lacuna.report.pages import write_page
 
 
 def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
-    """Write a group's page and its pictures from the files on disk.
+    """Write a group's page and those of its tests, with their pictures, from the files on disk.
 
     Parameters
     ----------
@@ -77,6 +78,7 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
             (each, _link(output_dir / f"{each['Lesion'].partition('_')[0]}.html", folder))
             for each in group["LeftOut"]
         ],
+        tests=link_tests(folder),
         maps=maps,
         similarity=similarity,
         distributions=distributions,
@@ -89,7 +91,7 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
     )
     drawn = [part.picture.path for part in (*maps, similarity, distributions) if part.picture]
     _remove_pictures(folder, {*drawn, *(row.tile.sheet for row in rows if row.tile)})
-    return drawing.problems
+    return [*drawing.problems, *write_test_reports(folder)]
 
 
 def _remove_pictures(folder: Path, drawn: Collection[str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives import Run
@@ -69,6 +70,34 @@ def describe_group_methods(n_lesions: int, t_thresholds: Sequence[float], versio
         f"with a value there{fractions}. The r-maps were correlated with each other and with their mean "
         "(Pearson's r over the voxels that all of them have), and ordered by average linkage of the distances "
         "1 \N{MINUS SIGN} r. These are descriptions: they allow no inference about a symptom."
+    )
+
+
+def describe_test_methods(record: Mapping[str, Any]) -> str:
+    """Describe in Markdown how a column was tested with the maps, from the record of the test."""
+    n, permutations = record["NumberOfPatients"], record["NumberOfPermutations"]
+    drawn = (
+        f"all {permutations} distinct permutations"
+        if record["AllPermutations"]
+        else f"{permutations} random permutations (seed {record['RandomSeed']})"
+    )
+    formula = "b / n" if record["AllPermutations"] else "(b + 1) / (n + 1) [@phipson2010]"
+    variance = (
+        "Student's t"
+        if record["Statistic"].startswith("Student")
+        else "Aspin and Welch's v, in which each group has its own variance [@winkler2014]"
+    )
+    prediction = record["LeaveOneOut"]
+    measure = "the area under the ROC curve" if prediction["Measure"] == "AUC" else "Pearson's r with the score"
+    return (
+        f"Which connections go with {record['Column']} was tested in {n} patients with bids_lacuna "
+        f"{record['SoftwareVersion']} [@bids_lacuna] on unthresholded {record['InputStatistic']}-maps: "
+        f"{record['Model']} [@freedman1983]. The statistic was {variance}. Two-sided p were corrected for all "
+        f"{record['NumberOfVoxels']} voxels that all maps have by the largest absolute statistic of each of {drawn}: "
+        f"p = {formula}, where b of n permutations reach the observed value [@winkler2014]; p up to "
+        f"{record['Alpha']:g} was significant. Prediction of the left-out patient was measured by {measure}, from "
+        "the spatial correlation of the patient's map with the effect map fitted to all others, and compared with "
+        f"{prediction['NumberOfPermutations']} permutations of the labels in which the whole loop was repeated."
     )
 
 

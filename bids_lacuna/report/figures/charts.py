@@ -1,8 +1,8 @@
-"""Charts of a group: the similarity matrix and histograms."""
+"""Charts of a group: the similarity matrix and histograms; those of a test: its design and its prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -100,3 +100,97 @@ def draw_distributions(
 def _write_title(figure: Figure, title: tuple[str, str]) -> None:
     first, second = title
     figure.suptitle(f"{first}\n{fill(second, CHARACTERS)}", fontsize=10, x=0.01, ha="left")
+
+
+def draw_design(path: Path, columns: Mapping[str, Sequence[float]], title: tuple[str, str]) -> None:
+    """Draw a model's matrix, one row for each patient: each column from its smallest (black) to its largest value.
+
+    Parameters
+    ----------
+    columns
+        Values of the patients, by name; a constant is white.
+    title
+        As for `draw_overlap`.
+    """
+    figure = Figure((9, 4.5), dpi=PIXELS_PER_INCH, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    matrix = np.array(list(columns.values()), float)
+    low, spread = matrix.min(axis=1, keepdims=True), np.ptp(matrix, axis=1, keepdims=True)
+    shades = np.divide(matrix - low, spread, out=np.ones_like(matrix), where=spread > 0)
+    axes.imshow(shades.T, cmap="gray", norm=Normalize(0, 1), aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(len(columns)), labels=list(columns), rotation=20, ha="right")
+    axes.set_ylabel("patients")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _write_title(figure, title)
+    save_figure(figure, path)
+
+
+def draw_prediction(
+    path: Path,
+    similarity: Sequence[float],
+    tested: Sequence[float],
+    levels: Sequence[str],
+    labels: tuple[str, str],
+    title: tuple[str, str],
+) -> None:
+    """Draw each patient's similarity with the effect map of the others, by group or against the score.
+
+    Parameters
+    ----------
+    similarity, tested
+        Values of the patients.
+    levels
+        Names of the cases and of the others; none for a score.
+    labels
+        Names of the tested column and of the similarity, for the axes.
+    title
+        As for `draw_overlap`.
+    """
+    figure = Figure((9, 4.5), dpi=PIXELS_PER_INCH, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    places = np.asarray(tested, float)
+    if levels:
+        # Side by side in the order of the values, so that equal ones do not hide each other.
+        spread = np.linspace(-0.2, 0.2, len(places))
+        places = places + spread[np.argsort(np.argsort(similarity))]
+        axes.set_xticks([0, 1], labels=[levels[1], levels[0]])
+        axes.set_xlim(-0.5, 1.5)
+        for group in (0, 1):
+            middle = float(np.median(np.asarray(similarity)[np.asarray(tested) == group]))
+            axes.plot([group - 0.25, group + 0.25], [middle, middle], color="black")
+    axes.plot(places, similarity, "o", color=BAR_COLOUR, markersize=5)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.spines[["top", "right"]].set_visible(False)
+    _write_title(figure, title)
+    save_figure(figure, path)
+
+
+def draw_tested(
+    path: Path, tested: Sequence[float], levels: Sequence[str], column: str, title: tuple[str, str]
+) -> None:
+    """Draw how many patients there are in each group, or the histogram of a score.
+
+    Parameters
+    ----------
+    tested, levels
+        As in `draw_prediction`.
+    column
+        Name of the tested column.
+    title
+        As for `draw_overlap`.
+    """
+    figure = Figure((9, 3.5), dpi=PIXELS_PER_INCH, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    if levels:
+        counts = [sum(value == group for value in tested) for group in (0, 1)]
+        axes.bar([0, 1], counts, width=0.5, color=BAR_COLOUR)
+        axes.set_xticks([0, 1], labels=[f"{level} ({n})" for level, n in zip(levels[::-1], counts, strict=True)])
+    else:
+        axes.hist(tested, N_BINS, color=BAR_COLOUR, edgecolor="white")
+    axes.set_xlabel(column)
+    axes.set_ylabel("patients")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    _write_title(figure, title)
+    save_figure(figure, path)

@@ -52,18 +52,34 @@ def find_clusters(volume: Volume, lesion: LesionShape | None) -> tuple[list[Clus
         outside &= ~volume.inside(lesion).T
     selected = np.flatnonzero(outside)
     strengths = values.reshape(-1)[selected]
+    positive, negative = (_strongest_fraction(sign * strengths) for sign in (1, -1))
     return (
-        _strongest_clusters(volume, selected, strengths, 1),
-        _strongest_clusters(volume, selected, strengths, -1),
+        _list_clusters(volume, selected, strengths, 1, positive, FEWEST_VOXELS),
+        _list_clusters(volume, selected, strengths, -1, negative, FEWEST_VOXELS),
     )
 
 
-def _strongest_clusters(volume: Volume, selected: Array, values: Array, sign: int) -> list[Cluster]:
-    """Label the strongest of the selected voxels, given by their indices in the transposed volume."""
+def find_clusters_beyond(volume: Volume, threshold: float) -> tuple[list[Cluster], list[Cluster]]:
+    """List the strongest clusters of each sign beyond a threshold, of any size, as `find_clusters` does."""
+    values = volume.values.T
+    selected = np.flatnonzero(np.isfinite(values))
+    strengths = values.reshape(-1)[selected]
+    positive, negative = (_list_clusters(volume, selected, strengths, sign, threshold, 1) for sign in (1, -1))
+    return positive, negative
+
+
+def _strongest_fraction(strengths: Array) -> float:
+    """Return the threshold that `CLUSTER_FRACTION` of the voxels exceed, at least 0."""
+    return max(0.0, float(np.quantile(strengths, 1 - CLUSTER_FRACTION))) if strengths.size else 0.0
+
+
+def _list_clusters(
+    volume: Volume, selected: Array, values: Array, sign: int, threshold: float, fewest_voxels: int
+) -> list[Cluster]:
+    """Label those of the selected voxels, given by their indices in the transposed volume, that are strong."""
     if not selected.size:
         return []
     strengths = sign * values
-    threshold = max(0.0, float(np.quantile(strengths, 1 - CLUSTER_FRACTION)))
     strong = strengths > threshold
     voxels, strengths = selected[strong], strengths[strong]
     shape = volume.values.T.shape
@@ -73,7 +89,7 @@ def _strongest_clusters(volume: Volume, selected: Array, values: Array, sign: in
     sizes = np.bincount(labels)
     from_strongest = np.argsort(-strengths, kind="stable")
     _, first = np.unique(labels[from_strongest], return_index=True)
-    peaks = [peak for peak in from_strongest[np.sort(first)] if sizes[labels[peak]] >= FEWEST_VOXELS]
+    peaks = [peak for peak in from_strongest[np.sort(first)] if sizes[labels[peak]] >= fewest_voxels]
     voxel_mm3 = abs(np.linalg.det(volume.affine[:3, :3]))
     clusters = []
     for peak in peaks[:N_CLUSTERS]:
