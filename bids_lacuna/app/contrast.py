@@ -103,10 +103,16 @@ def run_test(
     provenance: Provenance,
     folder: Path,
     resources: Resources,
+    summary: Summary | None,
 ) -> GroupTest:
-    """Test, and write the files of the test to the group's folder."""
-    out = arguments.output_dir
-    stat, summary = arguments.input, _open_summary(arguments)
+    """Test, and write the files of the test to the group's folder.
+
+    Parameters
+    ----------
+    summary
+        Summary of the connectome, if there is one: the effect is compared with its degree and components.
+    """
+    out, stat = arguments.output_dir, arguments.input
     with ending(Exit.BAD_DATA, BadTable, BadDesign, BadMaps, TooFewPermutations), ending(Exit.FAILED, MemoryError):
         test = contrast_maps(
             list_keys(lesions),
@@ -137,14 +143,3 @@ def run_test(
         record,
     )
     return test
-
-
-def _open_summary(arguments: argparse.Namespace) -> Summary | None:
-    """Open the summary of the connectome, if the arguments name one that has a summary."""
-    if arguments.connectome is None:
-        return None
-    try:
-        return Summary.open(arguments.connectome)
-    except (OSError, ValueError) as error:
-        logger.warning("the test is not compared with the connectome as a whole: %s", error)
-        return None

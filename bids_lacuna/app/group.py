@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         keeping_log(arguments, name_log_dir(out)),
         above_the_bar(),
     ):
+        whole = find_summary(arguments, connectome) if connectome else None
         summary = summarize_group(
             group,
             out,
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         if nulls:
             compare_group(nulls, lesions, group.provenance, folder, resources, not arguments.quiet)
         if asked is not None:
-            run_test(arguments, asked, lesions, group.provenance, folder, resources)
+            run_test(arguments, asked, lesions, group.provenance, folder, resources, whole)
         for sentence in remove_stale_tests(
             folder, lesions, out, partial(read_named_table, arguments=arguments, lesions=lesions)
         ):
