@@ -134,6 +134,13 @@ def batch_process(
             raise TypeError(
                 f"lesions[{index}] is a {type(lesion).__name__}: make it with LesionData.from_nifti(path)"
             )
+    if unnamed := [lesion.name for lesion in lesions if not lesion.metadata.get("space")]:
+        logger.warning(
+            "lesions without a space in their metadata: %d, such as %s: their masks are taken to be in the "
+            'connectome\'s; give metadata={"space": "MNI152NLin2009cAsym"} or another name',
+            len(unnamed),
+            unnamed[0],
+        )
     resources = find_resources(n_threads=n_threads)
     if available_bytes is not None:
         resources = replace(resources, available_bytes=available_bytes, source="available_bytes")

@@ -96,6 +96,7 @@ def connectome_main(argv: Sequence[str] | None = None) -> int:
             "build": connectome.run_build,
             "summarize": summaries.run_summarize,
             "info": connectome.run_info,
+            "rename-space": connectome.run_rename_space,
             "verify": connectome.run_verify,
         }
         return commands[arguments.command](arguments)

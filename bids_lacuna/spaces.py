@@ -1,4 +1,4 @@
-"""Template spaces: their names in BIDS, and their codes in NIfTI."""
+"""Names of spaces: templates, a participant's own spaces, ambiguous and misspelt names, and codes in NIfTI."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from difflib import get_close_matches
 TEMPLATES = (
     "MNI152Lin", "MNI152NLin6Sym", "MNI152NLin6Asym", "MNI152NLin6AsymConte69", "MNI152NLin2009aSym",
     "MNI152NLin2009aAsym", "MNI152NLin2009bSym", "MNI152NLin2009bAsym", "MNI152NLin2009cSym", "MNI152NLin2009cAsym",
-    "MNI305", "MNIColin27", "ICBM452AirSpace", "ICBM452Warp5Space", "IXI549Space", "OASIS30ANTs", "OASIS30Atropos",
+    "MNI305", "MNIColin27", "MNIInfant", "MNIPediatricAsym", "ICBM452AirSpace", "ICBM452Warp5Space", "IXI549Space",
+    "NIHPD", "NKI", "OASIS30ANTs", "OASIS30AntsOASISAnts", "OASIS30Atropos", "PNC", "RESILIENT", "Talairach",
+    "UNCInfant",
 )
 # fmt: on
-"""Volume templates with names in BIDS; others are allowed."""
+"""Volume templates with names in BIDS or TemplateFlow; others are allowed."""
+
+OWN_SPACES = ("T1w", "T2w", "orig", "native", "individual", "anat", "scanner")
+"""Names of spaces that each participant has for itself; compared without regard to case."""
+
+AMBIGUOUS = ("MNI", "MNI152", "MNI152Lin")
+"""Names that stand for several templates, which lie up to 10 mm apart."""
 
 DEFAULT_SPACE = "MNI152NLin6Asym"
 """The space of GSP1000, the connectome that most HDF5 files hold; their layout does not record a space."""
@@ -21,6 +29,29 @@ MNI_CODE = 4
 
 ALIGNED_CODE = 2
 """NIfTI code of an affine into any other template space."""
+
+
+def is_own(space: str) -> bool:
+    """Return whether a name stands for the participant's own space, such as T1w, rather than a template."""
+    return space.lower() in {name.lower() for name in OWN_SPACES}
+
+
+def check_template(space: str) -> None:
+    """Raise ValueError if a connectome cannot be in a space: the participant's own, or one of several templates."""
+    if is_own(space):
+        raise ValueError(
+            f"{space} is the name of a participant's own space, but a connectome of many people needs that of a "
+            f"template, such as {DEFAULT_SPACE} or MNI152NLin2009cAsym: name the template that its images were "
+            "registered to"
+        )
+    if space.lower() in {name.lower() for name in AMBIGUOUS}:
+        raise ValueError(f"{describe_ambiguity(space)}: name the template that its images were registered to")
+
+
+def describe_ambiguity(space: str) -> str:
+    """Describe that a name stands for several templates, and list them."""
+    meant = [name for name in TEMPLATES if name.startswith("MNI152NLin")]
+    return f"the space {space} is ambiguous: it may be {', '.join(meant[:-1])} or {meant[-1]}"
 
 
 def nearest_template(space: str) -> str | None:
@@ -39,8 +70,8 @@ def nifti_code(space: str) -> int:
 
 def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
     """Describe a mismatch between the spaces of a lesion and of the connectome, and what to do about it."""
+    whose = "the participant's own space" if is_own(lesion_space) else "space"
     return (
-        f"the lesion is in space {lesion_space}, the connectome in {connectome_space}: transform the mask to "
-        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
-        f"space-{connectome_space}; or, if the connectome is in another space, name that with --connectome-space"
+        f"the lesion is in {whose} {lesion_space}, the connectome in {connectome_space}: transform the mask to "
+        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it space-{connectome_space}"
     )

@@ -573,6 +573,8 @@ def test_one_subject_has_no_t(bids: Path, tmp_path: Path, capsys: pytest.Capture
         (["--connectome-name", "a/b"], 64, "letters and digits"),
         (["--connectome-name", "a+b"], 64, "letters and digits"),
         (["--connectome-space", "../MNI"], 64, "letters and digits"),
+        (["--connectome-space", "T1w"], 64, "a participant's own space"),
+        (["--connectome-space", "MNI152"], 64, "it may be MNI152NLin6Sym,"),
         (["-d", "nowhere"], 66, "no folder nowhere"),
         (["-d", "some/where"], 66, "no folder some/where"),
         (["-d", "source=."], 64, "already used"),

@@ -639,6 +639,15 @@ def test_low_coverage(analysis: FunctionalNetworkMapping, caplog: pytest.LogCapt
     assert "sub-0: only 33.3 % of the lesion" in warnings[0]
 
 
+def test_lesions_without_a_space(analysis: FunctionalNetworkMapping, caplog: pytest.LogCaptureFixture) -> None:
+    """Lesions without a space are mapped as if in the connectome's, with one warning that counts them."""
+    named = make_lesion(np.ones(MASK.shape) * MASK)
+    unnamed = [LesionData.from_nifti(named.mask, {"subject_id": f"sub-{number}"}) for number in (7, 9)]
+    batch_process([named, *unnamed], analysis)
+    (warning,) = [words for words in caplog.messages if "without a space" in words]
+    assert "in their metadata: 2, such as sub-7" in warning
+
+
 def test_half_a_lesion_is_enough(analysis: FunctionalNetworkMapping, caplog: pytest.LogCaptureFixture) -> None:
     """A lesion of which exactly half lies in the brain mask is mapped without a warning."""
     voxels = np.zeros(MASK.shape)
@@ -653,7 +662,7 @@ import sys
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process
 
 connectome, progress, *masks = sys.argv[1:]
-lesions = [LesionData.from_nifti(mask) for mask in masks]
+lesions = [LesionData.from_nifti(mask, {"space": "MNI152NLin6Asym"}) for mask in masks]
 batch_process(lesions, FunctionalNetworkMapping(connectome), lesion_batch_size=2, show_progress=progress == "on")
 """
 

@@ -257,12 +257,13 @@ def test_name(file: Path) -> None:
 
 @pytest.mark.parametrize("recorded", [None, "MNI152NLin2009cAsym", b"MNI152NLin2009cAsym"])
 def test_space(file: Path, recorded: str | bytes | None) -> None:
-    """The space is the given one, or else the file's, or else that of GSP1000."""
+    """The space is the file's, or else the given one, or else that of GSP1000."""
     if recorded:
         with h5py.File(file, "r+") as stored:
             stored.attrs["space"] = recorded
     assert Connectome.open(file).space == ("MNI152NLin2009cAsym" if recorded else "MNI152NLin6Asym")
-    assert Connectome.open(file, space="MNI152Lin").space == "MNI152Lin"
+    given = "MNI152NLin2009cAsym" if recorded else "MNI305"
+    assert Connectome.open(file, space=given).space == given
 
 
 def test_content_hash(tmp_path: Path) -> None:
@@ -426,6 +427,19 @@ def test_invalid_space(file: Path) -> None:
     with h5py.File(file, "r+") as stored:
         stored.attrs["space"] = "MNI (FSL)"
     with pytest.raises(ValueError, match="--connectome-space"):
+        Connectome.open(file)
+    assert Connectome.open(file, space="MNI152NLin6Asym").space == "MNI152NLin6Asym"
+
+
+def test_a_space_that_contradicts_the_record(file: Path) -> None:
+    """A space other than the recorded template is refused; a record that names no single template is overridden."""
+    with h5py.File(file, "r+") as stored:
+        stored.attrs["space"] = "MNI152NLin2009cAsym"
+    with pytest.raises(ValueError, match=r"records the space MNI152NLin2009cAsym, but .* build a store"):
+        Connectome.open(file, space="MNI152NLin6Asym")
+    with h5py.File(file, "r+") as stored:
+        stored.attrs["space"] = "MNI152"
+    with pytest.raises(ValueError, match=r"it may be MNI152NLin6Sym, .*--connectome-space"):
         Connectome.open(file)
     assert Connectome.open(file, space="MNI152NLin6Asym").space == "MNI152NLin6Asym"
 

@@ -223,19 +223,27 @@ def test_verify_finds_problems(built: Built, tmp_path: Path) -> None:
     [
         (["info", "nowhere"], 66, "no connectome store at nowhere"),
         (["verify", "nowhere"], 66, "no connectome store at nowhere"),
-        (["build", "nowhere", "store", "--space", "MNI", "--name", "x"], 66, "no connectome at nowhere"),
-        (["build", ".", "store", "--space", "MNI", "--name", "x"], 64, "inside one another"),
+        (["build", "nowhere", "store", "--space", "MNI305", "--name", "x"], 66, "no connectome at nowhere"),
+        (["build", ".", "store", "--space", "MNI305", "--name", "x"], 64, "inside one another"),
         (["build", "nowhere", "store", "--name", "x"], 64, "--space"),
-        (["build", "nowhere", "store", "--space", "MNI"], 64, "--name"),
+        (["build", "nowhere", "store", "--space", "MNI305"], 64, "--name"),
+        (["build", "nowhere", "store", "--space", "T1w", "--name", "x"], 64, "a participant's own space"),
+        (["build", "nowhere", "store", "--space", "MNI152", "--name", "x"], 64, "it may be MNI152NLin6Sym,"),
+        (["rename-space", "nowhere", "orig"], 64, "a participant's own space"),
+        (["rename-space", "nowhere", "MNI305"], 66, "no connectome store at nowhere"),
         (["build", "nowhere", "store", "--space", "MNI 152", "--name", "x"], 64, "letters and digits"),
-        (["build", "nowhere", "store", "--space", "MNI", "--name", "a+b"], 64, "letters and digits"),
-        (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--mask-fraction", "2"], 64, "up to 1"),
-        (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--rank", "0"], 64, "neither full nor auto"),
-        (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--rank", "half"], 64, "neither full nor"),
+        (["build", "nowhere", "store", "--space", "MNI305", "--name", "a+b"], 64, "letters and digits"),
+        (["build", "nowhere", "store", "--space", "MNI305", "--name", "x", "--mask-fraction", "2"], 64, "up to 1"),
+        (
+            ["build", "nowhere", "store", "--space", "NKI", "--name", "x", "--rank", "0"],
+            64,
+            "neither full nor auto",
+        ),
+        (["build", "nowhere", "store", "--space", "MNI305", "--name", "x", "--rank", "half"], 64, "neither full nor"),
         (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "1e-5"], 64, "only for --rank auto"),
         (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "0"], 64, "not a difference in r"),
         (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "nan"], 64, "not a difference in r"),
-        (["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--mem", "1"], 64, "arguments: --mem 1"),
+        (["build", "nowhere", "store", "--space", "MNI305", "--name", "x", "--mem", "1"], 64, "arguments: --mem 1"),
         ([], 64, "required"),
     ],
 )
@@ -258,7 +266,7 @@ def test_an_unknown_option_shows_the_commands_usage(capsys: pytest.CaptureFixtur
     """A mistyped option of build shows the usage of build."""
     with pytest.raises(SystemExit) as end:
         cli.connectome_main(
-            ["build", "nowhere", "store", "--space", "MNI", "--name", "x", "--dtyp", "int16", "--msk"]
+            ["build", "nowhere", "store", "--space", "MNI305", "--name", "x", "--dtyp", "int16", "--msk"]
         )
     assert end.value.code == 64
     assert "usage: bids-lacuna-connectome build" in capsys.readouterr().err

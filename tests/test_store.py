@@ -17,7 +17,7 @@ from bids_lacuna import reference
 from bids_lacuna.connectome.build import build_store
 from bids_lacuna.connectome.connectome import Connectome
 from bids_lacuna.connectome.importers import hdf5
-from bids_lacuna.connectome.store import Store, StoreDtype, write_subject
+from bids_lacuna.connectome.store import Store, StoreDtype, rename_space, write_subject
 from bids_lacuna.grid import Grid
 from bids_lacuna.kernels import cpu as kernels
 
@@ -32,7 +32,7 @@ def make_store(folder: Path, dtype: StoreDtype = "int16", affine: Array = synthe
     """Build a store of five subjects from HDF5."""
     source = synthetic.write_connectome_folder(folder / "hdf5", SERIES, MASK, affine)
     opened = hdf5.open_source(source)
-    return build_store(opened, source, folder / "store", name="GSP5", space="MNI152Lin", dtype=dtype)
+    return build_store(opened, source, folder / "store", name="GSP5", space="MNI305", dtype=dtype)
 
 
 @pytest.fixture(scope="module", params=["int16", "float32"])
@@ -54,7 +54,7 @@ def test_numpy_alone_reads_it(store: Store) -> None:
     np.testing.assert_array_equal(np.asarray(mask.dataobj), MASK)
     np.testing.assert_allclose(mask.affine, synthetic.OBLIQUE, atol=1e-5)
     np.testing.assert_array_equal(description["affine"], synthetic.OBLIQUE)
-    assert (description["name"], description["space"]) == ("GSP5", "MNI152Lin")
+    assert (description["name"], description["space"]) == ("GSP5", "MNI305")
     assert [subject["name"] for subject in description["subjects"]] == ["0001", "0002", "0003", "0004", "0005"]
     tolerance = 1e-7 if store.series_dtype == "float32" else 1 / 32767
     for subject, stored in zip(description["subjects"], SERIES, strict=True):
@@ -102,13 +102,37 @@ def test_a_store_from_before_there_was_a_rank(store: Store, own: Path) -> None:
 def test_opens_as_a_connectome(store: Store) -> None:
     """A store opens with its own name and space or given ones, and with its subjects in order."""
     connectome = Connectome.open(store.path)
-    assert (connectome.name, connectome.space, connectome.n_subjects) == ("GSP5", "MNI152Lin", 5)
+    assert (connectome.name, connectome.space, connectome.n_subjects) == ("GSP5", "MNI305", 5)
     assert connectome.n_timepoints == 37
     assert connectome.content_hash == store.content_hash
     names = [subject.name for subject in connectome.subjects()]
     assert names == ["0001", "0002", "0003", "0004", "0005"]
-    renamed = Connectome.open(store.path, name="other", space="MNI152NLin6Asym")
-    assert (renamed.name, renamed.space) == ("other", "MNI152NLin6Asym")
+    renamed = Connectome.open(store.path, name="other", space="MNI305")
+    assert (renamed.name, renamed.space) == ("other", "MNI305")
+
+
+def test_a_space_that_contradicts_the_record(store: Store) -> None:
+    """Another space than the recorded one is refused with both names and the command that corrects the record."""
+    with pytest.raises(ValueError, match=r"records the space MNI305, .* names MNI152NLin6Asym: .* rename-space"):
+        Connectome.open(store.path, space="MNI152NLin6Asym")
+
+
+def test_rename_space(store: Store, own: Path) -> None:
+    """A corrected record keeps the series, the hash and the earlier names; an own space corrects nothing."""
+    files = {path: path.read_bytes() for path in own.glob("*.n*")}
+    rename_space(own, "MNI152NLin6Sym")
+    renamed = rename_space(own, "MNI152NLin6Asym")
+    again = Connectome.open(own)
+    assert (again.space, again.content_hash) == ("MNI152NLin6Asym", store.content_hash)
+    assert renamed.former_spaces == Store.open(own).former_spaces == ("MNI305", "MNI152NLin6Sym")
+    assert rename_space(own, "MNI152NLin6Asym").former_spaces == renamed.former_spaces
+    assert {path: path.read_bytes() for path in files} == files
+    with pytest.raises(ValueError, match="a participant's own space"):
+        rename_space(own, "T1w")
+    path = own / "connectome.json"
+    path.write_text(path.read_text().replace('"MNI152NLin6Asym"', '"MNI152"'))
+    with pytest.raises(ValueError, match=r"is ambiguous.*rename-space"):
+        Connectome.open(own)
 
 
 def test_the_content_hash_depends_on_the_content(store: Store, own: Path) -> None:

@@ -44,7 +44,7 @@ def make_store(folder: Path, series: list[Array], affine: Array = AFFINE, dtype:
     """Build a store of some subjects."""
     source = synthetic.write_connectome(folder / "source" / "brain.h5", series, MASK, affine)
     return build_store(
-        hdf5.open_source(source), source.parent, folder / "store", name="x", space="MNI152Lin", dtype=dtype
+        hdf5.open_source(source), source.parent, folder / "store", name="x", space="MNI305", dtype=dtype
     )
 
 

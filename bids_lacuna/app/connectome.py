@@ -18,11 +18,13 @@ from bids_lacuna.connectome.compression import TOLERANCE
 from bids_lacuna.connectome.exclusive import NoPlace, NoRoom
 from bids_lacuna.connectome.importers import layouts
 from bids_lacuna.connectome.importers.source import NothingMatches, Source
+from bids_lacuna.connectome.store import rename_space
 from bids_lacuna.connectome.summary import FOLDER
 from bids_lacuna.connectome.verify import Verification, verify_store
 from bids_lacuna.connectome.workers import DamagedSource
 from bids_lacuna.runtime.memory import available_cpus, find_resources, memory_budget
 from bids_lacuna.runtime.progress import Progress, above_the_bar
+from bids_lacuna.spaces import TEMPLATES, check_template, nearest_template
 from bids_lacuna.text import format_bytes, percent
 
 logger = logging.getLogger("bids_lacuna")
@@ -32,7 +34,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     """Build a store, or complete an unfinished one."""
     if arguments.rank == "full" and arguments.rank_tolerance is not None:
         raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
-    warn_of_space(arguments.space)
+    check_space(arguments.space)
     check_places(arguments.source, arguments.store)
     with ending(Exit.CANNOT_CREATE, OSError):
         check_folder(arguments.store)
@@ -81,6 +83,18 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
+def check_space(space: str) -> None:
+    """Raise Stop for a space that a connectome cannot be in, and warn of a name that is no template's."""
+    with ending(Exit.USAGE, ValueError):
+        check_template(space)
+    if nearest_template(space):
+        warn_of_space(space)
+    elif space not in TEMPLATES:
+        logger.warning(
+            "the space %s is not a template of BIDS or TemplateFlow: masks need the same name, or a transform", space
+        )
+
+
 def check_places(source: Path, store: Path) -> None:
     """Raise Stop if the source does not exist, or if source and store are inside one another."""
     with ending(Exit.NO_INPUT, OSError, saying=f"the connectome {source} cannot be accessed"):
@@ -126,6 +140,16 @@ def run_info(arguments: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
+def run_rename_space(arguments: argparse.Namespace) -> Exit:
+    """Correct the space that a store records."""
+    check_space(arguments.space)
+    before = open_store(arguments.store).space
+    with ending(Exit.CANNOT_CREATE, OSError, saying=f"the store {arguments.store} could not be written"):
+        store = rename_space(arguments.store, arguments.space)
+    logger.info("%s: the space is %s, before %s; its series are unchanged", store.path, store.space, before)
+    return Exit.OK
+
+
 def run_verify(arguments: argparse.Namespace) -> Exit:
     """Verify a store: its files, its numbers and its mirror symmetry."""
     store = open_store(arguments.store)
@@ -154,7 +178,7 @@ def describe_store(store: Store) -> dict[str, str]:
     source_bytes = sum(int(source["bytes"]) for source in store.sources)
     return {
         "name": store.name,
-        "space": store.space,
+        "space": ", before ".join([store.space, *reversed(store.former_spaces)]),
         "grid": str(store.grid),
         "subjects": str(len(store.subjects)),
         "runs": str(sum(len(subject.runs) for subject in store.subjects)),

@@ -21,7 +21,7 @@ def build_parser() -> Parser:
         description="Build and check stores of normative functional connectomes, which bids-lacuna reads at the "
         "speed of the disk.",
     )
-    commands = parser.add_subparsers(required=True, metavar="{build,summarize,info,verify}")
+    commands = parser.add_subparsers(required=True, metavar="{build,summarize,info,verify,rename-space}")
     build = commands.add_parser("build", help="build a store", description="Build a store of a connectome.")
     summarize = commands.add_parser(
         "summarize",
@@ -36,9 +36,16 @@ def build_parser() -> Parser:
         description="Read a whole store and check its checksums, shapes and scales, voxels without a signal, and the "
         "mirror symmetry of the hemispheres, which scrambled or shifted voxels lack.",
     )
-    for name, command in {"build": build, "summarize": summarize, "info": info, "verify": verify}.items():
+    rename = commands.add_parser(
+        "rename-space",
+        help="correct the space of a store",
+        description="Correct the name of the template space that a store records. The series and the grid stay as "
+        "they are, and the store keeps the former name as well: nothing is transformed.",
+    )
+    named = {"build": build, "summarize": summarize, "info": info, "verify": verify, "rename-space": rename}
+    for name, command in named.items():
         command.set_defaults(command=name, parser=command)
-    for command in (summarize, info, verify):
+    for command in (summarize, info, verify, rename):
         command.add_argument("store", type=Path, metavar="STORE", help="folder of a store")
     for command in (info, verify):
         command.add_argument(
@@ -47,6 +54,7 @@ def build_parser() -> Parser:
             metavar="DIR",
             help="folder of the store's summary (default: summary in STORE)",
         )
+    rename.add_argument("space", type=label, metavar="SPACE", help="BIDS name of the template space")
     _add_summary(summarize)
     _add_source(build)
     _add_numbers(build)

@@ -20,6 +20,7 @@ from bids_lacuna.bids import (
     read_filter_file,
 )
 from bids_lacuna.connectome import Connectome, is_store
+from bids_lacuna.spaces import check_template
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ def find_masks(
 
 def open_connectome(arguments: argparse.Namespace) -> Connectome:
     """Open the connectome given by the arguments."""
+    if arguments.connectome_space:
+        with ending(Exit.USAGE, ValueError):
+            check_template(arguments.connectome_space)
     with ending(Exit.NO_INPUT, FileNotFoundError, PermissionError), ending(Exit.BAD_DATA, ValueError):
         connectome = Connectome.open(
             arguments.connectome, name=arguments.connectome_name, space=arguments.connectome_space

@@ -74,7 +74,8 @@ def _add_connectome(parser: Parser) -> None:
         "--connectome-space",
         type=label,
         metavar="SPACE",
-        help="template space of the connectome (default: as recorded in it, otherwise MNI152NLin6Asym)",
+        help="template space of a connectome that records none; `bids-lacuna-connectome rename-space` corrects a "
+        "store's record (default: as recorded, otherwise MNI152NLin6Asym)",
     )
     group.add_argument(
         "--connectome-name",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from bids_lacuna.connectome.importers import hdf5
 from bids_lacuna.connectome.store import Store, is_store, subject_bytes
 from bids_lacuna.files import ChangedMeanwhile, FileState, check_unchanged, forget, is_searchable
 from bids_lacuna.grid import Grid
-from bids_lacuna.spaces import DEFAULT_SPACE
+from bids_lacuna.spaces import DEFAULT_SPACE, check_template
 
 Array = np.ndarray
 
@@ -63,8 +64,8 @@ class Connectome:
         name
             Letters and digits; by default the store's name, or the letters and digits of the file's or folder's name.
         space
-            Name of the grid's template space; by default the store's, or the HDF5 attribute `space`, or else
-            MNI152NLin6Asym, the space of GSP1000.
+            Name of the grid's template space, if the files do not record it; by default what a store or the HDF5
+            attribute `space` records, or else MNI152NLin6Asym, the space of GSP1000.
 
         Raises
         ------
@@ -73,8 +74,8 @@ class Connectome:
         FileNotFoundError
             There is no such file or folder, it has no HDF5 file, or the store is unfinished.
         ValueError
-            A file is damaged, has another layout or has another grid than the first file, or the name or the space
-            has invalid characters.
+            A file is damaged, has another layout or has another grid than the first file, the name or the space has
+            invalid characters, or the space is not what the files record, ambiguous or a participant's own.
         """
         path = Path(path)
         recordings: Store | hdf5.Hdf5Source
@@ -93,13 +94,7 @@ class Connectome:
             raise ValueError(
                 f"the connectome's name {name!r} becomes part of file names: use letters and digits only"
             )
-        space = space or recordings.space or DEFAULT_SPACE
-        if not re.fullmatch(r"[A-Za-z0-9+]+", space):
-            raise ValueError(
-                f"the connectome's space {space!r} is not a BIDS name of a template such as MNI152NLin6Asym or "
-                "MNI152NLin2009cAsym: give the correct name with --connectome-space"
-            )
-        return cls(path, name, space, recordings)
+        return cls(path, name, _choose_space(path, space, recordings.space), recordings)
 
     def first(self, n_subjects: int) -> Connectome:
         """Return the connectome restricted to the first subjects, for a trial run."""
@@ -238,6 +233,43 @@ class Connectome:
                     raise changed from None
                 recordings.states[file] = now
         return any(recordings.states[file] != state for file, state in before.items())
+
+
+def _choose_space(path: Path, given: str | None, recorded: str | None) -> str:
+    """Return a connectome's space: the recorded one, or the given one if none is recorded.
+
+    Raises
+    ------
+    ValueError
+        The space cannot be a connectome's, or what is given contradicts what is recorded.
+    """
+    wrong = f"correct it with `bids-lacuna-connectome rename-space {shlex.quote(str(path))} SPACE`"
+    if not is_store(path):
+        wrong = "give another with --connectome-space"
+        if recorded and _describe_unusable(recorded):
+            recorded = given or recorded
+    space = given or recorded or DEFAULT_SPACE
+    if problem := _describe_unusable(space):
+        raise ValueError(f"the connectome {path} cannot be in space {space!r}: {problem}; if it is recorded, {wrong}")
+    if recorded and space != recorded:
+        if not is_store(path):
+            wrong = f"build a store with --space {space}"
+        raise ValueError(
+            f"the connectome {path} records the space {recorded}, but --connectome-space names {space}: leave the "
+            f"option out, since it moves no voxel; if the record is wrong, {wrong}"
+        )
+    return space
+
+
+def _describe_unusable(space: str) -> str:
+    """Describe why a connectome cannot be in a space; empty if it can."""
+    if not re.fullmatch(r"[A-Za-z0-9+]+", space):
+        return "it is not a BIDS name of a template such as MNI152NLin6Asym or MNI152NLin2009cAsym"
+    try:
+        check_template(space)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _check_searchable(path: Path) -> None:

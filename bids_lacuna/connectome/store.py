@@ -29,6 +29,7 @@ from bids_lacuna.files import FileState, hash_file, read_json_object, renamed_wh
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask
 from bids_lacuna.kernels.cpu import quantize
+from bids_lacuna.spaces import check_template
 
 Array = np.ndarray
 StoreDtype = Literal["int16", "float32"]
@@ -97,6 +98,8 @@ class Store:
     """Path relative to the source, and size in bytes, of each source file."""
     software: Mapping[str, str]
     """Name and version of the program that built the store."""
+    former_spaces: tuple[str, ...] = ()
+    """Spaces that the store recorded before they were corrected, oldest first."""
     states: dict[Path, FileState] = field(default_factory=dict)
     """State of each subject's files when the store was opened."""
 
@@ -266,6 +269,33 @@ class Store:
         return arrays["timeseries"], *arrays["scale"]
 
 
+def rename_space(path: Path, space: str) -> Store:
+    """Correct the space that a store records; its series and its hash stay as they are.
+
+    Returns
+    -------
+    Store
+        The corrected store, whose `former_spaces` end with the earlier name.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no store, or it is unfinished.
+    ValueError
+        The store is damaged, or a connectome cannot be in this space.
+    OSError
+        The description cannot be written.
+    """
+    check_template(space)
+    store = Store.open(path)
+    if store.space == space:
+        return store
+    former = (*store.former_spaces, store.space)
+    description = _read_description(path / DESCRIPTION)
+    write_json(path / DESCRIPTION, {**description, "space": space, "former_spaces": former})
+    return replace(store, space=space, former_spaces=former)
+
+
 def is_store(path: Path) -> bool:
     """Return whether a folder is a finished or unfinished store."""
     return (path / DESCRIPTION).exists() or (path / BUILDING).is_dir()
@@ -361,6 +391,7 @@ def _read_store(path: Path) -> Store:
         software = {key: str(description["software"][key]) for key in ("name", "version")}
         dtype = description["dtype"]
         rank, rank_tolerance = _read_rank(description)
+        former = tuple(map(str, description.get("former_spaces", ())))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{path / DESCRIPTION} does not describe a connectome store ({error!r}): {REMEDY}"
@@ -373,7 +404,7 @@ def _read_store(path: Path) -> Store:
             f"{path / DESCRIPTION} and {MASK} do not match (series of {dtype}; {n_names} subjects; "
             f"{n_voxels} voxels in {shape}, {grid.n_voxels} in {grid.shape}): {REMEDY}"
         )
-    return Store(path, names[0], names[1], grid, dtype, rank, rank_tolerance, subjects, sources, software)
+    return Store(path, names[0], names[1], grid, dtype, rank, rank_tolerance, subjects, sources, software, former)
 
 
 def _read_rank(description: Mapping[str, Any]) -> tuple[Rank, float | None]:
