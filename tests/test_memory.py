@@ -164,6 +164,37 @@ def test_plan_holds(tmp_path: Path, written: dict[str, Path], kind: str, n_lesio
     assert outcome["measured"] <= outcome["planned"] <= 1.25 * outcome["measured"]
 
 
+SUMMARIZE = """
+import json, sys
+from pathlib import Path
+
+from bids_lacuna import Connectome
+from bids_lacuna.mapping import LocalPass, summarize
+from bids_lacuna.mapping.cells import CellCovariances
+from bids_lacuna.mapping.summarizing import plan_passes
+from bids_lacuna.runtime.memory import peak_resident_bytes
+from bids_lacuna.runtime.plan import Resources
+
+store, folder, available = sys.argv[1:]
+connectome, resources = Connectome.open(store), Resources(int(available), 2)
+analysis = CellCovariances(connectome, 16)
+plan = plan_passes(LocalPass(analysis, resources), analysis.n_cells)
+summarize(connectome, Path(folder), resources, cell_size_mm=16, show_progress=False)
+print(json.dumps({"planned": plan.peak_bytes, "measured": peak_resident_bytes(), "n_passes": plan.n_batches}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("available_mib", [2**20, 400])
+def test_the_plan_of_a_summary_holds(tmp_path: Path, written: dict[str, Path], available_mib: int) -> None:
+    """The peak of a summary in one pass, and in several, is below its plan, by at most a quarter."""
+    command = [sys.executable, "-c", SUMMARIZE, written["store"], tmp_path / "summary", str(available_mib * 2**20)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    outcome = json.loads(process.stdout)
+    assert (outcome["n_passes"] > 1) == (available_mib < 2**20)
+    assert outcome["measured"] <= outcome["planned"] <= 1.25 * outcome["measured"]
+
+
 def test_a_fine_mask_is_not_held_whole(tmp_path: Path, written: dict[str, Path]) -> None:
     """A mask of 152 MB once decompressed, which is more than the plan has to spare, leaves the plan as it is."""
     voxels = np.zeros((300, 212, 300), np.float64)

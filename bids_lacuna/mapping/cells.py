@@ -14,6 +14,7 @@ import numpy as np
 from bids_lacuna import kernels
 from bids_lacuna._version import __version__
 from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
+from bids_lacuna.connectome.summary import BLOCK_VOXELS
 from bids_lacuna.grid import Grid
 from bids_lacuna.mapping.analysis import Part, ReadBlock
 from bids_lacuna.provenance import MappingOptions
@@ -219,11 +220,14 @@ class CellCovariances:
         """Return the memory that a pass needs."""
         connectome = self.connectome
         n_voxels = connectome.grid.n_voxels
+        of_series = CELL_SERIES_BYTES * self.n_cells * connectome.n_components
+        # After the passes, when their sums are gone, the components are computed from the covariances of cells.
+        of_components = SUM_BYTES * self.n_cells * (self.n_cells + 2 * BLOCK_VOXELS)
         return Footprint(
             accumulator_bytes=SUM_BYTES * (n_voxels + self.n_cells),
             row_bytes=ROW_BYTES,
             kept_bytes=0,
-            result_bytes=VOXEL_BYTES * n_voxels + CELL_SERIES_BYTES * self.n_cells * connectome.n_components,
+            result_bytes=VOXEL_BYTES * n_voxels + max(of_series, of_components),
             subject_bytes=connectome.subject_bytes,
             reading_bytes=connectome.reading_bytes,
             n_readers=connectome.n_readers,

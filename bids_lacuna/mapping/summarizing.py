@@ -198,26 +198,28 @@ class _Unfinished:
     def write(self, first: int, sums: CellSums) -> None:
         """Write the covariances of some cells, the first of which is given, and record that they are on disk."""
         constant, voxels = sums.constant()
-        n_subjects, n_constant = int(sums.n_subjects[0]), constant.sum(axis=0)
-        mine = slice(first, first + sums.n_rows)
-        silent = n_constant == n_subjects
-        for index in range(self.operator.n_blocks):
-            block = self.operator.voxels(index)
-            # Blocks begin at a whole byte.
-            bits = voxels[:, block.start // 8 : (block.stop + 7) // 8]
-            defined = np.unpackbits(bits, axis=1, count=block.stop - block.start).astype(np.float32)
-            n = sums.n_by_voxel[block] - constant[:, mine].T @ defined
-            self.operator.write_rows(index, first, _divide(sums.by_voxel[:, block], n, silent[mine]))
-        n = n_subjects - n_constant[mine, np.newaxis] - n_constant + constant[:, mine].T @ constant
-        by_cell = _divide(sums.by_cell, n, silent[mine])
-        by_cell[:, silent] = 0
+        n_constant = constant.sum(axis=0)
+        silent = n_constant == sums.n_subjects[0]
         covariance = np.lib.format.open_memmap(self._covariance, "r+")
-        covariance[mine] = by_cell
+        # Some rows at a time: the counts of all would take as much memory as the sums.
+        for start in range(0, sums.n_rows, kernels.CELLS):
+            rows = slice(start, min(start + kernels.CELLS, sums.n_rows))
+            mine = slice(first + rows.start, first + rows.stop)
+            for index in range(self.operator.n_blocks):
+                block = self.operator.voxels(index)
+                # Blocks begin at a whole byte.
+                bits = voxels[:, block.start // 8 : (block.stop + 7) // 8]
+                defined = np.unpackbits(bits, axis=1, count=block.stop - block.start).astype(np.float32)
+                n = sums.n_by_voxel[block].astype(np.float32) - constant[:, mine].T @ defined
+                self.operator.write_rows(index, mine.start, _divide(sums.by_voxel[rows, block], n, silent[mine]))
+            n = np.float32(sums.n_subjects[0]) - n_constant[mine, np.newaxis] - n_constant
+            n += constant[:, mine].T @ constant
+            covariance[mine] = np.where(silent, 0, _divide(sums.by_cell[rows], n, silent[mine]))
         covariance.flush()
         with np.errstate(invalid="ignore"):
             write_array(self.folder, "degree", (sums.degree / sums.n_by_voxel).astype(np.float32))
         self.operator.sync()
-        write_json(self.folder / PROGRESS, {"identity": self._identity, "n_done": mine.stop})
+        write_json(self.folder / PROGRESS, {"identity": self._identity, "n_done": first + sums.n_rows})
 
     def read(self, name: str) -> Array:
         """Read one array."""
@@ -279,7 +281,7 @@ def _map_cells(unfinished: _Unfinished, resources: Resources, checkpoint_minutes
 def _describe_connectome(unfinished: _Unfinished) -> Array:
     """Write absolute degree and principal components, and return the components' fractions of variance."""
     operator, degree, covariance = unfinished.operator, unfinished.read("degree"), unfinished.read("covariance")
-    variance = np.diag(covariance)
+    variance = np.diag(covariance).copy()
     factors = np.zeros(len(variance), np.float32)
     factors[variance > 0] = 1 / np.sqrt(variance[variance > 0])
     weights = np.bincount(unfinished.analysis.cells) * (factors > 0)
@@ -289,7 +291,8 @@ def _describe_connectome(unfinished: _Unfinished) -> Array:
     with np.errstate(invalid="ignore"):
         write_array(unfinished.folder, "absolute_degree", (sums[0] / weights.sum()).astype(np.float32))
     matrix = _CentredCorrelations(operator, factors, np.isfinite(sums[0]))
-    coarse = _CoarseCorrelations(np.nan_to_num(covariance * factors), factors, weights)
+    np.nan_to_num(np.multiply(covariance, factors, out=covariance), copy=False)
+    coarse = _CoarseCorrelations(covariance, factors, weights)
     start = random_block(len(factors), N_COMPONENTS)
     _, start = leading_eigenvectors(coarse.multiply, start, N_COMPONENTS)
     del coarse, covariance
