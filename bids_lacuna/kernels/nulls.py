@@ -125,7 +125,7 @@ def add_null_maps(
             leave_out(z, *seeds[:2], *places, *(each[start:stop] for each in voxels), len(operator))
             own[1][start:stop] = ~np.isnan(z[0])
             add_tile(
-                z, measures[:, start:stop], *(each[start:stop] for each in moments), products[tile], left_out[tile],
+                z, measures[:, start:stop].copy(), *(each[start:stop] for each in moments), products[tile], left_out[tile],
                 peaks[tile], peak_voxels[tile],
             )  # fmt: skip
             peak_voxels[tile] += start
@@ -250,28 +250,34 @@ def add_moments(z: Array, n: Array, total: Array, squares: Array) -> None:
 
 @cached_njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
 def compare(z: Array, measures: Array, products: Array, left_out: Array) -> None:
-    """Add a map's products with the measures, and the measures' own in the voxels that it leaves out."""
-    values = np.zeros(len(z), dtype=np.float64)
+    """Add a map's products with the measures, and the measures' own in the voxels that it leaves out.
+
+    Products are summed in float32 within a tile, in which rounding is far below the differences between maps.
+    """
+    values = np.zeros(len(z), dtype=np.float32)
     n_kept = 0
     for v in range(len(z)):
         kept = z[v] == z[v]
         n_kept += int(kept)
-        values[v] = np.float64(z[v]) if kept else 0.0
-    squares = 0.0
-    for v in range(len(z)):
-        squares += values[v] * values[v]
-    products[0] += squares
+        values[v] = z[v] if kept else np.float32(0)
+    products[0] += dot(values, values)
     for measure in range(len(measures)):
-        row, product = measures[measure], 0.0
-        for v in range(len(z)):
-            product += values[v] * np.float64(row[v])
-        products[1 + measure] += product
+        products[1 + measure] += dot(values, measures[measure])
     if n_kept < len(z):
         for v in range(len(z)):
             if z[v] != z[v]:
                 for a in range(len(measures)):
                     for b in range(a + 1):
                         left_out[a, b] += np.float64(measures[a, v]) * np.float64(measures[b, v])
+
+
+@cached_njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def dot(a: Array, b: Array) -> np.float32:
+    """Return the product of two rows."""
+    product = np.float32(0)
+    for v in range(len(a)):
+        product += a[v] * b[v]
+    return product
 
 
 @cached_njit(nogil=True, error_model="numpy")
