@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
-from benchmarks import cluster, job, kernel, machine, memory, others, startup, whole
+from benchmarks import cluster, job, kernel, machine, memory, nulls, others, startup, whole
 from benchmarks.data import Data
 from benchmarks.measure import Figure
 from bids_lacuna.files import write_json
@@ -22,6 +22,7 @@ THEMES: dict[str, Callable[[Data], Iterator[Figure]]] = {
     "job": job.measure,
     "whole": whole.measure,
     "memory": memory.measure,
+    "nulls": nulls.measure,
     "cluster": cluster.measure,
     "startup": startup.measure,
     "others": others.measure,
