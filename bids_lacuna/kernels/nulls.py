@@ -125,8 +125,8 @@ def add_null_maps(
             leave_out(z, *seeds[:2], *places, *(each[start:stop] for each in voxels), len(operator))
             own[1][start:stop] = ~np.isnan(z[0])
             add_tile(
-                z, measures[:, start:stop].copy(), *(each[start:stop] for each in moments), products[tile], left_out[tile],
-                peaks[tile], peak_voxels[tile],
+                z, measures[:, start:stop].copy(), *(each[start:stop] for each in moments), products[tile],
+                left_out[tile], peaks[tile], peak_voxels[tile],
             )  # fmt: skip
             peak_voxels[tile] += start
 
