@@ -166,6 +166,11 @@ def plan_batches(
                 size,
                 footprint.row_name,
             )
+    if keep_results and size:
+        # The results of the last batch are kept after its pass, when the connectome subjects have left the memory.
+        fixed_bytes -= min(
+            footprint.streaming_bytes, (n_rows - 1) % size * footprint.kept_bytes + footprint.kept_bytes
+        )
     subjects_in_memory = SUBJECTS_IN_MEMORY
     spare_bytes = min(
         size * footprint.accumulator_bytes // SUBJECTS_FRACTION, available_bytes - fixed_bytes - size * bytes_per_row
