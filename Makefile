@@ -58,8 +58,9 @@ docs: $(DEVELOP)  ## build the documentation into build/docs, with warnings as e
 bench: .venv/installed-bench  ## measure speed and memory against the goals, in about 15 minutes
 	$(BIN)/python -m benchmarks.run
 
-calibrate: $(DEVELOP)  ## test the group's p with LESIONS=DATASET at chance places of CONNECTOME=STORE, in half an hour
+calibrate: $(DEVELOP)  ## measure the error rates of the group's tests on LESIONS=DATASET and CONNECTOME=STORE, in half an hour
 	$(BIN)/python -m benchmarks.calibration '$(LESIONS)' '$(CONNECTOME)'
+	$(BIN)/python -m benchmarks.calibrate_tests '$(LESIONS)' '$(CONNECTOME)'
 
 soak: $(DEVELOP)  ## end the program 20 times by signals and compare what it ends with, in at most 10 minutes
 	$(BIN)/python tests/soak.py
