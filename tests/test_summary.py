@@ -195,6 +195,18 @@ def test_a_run_that_ended_after_the_passes_does_not_repeat_them(large: Connectom
     assert large.path.stat().st_atime_ns == n_read
 
 
+def test_a_run_that_ended_while_it_moved_the_files_is_completed(large: Connectome, tmp_path: Path) -> None:
+    """Where some of the files are in their place, and the description is not, the others follow."""
+    folder = tmp_path / "summary"
+    summarize(large, folder, Resources(MEMORY, 1), show_progress=False)
+    whole = bytes_of(folder)
+    (folder / ".building").mkdir()
+    for name in ("operator.npy", "components.npy", "summary.json"):
+        (folder / name).rename(folder / ".building" / name)
+    summarize(large, folder, Resources(1, 1), show_progress=False)
+    assert bytes_of(folder) == whole
+
+
 def test_finished_summaries_are_kept(summary: Summary, silent_connectome: Path, connectome: Path) -> None:
     """The same call changes nothing; other cells or another connectome are refused, with what to do."""
     folder, before = summary.arrays.folder, bytes_of(summary.arrays.folder)

@@ -14,6 +14,8 @@ from bids_lacuna import kernels
 from bids_lacuna.connectome.connectome import Connectome
 from bids_lacuna.connectome.exclusive import NoRoom, locked
 from bids_lacuna.connectome.summary import (
+    ARRAYS,
+    DESCRIPTION,
     N_COMPONENTS,
     Operator,
     SummaryArrays,
@@ -26,7 +28,7 @@ from bids_lacuna.connectome.summary import (
     this_software,
     write_array,
 )
-from bids_lacuna.files import read_json_object, write_json
+from bids_lacuna.files import read_json_object, sync_folder, write_json
 from bids_lacuna.mapping.cells import CellCovariances, CellSums, select_rows
 from bids_lacuna.mapping.components import leading_eigenvectors, random_block
 from bids_lacuna.mapping.local import LocalPass
@@ -97,32 +99,32 @@ def summarize(
     """
     if has_summary(folder):
         return _take_finished(folder, connectome, cell_size_mm)
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {BUILDING}):
-        raise FileExistsError(f"{folder} exists and is not a connectome's summary: name a new folder for the summary")
+    _check_folder(folder)
     with locked(folder, BUILDING, "the summary") as building:
         if has_summary(folder):
             return _take_finished(folder, connectome, cell_size_mm)
-        analysis = CellCovariances(connectome, cell_size_mm)
-        unfinished = _Unfinished(building, analysis)
-        unfinished.prepare()
-        _map_cells(unfinished, resources, checkpoint_minutes, show_progress)
-        with kernels.threads(resources.n_threads):
-            fractions = _describe_connectome(unfinished)
-        record = SummaryRecord(
-            connectome.name,
-            connectome.content_hash,
-            connectome.n_subjects,
-            connectome.grid.n_voxels,
-            analysis.n_cells,
-            cell_size_mm,
-            tuple(fractions.round(6).tolist()),
-            this_software(),
-            {},
-        )
-        unfinished.move_to(folder, record)
+        unfinished = _Unfinished(building, CellCovariances(connectome, cell_size_mm))
+        if not unfinished.is_complete:
+            unfinished.prepare()
+            _map_cells(unfinished, resources, checkpoint_minutes, show_progress)
+            with kernels.threads(resources.n_threads):
+                fractions = _describe_connectome(unfinished)
+            unfinished.complete(tuple(fractions.round(6).tolist()))
+        unfinished.move_to(folder)
         # Network file systems keep a file that is still open, such as the lock.
         shutil.rmtree(building, ignore_errors=True)
     return open_summary(folder, connectome.content_hash)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise FileExistsError if a folder holds anything but an unfinished summary."""
+    known = {BUILDING, *(array_path(folder, name).name for name in ARRAYS)}
+    if folder.exists() and (
+        not folder.is_dir()
+        or {path.name for path in folder.iterdir()} - known
+        or (any(folder.iterdir()) and not (folder / BUILDING).exists())
+    ):
+        raise FileExistsError(f"{folder} exists and is not a connectome's summary: name a new folder for the summary")
 
 
 def _take_finished(folder: Path, connectome: Connectome, cell_size_mm: float) -> SummaryArrays:
@@ -225,12 +227,43 @@ class _Unfinished:
         """Read one array."""
         return np.load(array_path(self.folder, name))
 
-    def move_to(self, folder: Path, record: SummaryRecord) -> None:
-        """Move the arrays to the folder of the finished summary, and complete it."""
-        write_array(folder, "cells", self.analysis.cells)
-        for name in ("degree", "absolute_degree", "components", "covariance", "operator"):
-            array_path(self.folder, name).replace(array_path(folder, name))
-        finish_summary(folder, record)
+    @property
+    def is_complete(self) -> bool:
+        """Whether an earlier run has written all of this summary, and ended while it moved the files."""
+        try:
+            record = read_record(self.folder)
+        except (OSError, ValueError):
+            return False
+        analysis = self.analysis
+        made_from = record.connectome_hash, record.cell_size_mm
+        return made_from == (analysis.connectome.content_hash, analysis.cell_size_mm)
+
+    def complete(self, variance_fractions: tuple[float, ...]) -> None:
+        """Describe the finished arrays, with their checksums."""
+        connectome = self.analysis.connectome
+        write_array(self.folder, "cells", self.analysis.cells)
+        record = SummaryRecord(
+            connectome.name,
+            connectome.content_hash,
+            connectome.n_subjects,
+            connectome.grid.n_voxels,
+            self.analysis.n_cells,
+            self.analysis.cell_size_mm,
+            variance_fractions,
+            this_software(),
+            {},
+        )
+        finish_summary(self.folder, record)
+
+    def move_to(self, folder: Path) -> None:
+        """Move the files to the folder of the finished summary, the description last."""
+        for name in ARRAYS:
+            # An earlier run may have moved some.
+            if array_path(self.folder, name).exists():
+                array_path(self.folder, name).replace(array_path(folder, name))
+        sync_folder(folder)
+        (self.folder / DESCRIPTION).replace(folder / DESCRIPTION)
+        sync_folder(folder)
 
 
 def _divide(sums: Array, n: Array, silent: Array) -> Array:
