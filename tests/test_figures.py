@@ -126,6 +126,16 @@ def test_samples_are_the_nearest_voxels() -> None:
     assert np.isnan(volume.at((0, 0, 99)))
 
 
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_point_between_two_voxels_is_in_one_of_them(direction: int) -> None:
+    """It has the value of the voxel with the higher index, whether that is even or odd; the viewer does the same."""
+    affine = nib.affines.from_matvec(np.diag([2.0 * direction, 2, 2]))
+    volume = figures.Volume(np.arange(5.0 * 7 * 11).reshape(5, 7, 11), affine)
+    for x, y, z in ((1, 2, 3), (2, 3, 4)):
+        edge = nib.affines.apply_affine(affine, np.array([x, y, z]) - 0.5)
+        assert volume.at(edge) == volume.values[x, y, z]
+
+
 @pytest.mark.parametrize("affine", [FOUR_MM, TWO_MM])
 def test_voxels_inside_a_lesion(lesion: figures.LesionShape, affine: np.ndarray) -> None:
     """A voxel of another grid is inside if its centre lies in a voxel of the lesion."""

@@ -165,6 +165,12 @@ def test_values_are_those_of_the_file(folder: Path, browser: Browser, name: str,
                 expected = "undefined" if np.isnan(value) else f"{value:.{decimals}f}"
                 assert shown[stat].replace("\N{MINUS SIGN}", "-") == expected
             assert shown["Voxel"] == ", ".join(map(str, voxel))
+        # Between two voxels, the viewer chooses the one that the pictures choose.
+        for voxel in ((44, 36, 32), (45, 37, 33)):
+            mm = nib.affines.apply_affine(affine, np.subtract(voxel, 0.5))
+            page.evaluate("mm => { location.hash = `mm=${mm}`; }", ",".join(f"{part:.9f}" for part in mm))
+            value = Volume(files["r"], affine).at(mm)
+            assert readings(page)["r"].replace("\N{MINUS SIGN}", "-") == f"{value:.{DECIMALS['r']}f}"
 
 
 def test_it_opens_at_the_lesion(page: Page) -> None:

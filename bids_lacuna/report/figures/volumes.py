@@ -29,6 +29,9 @@ TEMPLATE_STEP = 2
 NEGLIGIBLE = 1e-5
 """Shear, in voxels per millimetre, that moves no position by a hundredth of a voxel."""
 
+ON_AN_EDGE = 1e-6
+"""Distance in voxels from an edge within which a point belongs to the voxel with the higher index, as in the viewer."""
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -51,7 +54,7 @@ class Volume:
         return values[np.isfinite(values)]
 
     def sample(self, points_mm: Sequence[Array], outside: float = 0) -> Array:
-        """Return the values of the voxels that contain points.
+        """Return the values of the voxels that contain points; of two that share a point, that with the higher index.
 
         Parameters
         ----------
@@ -71,9 +74,10 @@ class Volume:
             for factor, coordinates in zip(row[:3], points_mm, strict=True):
                 if abs(factor) > NEGLIGIBLE:
                     index = index + factor * coordinates
-            rounded = np.rint(index).astype(np.intp)
-            inside = inside & (rounded >= 0) & (rounded < n)
-            voxels.append(np.clip(rounded, 0, n - 1))
+            # NumPy rounds halves to even: a lesion's centre at 1 mm is often on an edge of a map's voxels at 2 mm.
+            nearest = np.floor(index + (0.5 + ON_AN_EDGE)).astype(np.intp)
+            inside = inside & (nearest >= 0) & (nearest < n)
+            voxels.append(np.clip(nearest, 0, n - 1))
         values = self.values[tuple(voxels)]
         return values if inside.all() else np.where(inside, values, self.values.dtype.type(outside))
 
