@@ -223,6 +223,32 @@ def test_one_voxel_on_the_left(tmp_path: Path) -> None:
     assert (seen["left half, from the left"] > 186 / 2).all()
 
 
+@pytest.mark.parametrize("size", [0.5, 1.0])
+@pytest.mark.parametrize("shift", [0.0, 0.25, 0.5])
+def test_a_lesion_smaller_than_the_pixels_is_drawn(tmp_path: Path, size: float, shift: float) -> None:
+    """A single voxel is red in the middle slice and in each slice of its tile, wherever it lies between the pixels."""
+    lesions = []
+    for index in (7, 8):
+        one = np.zeros((13, 15, 17))
+        one[index, index, index] = 1
+        affine = nib.affines.from_matvec(np.eye(3) * size, np.array([-30, -20, 10]) + shift)
+        lesions.append(figures.read_lesion(write_mask(tmp_path / f"{index}.nii.gz", one, affine)))
+    for lesion in lesions:
+        figures.draw_lesion(tmp_path / "lesion.png", lesion)
+        red = (pixels_of(tmp_path / "lesion.png") == [215, 25, 28]).all(axis=-1).nonzero()[1]
+        assert 3 in red // mosaic.CELL_PIXELS
+    width, height = figures.draw_tiles(tmp_path / "tiles.png", lesions)
+    red_rows, red_columns = (pixels_of(tmp_path / "tiles.png") == [215, 25, 28]).all(axis=-1).nonzero()
+    cells = {(row // height, column // (width // 3)) for row, column in zip(red_rows, red_columns, strict=True)}
+    assert cells == {(row, column) for row in range(2) for column in range(3)}
+
+
+def test_a_slice_just_below_zero_is_at_0() -> None:
+    """Rounded, a slice at -0.4 mm is at 0 mm, not at minus 0."""
+    labels = [mosaic._panel(slices.Plane(2, cut), np.zeros((3, 5))).label for cut in (-0.4, -0.6)]
+    assert labels == ["z = 0", "z = \N{MINUS SIGN}1"]
+
+
 def test_threshold_leaves_a_tenth() -> None:
     """A tenth of the defined voxels exceeds the threshold in absolute value, up to its rounding."""
     rng = np.random.default_rng(5)

@@ -202,6 +202,24 @@ def test_left_is_left_throughout_the_page(tmp_path: Path) -> None:
     assert "Highest r: r = 0.8, at" in str(page.all("img")[0]["alt"])
 
 
+def test_a_map_without_lesion_and_clusters_is_drawn(tmp_path: Path) -> None:
+    """Without a mask and a peak, the slices of all maps pass through the template's origin."""
+    affine, values = np.diag([20.0, 20, 20, 1]), np.full((5, 5, 5), 0.01, np.float32)
+    affine[:3, 3] = -40
+    folder = tmp_path / "sub-x" / "func"
+    folder.mkdir(parents=True)
+    (tmp_path / "dataset_description.json").write_text("{}")
+    for stat, kind, own in (("r", "c_statmap", {}), ("t", "cT7_mask", {"Threshold": 7})):
+        stem = folder / f"sub-x_stat-{stat}_desc-{kind}"
+        nib.save(nib.Nifti1Image(values, affine), f"{stem}.nii.gz")
+        Path(f"{stem}.json").write_text(json.dumps({"Sources": ["bids:x:y"], "ConnectomeName": "c"} | own))
+    assert write_participant_report(tmp_path, "x") == []
+    page = Elements((tmp_path / "sub-x.html").read_text(encoding="utf-8"))
+    texts = [str(image["alt"]) for image in page.all("img")]
+    assert len(texts) == 2
+    assert all("Template's origin: " in text and "at 0, 0, 0 mm" in text for text in texts)
+
+
 def test_captions_count_the_voxels(finished: Path, pages: dict[str, Elements]) -> None:
     """The captions of r and of the binary map give the fractions of voxels above and below the thresholds."""
     (r_map, t_map) = (

@@ -192,7 +192,7 @@ def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
 
 
 def _read_maps(lesion: MappedLesion) -> dict[str, _Shown]:
-    """Read the r-, z- and t-map, as far as they exist, and choose what is shown of them."""
+    """Read those of the r-, z- and t-map that exist, and choose what is shown of them."""
     paths = {"r": lesion.r_map, "z": lesion.z_map, "t": lesion.t_map}
     given = next(iter(lesion.binary_maps), None)
     shown = {}
@@ -238,13 +238,16 @@ def _draw_lesion(pictures: Pictures, section: Section, shape: LesionShape, r_map
 def _choose_rows(
     shown: _Shown | None, shape: LesionShape | None, clusters: Mapping[str, Sequence[Cluster]]
 ) -> list[Row]:
-    """Choose the slices of a map's picture: through the lesion's centre, and through the strongest peaks of r."""
+    """Choose the slices of a map's picture: through the lesion's centre, and through the strongest peaks of r.
+
+    Without both, they pass through the template's origin.
+    """
     points = [("Lesion's centre", shape.centre_mm)] if shape else []
     outside = " outside the lesion" if shape else ""
     for name, sign in (("Highest", "positive"), ("Lowest", "negative")):
         points += [(f"{name} r{outside}", cluster.peak_mm) for cluster in clusters[sign][:1]]
     rows = []
-    for name, point in points:
+    for name, point in points or [("Template's origin", (0.0, 0.0, 0.0))]:
         value = ""
         if shown:
             number = decimal(shown.volume.at(point))

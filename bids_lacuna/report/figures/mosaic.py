@@ -134,7 +134,7 @@ def lesion_cuts(lesion: LesionShape) -> tuple[float, ...]:
     n_beside = N_CUTS // 2
     below = np.linspace(min(low, centre - CLOSEST_CUTS * n_beside), centre, n_beside + 1)
     above = np.linspace(centre, max(high, centre + CLOSEST_CUTS * n_beside), n_beside + 1)
-    return tuple(np.rint([*below, *above[1:]]).tolist())
+    return (*np.rint(below[:-1]).tolist(), centre, *np.rint(above[1:]).tolist())
 
 
 def draw_lesion(path: Path, lesion: LesionShape, volume: Volume | None = None) -> None:
@@ -219,7 +219,7 @@ def _draw_whole_brain(path: Path, volume: Volume, scale: Scale, title: tuple[str
 
 
 def _panel(plane: Plane, picture: Array) -> _Panel:
-    return _Panel(picture, f"{'xyz'[plane.axis]} = {minus_sign(f'{plane.cut:.0f}')}", SIDES[plane.axis])
+    return _Panel(picture, f"{'xyz'[plane.axis]} = {minus_sign(str(round(plane.cut)))}", SIDES[plane.axis])
 
 
 def _draw(path: Path, strips: Sequence[_Strip], scale: Scale, title: Sequence[str] = ()) -> None:
@@ -256,7 +256,8 @@ def draw_tiles(path: Path, lesions: Sequence[LesionShape]) -> tuple[int, int]:
 
 def _tile(lesion: LesionShape) -> Array:
     """Draw the slices in cells of the same width."""
-    slices = [draw_lesion_slice(Plane(axis, cut, TILE_SCALE), lesion) for axis, cut in enumerate(lesion.centre_mm)]
+    planes = [Plane(axis, cut, TILE_SCALE) for axis, cut in enumerate(lesion.centre_mm)]
+    slices = [draw_lesion_slice(plane, lesion) for plane in planes]
     width = round(CELL_PIXELS * TILE_SCALE)
     tile = np.full((TILE_HEIGHT, 3 * width), WHITE, np.uint8)
     for number, each in enumerate(slices):

@@ -112,7 +112,7 @@ def draw_slice(plane: Plane, volume: Volume, scale: Scale, outline: LesionShape 
     colours = scale.indices(volume.sample(plane.points, outside=np.nan))
     picture = np.where(colours, colours, background(plane))
     if outline is not None:
-        inside = outline.mask.sample(plane.points)
+        inside = _inside(plane, outline)
         if inside.any():
             picture[edge(inside, plane.scale)] = OUTLINE
     return picture
@@ -120,7 +120,7 @@ def draw_slice(plane: Plane, volume: Volume, scale: Scale, outline: LesionShape 
 
 def draw_lesion_slice(plane: Plane, lesion: LesionShape, volume: Volume | None = None) -> Array:
     """Draw a lesion over the template, hatched where a map is undefined: shape (rows, columns)."""
-    inside, picture = lesion.mask.sample(plane.points), background(plane).copy()
+    inside, picture = _inside(plane, lesion), background(plane).copy()
     picture[inside] = LESION
     if volume is not None:
         undefined = inside & ~np.isfinite(volume.sample(plane.points, outside=np.nan))
@@ -129,6 +129,16 @@ def draw_lesion_slice(plane: Plane, lesion: LesionShape, volume: Volume | None =
         picture[rows[lines], columns[lines]] = HATCH
         picture[edge(inside, plane.scale)] = LESION
     return picture
+
+
+def _inside(plane: Plane, lesion: LesionShape) -> Array:
+    """Return which pixels lie in a lesion: shape (rows, columns), boolean."""
+    inside = lesion.mask.sample(plane.points)
+    drawn = all(low <= at < high for at, (low, high) in zip(lesion.centre_mm, BOX_MM, strict=True))
+    if drawn and plane.cut == lesion.centre_mm[plane.axis]:
+        # A voxel smaller than the pixels may lie between their points.
+        inside[plane.pixel(lesion.centre_mm)] = True
+    return inside
 
 
 def edge(inside: Array, thickness: float) -> Array:
