@@ -226,7 +226,7 @@ def test_one_voxel_on_the_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0.5, 1.0])
 @pytest.mark.parametrize("shift", [0.0, 0.25, 0.5])
 def test_a_lesion_smaller_than_the_pixels_is_drawn(tmp_path: Path, size: float, shift: float) -> None:
-    """A single voxel is red in the middle slice and in each slice of its tile, wherever it lies between the pixels."""
+    """A single voxel is red in the middle slice and in each slice of its tile, wherever it lies between pixels."""
     lesions = []
     for index in (7, 8):
         one = np.zeros((13, 15, 17))

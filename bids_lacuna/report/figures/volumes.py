@@ -30,7 +30,7 @@ NEGLIGIBLE = 1e-5
 """Shear, in voxels per millimetre, that moves no position by a hundredth of a voxel."""
 
 ON_AN_EDGE = 1e-6
-"""Distance in voxels from an edge within which a point belongs to the voxel with the higher index, as in the viewer."""
+"""Distance in voxels from an edge up to which a point is in the voxel with the higher index, as in the viewer."""
 
 
 @dataclass(frozen=True)
