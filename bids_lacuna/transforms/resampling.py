@@ -1,0 +1,181 @@
+"""Masks through chains of ITK transforms: their weights on the connectome's grid.
+
+ITK's points are millimetres to the left, posterior and superior (LPS); NIfTI's affines give right, anterior and
+superior. A transform maps points of the target space to points of the source space (see `chain`), so that a mask is
+read at the point to which the whole chain maps a point of the connectome. Each grid voxel is cut into pieces; its
+weight is the mean of the mask at their centres.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from threading import Lock
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk  # noqa: N813  its own documentation's name
+from scipy import ndimage
+
+from bids_lacuna.grid import Grid
+from bids_lacuna.transforms.chain import TransformChain
+
+Array = np.ndarray
+
+TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+PIECE_MM = 0.5
+"""Largest width of the pieces of a grid voxel, in the connectome's space."""
+
+BORDER_PIECE_MM = 0.25
+"""Largest width of the pieces of voxels on the mask's border."""
+
+MARGIN_MM = 10.0
+"""Voxels whose centres the chain maps this close to the mask's box, and a voxel's diagonal, may hold some of it."""
+
+AROUND_MM = 20.0
+"""Distance around the grid's volume in which the lesion is looked for, so that its coverage is known."""
+
+BLOCK = 8
+"""Edge, in grid voxels, of the blocks that are cut into pieces at a time."""
+
+_one_at_a_time = Lock()
+"""A field of 1 mm takes 200 MB; the threads of one lesion use all processors."""
+
+
+def weigh_through(chain: TransformChain, lesion: Array, affine: Array, grid: Grid) -> tuple[Array, Array, float]:
+    """Compute the fraction of each grid voxel that a lesion covers after a chain of transforms.
+
+    Parameters
+    ----------
+    chain
+        Transforms from the lesion's space to the grid's.
+    lesion : shape (x, y, z), boolean, or real numbers from 0 to 1
+    affine : shape (4, 4)
+        Affine from the lesion's voxel indices to positions in mm; it may be sheared.
+    grid
+        Grid of the connectome; its brain mask is not applied.
+
+    Returns
+    -------
+    corner : shape (3,)
+        Indices of the box's first voxel in the grid.
+    weights : shape (x, y, z), float64
+        Weights of a box of grid voxels; the lesion covers none outside it.
+    volume_mm3
+        Volume of the lesion in the grid's space, also around the grid.
+
+    Raises
+    ------
+    ValueError
+        A file holds no transform that ITK can read.
+    """
+    with _one_at_a_time:
+        around = np.ceil(AROUND_MM / grid.voxel_sizes_mm).astype(int)
+        to_mask = _compose(chain, affine, grid.affine)
+        mask = _as_image(lesion)
+        corner, shape = _find_box(to_mask, lesion.shape, affine, grid, around)
+        if not shape.all():
+            return np.zeros(3, int), np.zeros((0, 0, 0)), 0.0
+        edges = nib.affines.voxel_sizes(affine)
+        n_pieces = _count_pieces(grid, min(PIECE_MM, edges.min() / 2))
+        weights = _resample(mask, to_mask, corner, shape, n_pieces)
+        finer = np.maximum(_count_pieces(grid, BORDER_PIECE_MM), n_pieces)
+        if (finer > n_pieces).any():
+            border = (ndimage.maximum_filter(weights, 3) > 0) & (ndimage.minimum_filter(weights, 3) < 1)
+            for start in product(*(range(0, n, BLOCK) for n in shape)):
+                block = tuple(slice(first, min(first + BLOCK, n)) for first, n in zip(start, shape, strict=True))
+                if border[block].any():
+                    size = np.array(border[block].shape)
+                    weights[block] = _resample(mask, to_mask, corner + start, size, finer)
+    volume_mm3 = float(weights.sum() * grid.voxel_volume_mm3)
+    first, end = np.maximum(corner, 0), np.minimum(corner + shape, grid.shape)
+    inside = tuple(slice(a, max(a, b)) for a, b in zip(first - corner, end - corner, strict=True))
+    return first, weights[inside], volume_mm3
+
+
+def read_transform(path: Path) -> sitk.Transform:
+    """Read a transform: a file of ITK's, or a displacement field in NIfTI."""
+    try:
+        if path.name.endswith((".nii", ".nii.gz")):
+            return sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+        return sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        what = str(error).strip().splitlines()[-1]
+        raise ValueError(
+            f"the transform {path} cannot be read by ITK ({what}): check that the file is whole, or make it again"
+        ) from error
+
+
+def _compose(chain: TransformChain, affine: Array, grid_affine: Array) -> sitk.CompositeTransform:
+    """Join all that maps voxel indices of the grid to voxel indices of the mask.
+
+    ITK applies the transform that was added last first: the grid's affine, then the files against the order in which
+    the mask passes them, then the inverse of the mask's affine.
+    """
+    composite = sitk.CompositeTransform(3)
+    composite.AddTransform(_affine_transform(np.linalg.inv(TO_LPS @ affine)))
+    for file in chain.files:
+        composite.AddTransform(read_transform(file.path))
+    composite.AddTransform(_affine_transform(TO_LPS @ grid_affine))
+    return composite
+
+
+def _affine_transform(affine: Array) -> sitk.AffineTransform:
+    return sitk.AffineTransform(affine[:3, :3].ravel().tolist(), affine[:3, 3].tolist())
+
+
+def _as_image(lesion: Array) -> sitk.Image:
+    """Return the lesion as an image whose points are voxel indices, with zeros around it for linear interpolation."""
+    values = lesion.astype(np.uint8 if lesion.dtype == bool else np.float32)
+    image = sitk.GetImageFromArray(np.pad(values, 1).transpose())
+    image.SetOrigin([-1.0, -1.0, -1.0])
+    return image
+
+
+def _find_box(
+    to_mask: sitk.Transform, lesion_shape: tuple[int, ...], affine: Array, grid: Grid, around: Array
+) -> tuple[Array, Array]:
+    """Return the first voxel and the shape of the box of voxels whose centres come close to the mask's box.
+
+    Voxels are counted from the grid's first one, so that indices around the grid are negative.
+    """
+    margin_mm = MARGIN_MM + np.linalg.norm(grid.voxel_sizes_mm)
+    # A sheared voxel is thinner than its edges: the rows of the inverse measure across.
+    margin = margin_mm * np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1)
+    near = sitk.Image([1, 1, 1], sitk.sitkUInt8) + 1
+    near.SetSpacing((np.array(lesion_shape) + 2 * margin).tolist())
+    near.SetOrigin(((np.array(lesion_shape) - 1) / 2).tolist())
+    one = np.ones(3, int)
+    hits = np.argwhere(_resample(near, to_mask, -around, grid.shape + 2 * around, one))
+    if not len(hits):
+        return np.zeros(3, int), np.zeros(3, int)
+    low, high = hits.min(axis=0), hits.max(axis=0) + 1
+    return low - around, high - low
+
+
+def _count_pieces(grid: Grid, width_mm: float) -> Array:
+    """Return into how many pieces of at most this width a voxel is cut along each axis."""
+    return np.ceil(grid.voxel_sizes_mm / width_mm - 1e-6).astype(int)
+
+
+def _resample(image: sitk.Image, to_mask: sitk.Transform, corner: Array, shape: Array, n_pieces: Array) -> Array:
+    """Return the mean of an image over the pieces of each voxel of a box.
+
+    Returns
+    -------
+    shape `shape`, float64
+    """
+    is_binary = image.GetPixelID() == sitk.sitkUInt8
+    pieces = sitk.Resample(
+        image,
+        (shape * n_pieces).tolist(),
+        to_mask,
+        sitk.sitkNearestNeighbor if is_binary else sitk.sitkLinear,
+        (corner - 0.5 + 0.5 / n_pieces).tolist(),
+        (1 / n_pieces).tolist(),
+    )
+    # Axes are z, y, x in memory.
+    (nz, ny, nx), (kz, ky, kx) = shape[::-1], n_pieces[::-1]
+    blocks = sitk.GetArrayViewFromImage(pieces).reshape(nz, kz, ny, ky, nx, kx)
+    return blocks.mean(axis=(1, 3, 5), dtype=float).transpose()
