@@ -43,9 +43,10 @@ def summary(silent_connectome: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Connectome:
-    """Write a connectome of 2,200 voxels, in one of whose subjects some voxels are silent."""
+    """Write a connectome of 2,200 voxels; a cell of 6 mm is silent in the first subject, some voxels in another."""
     mask = synthetic.make_mask(shape=LARGE)
     series = synthetic.make_series(int(mask.sum()), [11] * 6)
+    series[0][:, assign_cells(Grid(mask, synthetic.RADIOLOGICAL), 6) == 17] = 7
     series[3][:, 700:720] = 1
     path = synthetic.write_connectome(tmp_path_factory.mktemp("large") / "large.h5", series, mask)
     return Connectome.open(path)
@@ -95,11 +96,14 @@ def test_summary_is_that_of_the_reference(summary: Summary, silent_series: list[
 
 
 def test_undefined_where_no_subject_has_a_signal(brain: Array, silent_series: list[Array], tmp_path: Path) -> None:
-    """A voxel that is silent in all subjects is NaN; a cell that is has covariances of 0, as in the reference."""
+    """A voxel that is silent in all subjects is NaN, and a cell 0; one that is in some leaves them out, as defined."""
     cells = assign_cells(Grid(brain, synthetic.RADIOLOGICAL), 8)
     series = [timeseries.copy() for timeseries in silent_series]
     for timeseries in series:
         timeseries[:, cells == 5] = timeseries[:, 100] = 1
+    # Two cells, in some of the subjects.
+    for subject, cell in ((1, 9), (3, 9), (3, 12)):
+        series[subject][:, cells == cell] = 2
     path = synthetic.write_connectome_folder(tmp_path / "silent", series, brain)
     arrays = summarize(Connectome.open(path), tmp_path / "summary", Resources(MEMORY, 1), show_progress=False)
     by_voxel, by_cell = reference.cell_covariances(cells, series)
@@ -205,6 +209,22 @@ def test_a_run_that_ended_while_it_moved_the_files_is_completed(large: Connectom
         (folder / name).rename(folder / ".building" / name)
     summarize(large, folder, Resources(1, 1), show_progress=False)
     assert bytes_of(folder) == whole
+
+
+def test_sums_of_slices_are_merged(large: Connectome) -> None:
+    """The sums over two slices of the subjects, merged, are those over all, also where a subject has a silent cell."""
+    opened = CellCovariances(large, 6).opener()()
+    subjects = list(large.subjects())
+    sums = []
+    for some in (subjects, subjects[2:], subjects[:2]):
+        sums.append(opened.new_accumulator(opened.rows))
+        for start in range(0, len(some), 2):
+            opened.add(some[start : start + 2], opened.rows, sums[-1])
+    whole, mine, theirs = sums
+    mine.merge((index, 0, block) for index, block in enumerate(theirs.blocks()))
+    for found, expected in zip(mine.blocks(), whole.blocks(), strict=True):
+        assert len(expected)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_finished_summaries_are_kept(summary: Summary, silent_connectome: Path, connectome: Path) -> None:
