@@ -96,7 +96,7 @@ def test_summary_is_that_of_the_reference(summary: Summary, silent_series: list[
 
 
 def test_undefined_where_no_subject_has_a_signal(brain: Array, silent_series: list[Array], tmp_path: Path) -> None:
-    """A voxel that is silent in all subjects is NaN, and a cell 0; one that is in some leaves them out, as defined."""
+    """A voxel that is silent in all subjects is NaN, and a cell 0; one that is in some leaves those out."""
     cells = assign_cells(Grid(brain, synthetic.RADIOLOGICAL), 8)
     series = [timeseries.copy() for timeseries in silent_series]
     for timeseries in series:
@@ -212,7 +212,7 @@ def test_a_run_that_ended_while_it_moved_the_files_is_completed(large: Connectom
 
 
 def test_sums_of_slices_are_merged(large: Connectome) -> None:
-    """The sums over two slices of the subjects, merged, are those over all, also where a subject has a silent cell."""
+    """The sums over two slices of the subjects, merged, are those over all, also if a cell is silent in one."""
     opened = CellCovariances(large, 6).opener()()
     subjects = list(large.subjects())
     sums = []
