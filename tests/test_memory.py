@@ -16,7 +16,8 @@ from synthetic import box, make_mask, make_series, write_connectome, write_mask
 
 from bids_lacuna.connectome.build import build_store
 from bids_lacuna.connectome.importers import hdf5
-from bids_lacuna.report.pool import WORKER_BYTES
+from bids_lacuna.report.maps_on_disk import count_voxels
+from bids_lacuna.report.pool import worker_bytes
 
 Array = np.ndarray
 
@@ -220,24 +221,34 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 @pytest.mark.slow
-def test_the_plan_s_share_of_reports_holds(tmp_path: Path) -> None:
-    """A process that writes the pages of three lesions with maps of 2 mm stays below what the plan sets aside."""
-    affine = nib.affines.from_matvec(np.diag([-2, 2, 2]), [90, -126, -72])
+@pytest.mark.parametrize("size", [2, 1])
+def test_the_plan_s_share_of_reports_holds(tmp_path: Path, size: int) -> None:
+    """A process that writes the pages of three lesions with all maps stays below what the plan sets aside."""
+    shape = (182 // size, 218 // size, 182 // size)
+    affine = nib.affines.from_matvec(np.diag([-size, size, size]), [90, -126, -72])
     (tmp_path / "dataset_description.json").write_text('{"DatasetLinks": {"source": "."}}')
-    write_mask(tmp_path / "mask.nii.gz", box((50, 50, 40), (9, 11, 13), (91, 109, 91)), affine)
-    values = np.random.default_rng(3).standard_normal((91, 109, 91)).astype(np.float32)
+    write_mask(tmp_path / "mask.nii.gz", box(tuple(n // 2 for n in shape), (9, 11, 13), shape), affine)
+    distances = [np.square(np.linspace(-1.2, 1.2, n)) for n in shape]
+    brain = np.add.outer(np.add.outer(distances[0], distances[1]), distances[2]) < 1
+    noise = np.random.default_rng(3).standard_normal(shape).astype(np.float32) / 9
+    values = np.where(brain, noise, np.float32(np.nan))
+    images = {"r": np.tanh(values), "z": values, "t": 50 * values}
     for label in "abc":
-        for stat in "rt":
-            map_path = tmp_path / f"sub-{label}" / "func" / f"sub-{label}_stat-{stat}_desc-made_statmap.nii.gz"
+        stem = tmp_path / "sub-{0}" / "func" / "sub-{0}_stat-{1}_desc-made{2}"
+        for stat, image in images.items():
+            map_path = Path(str(stem).format(label, stat, "_statmap.nii.gz"))
             map_path.parent.mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(values, affine), map_path)
+            nib.save(nib.Nifti1Image(image, affine), map_path)
+        write_mask(Path(str(stem).format(label, "t", "T7_mask.nii.gz")), np.abs(images["t"]) > 7, affine)
         sidecar = {"Sources": ["bids:source:mask.nii.gz"], "ConnectomeName": "made", "SpatialReference": "MNI152"}
-        map_path.with_name(map_path.name.replace("-t_", "-r_").replace(".nii.gz", ".json")).write_text(
-            json.dumps(sidecar)
-        )
+        for stat, kind, own in (("r", "_statmap", {}), ("t", "T7_mask", {"Threshold": 7})):
+            Path(str(stem).format(label, stat, f"{kind}.json")).write_text(json.dumps(sidecar | own))
     command = [sys.executable, "-c", WRITE_PAGES, tmp_path, *"abc"]
     process = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == 0, process.stderr
     assert "could not" not in process.stderr
     peak = int(process.stdout) * (1 if sys.platform == "darwin" else 1024)
-    assert 0.5 * WORKER_BYTES < peak < WORKER_BYTES
+    assert count_voxels(tmp_path, "abc") == pytest.approx(np.prod(shape), rel=1e-3)
+    assert len(list(tmp_path.rglob("*_t7-mask.png"))) == 3
+    planned = worker_bytes(values.size)
+    assert 0.5 * planned < peak < planned

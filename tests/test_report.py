@@ -32,7 +32,13 @@ from bids_lacuna.derivatives.records import LesionRecord
 from bids_lacuna.report.figures import mosaic
 from bids_lacuna.report.maps_on_disk import find_mapped_lesions, find_participants, page_anchor
 from bids_lacuna.report.participant import _run_rows, write_participant_report
-from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+from bids_lacuna.report.pool import (
+    WORKER_BYTES,
+    ReportPool,
+    choose_n_workers,
+    participants_with_news,
+    worker_bytes,
+)
 from bids_lacuna.runtime import progress
 
 # The processes that draw give way to all others, so that a busy machine takes long.
@@ -524,6 +530,14 @@ def test_workers_follow_memory_and_processors(mib: int, n_threads: int, expected
     """Below 720 MiB none; otherwise one to four, within an eighth of the memory: two of 240 MiB in 3.75 GiB."""
     assert WORKER_BYTES == 240 * 2**20
     assert choose_n_workers(mib * 2**20, n_threads) == expected
+
+
+def test_pages_of_fine_maps_take_more_memory() -> None:
+    """Maps at 2 mm fit into 240 MiB; at 1 mm, a process takes 28 bytes more for each further voxel."""
+    assert worker_bytes(91 * 109 * 91) == WORKER_BYTES
+    fine = worker_bytes(182 * 218 * 182)
+    assert fine == WORKER_BYTES + 28 * (182 * 218 * 182 - 2**20)
+    assert [choose_n_workers(available, 8, fine) for available in (3 * fine - 1, 3 * fine, 16 * fine)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desktop", "phone"])

@@ -44,7 +44,7 @@ from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass, NoWorker, Pass, PassStopped, Summary
 from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.report.methods import write_citation
-from bids_lacuna.report.pool import WORKER_BYTES, ReportPool, choose_n_workers, participants_with_news
+from bids_lacuna.report.pool import ReportPool, choose_n_workers, participants_with_news, worker_bytes
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.checkpoint import Checkpoints
 from bids_lacuna.runtime.locks import Claims, claiming
@@ -89,7 +89,7 @@ class Job:
     @property
     def n_report_workers(self) -> int:
         """Processes that write pages, for which memory is reserved."""
-        return self.resources.reserved_bytes // WORKER_BYTES
+        return self.resources.reserved_bytes // worker_bytes(self.analysis.connectome.grid.mask.size)
 
     @property
     def pending(self) -> list[LesionRecord]:
@@ -154,7 +154,9 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     if checkpoints:
         reopen(records, checkpoints.current_batch)
     report_failures(records)
-    resources = reserve_for_reports(find_resources(arguments.mem, arguments.nprocs), not arguments.no_reports)
+    resources = find_resources(arguments.mem, arguments.nprocs)
+    if not arguments.no_reports:
+        resources = reserve_for_reports(resources, worker_bytes(connectome.grid.mask.size))
     pass_: Pass = LocalPass(analysis, resources)
     if arguments.dask_workers or arguments.dask_scheduler:
         pass_ = stack.enter_context(on_cluster(arguments, analysis, resources))
@@ -301,12 +303,12 @@ def read_options(arguments: argparse.Namespace) -> MappingOptions:
     )
 
 
-def reserve_for_reports(resources: Resources, wanted: bool) -> Resources:
-    """Reserve memory for the processes that write pages, if they are wanted and fit."""
-    n_workers = choose_n_workers(resources.available_bytes, resources.n_threads) if wanted else 0
-    if wanted and not n_workers:
+def reserve_for_reports(resources: Resources, bytes_each: int) -> Resources:
+    """Reserve memory for the processes that write pages, of some bytes each, if they fit."""
+    n_workers = choose_n_workers(resources.available_bytes, resources.n_threads, bytes_each)
+    if not n_workers:
         logger.warning("the memory is too small for reports: write them later, with more, by --reports-only")
-    return replace(resources, reserved_bytes=n_workers * WORKER_BYTES)
+    return replace(resources, reserved_bytes=n_workers * bytes_each)
 
 
 @contextmanager

@@ -15,8 +15,15 @@ from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.derivatives import GROUP_DICTIONARY, GROUP_PAGE, group_folder, read_description
 from bids_lacuna.derivatives.dataset import DESCRIPTION
 from bids_lacuna.files import write_json
-from bids_lacuna.report.maps_on_disk import count_lesions, find_participants, read_links
-from bids_lacuna.report.pool import LEAST_BYTES, PageCost, ReportPool, choose_n_workers, measure_pages
+from bids_lacuna.report.maps_on_disk import count_lesions, count_voxels, find_participants, read_links
+from bids_lacuna.report.pool import (
+    LEAST_DIVISOR,
+    PageCost,
+    ReportPool,
+    choose_n_workers,
+    measure_pages,
+    worker_bytes,
+)
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.plan import Resources
 from bids_lacuna.text import format_bytes, format_seconds, suggest_labels
@@ -40,12 +47,13 @@ def run_participant(arguments: argparse.Namespace) -> Exit:
             Exit.NO_INPUT, f"{out} has no participant {', '.join(unknown)}: there are {', '.join(there)}{near}"
         )
     resources = find_resources(arguments.mem, arguments.nprocs)
-    n_workers = choose_n_workers(resources.available_bytes, resources.n_threads)
+    bytes_each = worker_bytes(count_voxels(out, wanted))
+    n_workers = choose_n_workers(resources.available_bytes, resources.n_threads, bytes_each)
     if not n_workers:
         raise Stop(
             Exit.FAILED,
             f"{format_bytes(resources.available_bytes)} of memory are available, reports need "
-            f"{format_bytes(LEAST_BYTES)}: raise --mem, or the limit of the job or container",
+            f"{format_bytes(LEAST_DIVISOR * bytes_each)}: raise --mem, or the limit of the job or container",
         )
     if arguments.dry_run:
         sys.stdout.write(describe_cost(out, wanted, n_workers))

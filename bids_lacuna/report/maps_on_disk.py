@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 
 from bids_lacuna.derivatives import NO_MASK, read_outcomes
 from bids_lacuna.files import read_json_object
+from bids_lacuna.images import unpacked_bytes
 from bids_lacuna.report.pages import anchor
 
 logger = logging.getLogger(__name__)
+
+VALUE_BYTES = 4
+"""Bytes of a voxel in a map: float32."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,17 @@ def find_mapped_lesions(output_dir: Path, label: str) -> list[MappedLesion]:
 def count_lesions(output_dir: Path, label: str) -> int:
     """Count the lesions of a participant's page; 1 if only masks that were not mapped are on it."""
     return max(1, sum(1 for _ in (output_dir / f"sub-{label}").rglob("*_stat-r_*_statmap.json")))
+
+
+def count_voxels(output_dir: Path, labels: Iterable[str]) -> int:
+    """Return the largest number of voxels of a volume among the participants' r-maps; 0 if none can be read."""
+    n_bytes = 0
+    for label in labels:
+        for path in (output_dir / f"sub-{label}").rglob("*_stat-r_*_statmap.nii.gz"):
+            # What is wrong with a file is on its page.
+            with suppress(OSError):
+                n_bytes = max(n_bytes, unpacked_bytes(path))
+    return n_bytes // VALUE_BYTES
 
 
 def read_links(output_dir: Path) -> Mapping[str, Any]:

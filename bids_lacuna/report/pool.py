@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WORKER_BYTES = 240 * 2**20
-"""Peak memory of a process that writes pages; `test_memory` measures it."""
+"""Peak memory of a process that writes pages with maps of up to `COARSE_VOXELS`; `test_memory` measures it."""
 
-LEAST_BYTES = 3 * WORKER_BYTES
-"""Available memory without which no process writes pages: the first takes at most a third."""
+COARSE_VOXELS = 2**20
+"""Voxels of a map's volume, 900,000 at 2 mm, up to which other memory decides."""
+
+FINE_VOXEL_BYTES = 28
+"""Per voxel beyond: all maps of a lesion are in memory together. At 1 mm, 340 MiB were measured of 406."""
+
+LEAST_DIVISOR = 3
+"""The first process takes at most the available memory divided by this; with less, none writes pages."""
 
 MOST_WORKERS = 4
 """More would slow down the disk and the machine's other jobs."""
@@ -69,11 +75,22 @@ def participants_with_news(output_dir: Path, records: Iterable[LesionRecord]) ->
     ]
 
 
-def choose_n_workers(available_bytes: int, n_threads: int) -> int:
-    """Choose the number of processes that write pages, by the available memory and processors; 0 if none fits."""
-    if available_bytes < LEAST_BYTES:
+def worker_bytes(n_voxels: int) -> int:
+    """Return the peak memory of a process that writes pages, by the largest number of voxels of a map's volume."""
+    return WORKER_BYTES + FINE_VOXEL_BYTES * max(0, n_voxels - COARSE_VOXELS)
+
+
+def choose_n_workers(available_bytes: int, n_threads: int, bytes_each: int = WORKER_BYTES) -> int:
+    """Choose the number of processes that write pages, by the available memory and processors; 0 if none fits.
+
+    Parameters
+    ----------
+    bytes_each
+        From `worker_bytes`.
+    """
+    if available_bytes < LEAST_DIVISOR * bytes_each:
         return 0
-    return max(1, min(n_threads, MOST_WORKERS, available_bytes // (MEMORY_DIVISOR * WORKER_BYTES)))
+    return max(1, min(n_threads, MOST_WORKERS, available_bytes // (MEMORY_DIVISOR * bytes_each)))
 
 
 class ReportPool:
