@@ -20,6 +20,10 @@ from bids_lacuna.mapping.null_maps import map_nulls
 from bids_lacuna.mapping.nulls import Connectivity, make_nulls
 from bids_lacuna.mapping.places import Shape, Tissue
 from bids_lacuna.mapping.summary import Summary
+from bids_lacuna.report.group import write_group_report
+from bids_lacuna.report.nulls import draw_chance, find_chance_maps
+from bids_lacuna.report.participant import write_participant_report
+from bids_lacuna.report.pictures import Picture, Pictures
 
 Array = np.ndarray
 
@@ -199,6 +203,41 @@ def test_rerun_changes_nothing(
         for label in ("01", "02")
         for ending in (".nii.gz", ".json")
     }
+
+
+def test_pages(out: tuple[Path, str], tmp_path: Path) -> None:
+    """The pages show T and the effect, each with what it says and what it does not say; without maps, nothing."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    assert write_participant_report(folder, "01") == write_participant_report(folder, "03") == []
+    page = (folder / "sub-01.html").read_text()
+    assert "Compared with null lesions" in page
+    assert f"with that of the same lesion at {N} other places of its hemisphere" in page
+    assert "It is a description, not a test" in page
+    assert next((folder / "sub-01" / "figures").glob("*_null.png")).name in page
+    assert null_map(folder, "01").name in page
+    assert "Compared with null lesions" not in (folder / "sub-03.html").read_text()
+    write_group_report(folder)
+    page = (folder / "group.html").read_text()
+    assert "Against lesions at chance places" in page
+    assert f"compared with {N} sets of lesions of the same sizes at chance places" in page
+
+
+@pytest.mark.parametrize("significant", [False, True])
+def test_effect_on_the_page(significant: bool, out: tuple[Path, str], tmp_path: Path) -> None:
+    """The effect is drawn where it is significant; if it is nowhere, a sentence says so."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    group = json.loads((folder / "group_lesions.json").read_text())
+    maps = find_chance_maps(folder, group)
+    logp = np.full(SHAPE, np.nan, np.float32)
+    logp[2:9, 3:5, 4] = 2 if significant else 1
+    nib.save(nib.Nifti1Image(logp, GRID.affine), maps["logp"])
+    drawn = draw_chance(Pictures(folder, folder / "group"), maps)
+    if significant:
+        assert isinstance(drawn, Picture)
+        assert f"{np.isfinite(nib.load(maps['effect']).get_fdata()[2:9, 3:5, 4]).sum()} voxels" in drawn.caption
+        assert "not specific to a symptom" in drawn.caption
+    else:
+        assert drawn.startswith("Nothing is significant (smallest corrected p = ")
 
 
 def test_dry_run_tells_the_time(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bids_lacuna.report import figures
 from bids_lacuna.report.figures import LesionShape
 from bids_lacuna.report.figures.charts import draw_distributions, draw_similarity
 from bids_lacuna.report.maps_on_disk import MappedLesion
+from bids_lacuna.report.nulls import draw_chance, find_chance_maps
 from bids_lacuna.report.pages import decimal, position
 from bids_lacuna.report.pictures import Picture, Pictures
 from bids_lacuna.text import percent
@@ -132,6 +134,9 @@ class GroupDrawing:
         for key, threshold in sorted(self._thresholds.items(), key=lambda item: (abs(item[1]), -item[1])):
             beyond = f"t {'>' if threshold > 0 else '<'} {decimal(threshold)}"
             maps.append(self._attempt(f"Network overlap, {beyond}", self._draw_network, key, beyond))
+        if chance := find_chance_maps(self._output_dir, self._group):
+            draw = partial(draw_chance, self._pictures, chance)
+            maps.append(self._attempt("Against lesions at chance places", draw))
         return maps
 
     def _attempt(self, heading: str, draw: Callable[..., Picture | str], *arguments: str) -> GroupPart:

@@ -16,6 +16,7 @@ from bids_lacuna.lesion import LOW_COVERAGE, name_side
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
+from bids_lacuna.report.nulls import ShownNulls, draw_nulls, find_null_map
 from bids_lacuna.report.pages import decimal, position
 from bids_lacuna.report.pictures import Part, Picture, Pictures
 from bids_lacuna.report.similarity import ShownSimilarity, read_similarity
@@ -62,6 +63,8 @@ class Section:
     has_t: bool = False
     similarity: ShownSimilarity | None = None
     """Similarity of the map to the connectome as a whole; None without the connectome's summary."""
+    nulls: ShownNulls | None = None
+    """T among null lesions; None if there is none."""
     files: list[tuple[str, str]] = field(default_factory=list)
     """Paths relative to the output's root, and what they contain."""
 
@@ -102,6 +105,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
         (lesion.n_map, WHAT["n"]),
     ]
     maps += [(path, f"voxels with |t| > {threshold:g}") for threshold, path in lesion.binary_maps.items()]
+    maps += [(find_null_map(lesion), "T among null lesions: a description, not a test")]
     section.files = [(path.relative_to(output_dir).as_posix(), what) for path, what in maps if path]
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.similarity = read_similarity(lesion.sidecar)
@@ -176,6 +180,7 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
         _draw_binary_map(pictures, section, threshold, mask, _choose_rows(None, shape, clusters), shape)
     _write_viewer(pictures, section, shown, shape, f"Maps of sub-{lesion.entities['sub']}: {section.heading}")
     section.has_t = t_map is not None
+    section.nulls = draw_nulls(pictures, lesion, shape)
     if section.maps:
         section.clusters = {**_write_clusters(pictures, t_map, clusters), "missing": missing}
 
