@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
-from benchmarks import cluster, job, kernel, machine, memory, nulls, others, startup, whole
+from benchmarks import cluster, inference, job, kernel, machine, memory, nulls, others, startup, whole
 from benchmarks.data import Data
 from benchmarks.measure import Figure
 from bids_lacuna.files import write_json
@@ -23,6 +23,7 @@ THEMES: dict[str, Callable[[Data], Iterator[Figure]]] = {
     "whole": whole.measure,
     "memory": memory.measure,
     "nulls": nulls.measure,
+    "inference": inference.measure,
     "cluster": cluster.measure,
     "startup": startup.measure,
     "others": others.measure,
