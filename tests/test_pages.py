@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bids_lacuna.report.pages import anchor, decimal, href, position
+from bids_lacuna.report.pages import anchor, decimal, fixed, href, position
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,12 @@ from bids_lacuna.report.pages import anchor, decimal, href, position
 def test_decimal(number: float | None, text: str) -> None:
     """Numbers have three digits and a true minus sign; unknown ones are a dash."""
     assert decimal(number) == text
+
+
+def test_fixed() -> None:
+    """Numbers of a column have the same decimals; unknown ones are a dash."""
+    numbers = [fixed(number, 2) for number in (0.5, -0.126, 12, None, float("nan"))]
+    assert numbers == ["0.50", "\N{MINUS SIGN}0.13", "12.00", "\N{EN DASH}", "\N{EN DASH}"]
 
 
 def test_position() -> None:

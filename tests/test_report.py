@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -261,8 +262,11 @@ def test_clusters_match_the_map(finished: Path) -> None:
             assert (float(row["r"]) > 0) == (row["sign"] == "positive")
 
 
-def test_similarity_to_the_connectome(finished: Path, tmp_path: Path) -> None:
-    """Each correlation in a sidecar is a number and a bar, to the left of the middle where it is negative."""
+def test_similarity_to_the_connectome(finished: Path, tmp_path: Path, browser: Browser) -> None:
+    """Each correlation in a sidecar is a number and a bar, to the left of the middle where it is negative.
+
+    The chart is no wider than a phone.
+    """
     out = shutil.copytree(finished, tmp_path / "out")
     assert "Similarity to the connectome" not in (out / "sub-04.html").read_text(encoding="utf-8")
     (path,) = out.glob("sub-04/func/*_stat-r_*.json")
@@ -283,6 +287,9 @@ def test_similarity_to_the_connectome(finished: Path, tmp_path: Path) -> None:
         ("Principal component 1", -25, 25, -0.25),
         ("Principal component 3", 0, 0, 0),
     ]
+    with closing(browser.new_page(viewport={"width": 390, "height": 844})) as phone:
+        phone.goto((out / "sub-04.html").as_uri())
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_the_page_describes_the_run(finished: Path, pages: dict[str, Elements]) -> None:
@@ -590,6 +597,7 @@ def check_viewer(page: Page) -> None:
     frame.locator("#axial canvas").wait_for()
     assert str(frame.locator("h1").text_content()).startswith("Maps of sub-02: Session 1: ")
     centre = [number(part) for part in facts(page.content())[0]["Centre (mm)"].split(", ")]
+    expect(frame.locator("#z")).not_to_have_value("")
     reached = [float(frame.locator(f"#{axis}").input_value()) for axis in "xyz"]
     np.testing.assert_allclose(reached, centre, atol=0.5)
     colours = "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
@@ -625,6 +633,8 @@ def check_peak(page: Page) -> None:
     axes = [page.frame_locator("iframe").first.locator(f"#{axis}") for axis in "xyz"]
     for axis, coordinate in zip(axes, wanted, strict=True):
         expect(axis).to_have_value(f"{coordinate:g}")
+    # Its slices are in the window, however small that is.
+    page.wait_for_function("Math.abs(document.querySelector('details.viewer').getBoundingClientRect().top) < 2")
 
 
 BACKGROUND = "element => getComputedStyle(element).backgroundColor"

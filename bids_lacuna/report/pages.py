@@ -41,6 +41,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "href": href,
         "decimal": decimal,
+        "fixed": fixed,
         "position": position,
         "anchor": anchor,
         "percent": percent,
@@ -65,6 +66,13 @@ def decimal(number: float | None, digits: int = 3) -> str:
     rounded = float(f"{number:.{digits}g}")
     text = f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.{digits}g}"
     return text.replace("-", "\N{MINUS SIGN}").replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def fixed(number: float | None, decimals: int) -> str:
+    """Return a number of a table's column, whose numbers all have the same decimals; a dash for None and NaN."""
+    if number is None or number != number:
+        return "\N{EN DASH}"
+    return f"{number:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def position(point: tuple[float, float, float]) -> str:

@@ -135,7 +135,7 @@ def _run_rows(run: Run, original: Run | None = None) -> list[tuple[str, str]]:
         ("Run time", taken),
         ("Memory planned", f"{format_bytes(run.planned_bytes)} of {format_bytes(run.available_bytes)}"),
         ("Memory used", used),
-        ("Batches", f"{run.n_lesions} lesions, up to {run.batch_size} per pass, on {run.n_threads} threads"),
+        ("Batches", f"lesions: {run.n_lesions}; at most {run.batch_size} per pass; threads: {run.n_threads}"),
         ("bids-lacuna", run.provenance.version),
         ("Software", ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())),
     ]

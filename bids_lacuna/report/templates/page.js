@@ -24,7 +24,8 @@ for (const link of document.querySelectorAll("a[data-mm]")) {
     if (frame.dataset.ready) frame.contentWindow.postMessage({ mm: link.dataset.mm.split(",").map(Number) }, "*");
     else frame.src = link.href;
     details.open = true;
-    details.scrollIntoView({ block: "nearest" });
+    // On a small screen the viewer is taller than the window: its slices come first.
+    details.scrollIntoView({ block: "start" });
   });
 }
 
