@@ -122,12 +122,10 @@ class LesionShape:
 class MapFacts:
     """Numbers about the picture of a map."""
 
-    threshold: float
-    """Voxels with a greater absolute value are shown."""
     n_above: int
+    """Voxels above its threshold."""
     n_below: int
     """Voxels below minus the threshold."""
-    n_defined: int
     maximum: float
     """NaN if no voxel is defined."""
     minimum: float
@@ -189,12 +187,10 @@ def measure_map(volume: Volume, threshold: float) -> MapFacts:
     """Find a map's extremes, and count the voxels beyond its threshold."""
     if not volume.defined.size:
         nowhere = (float("nan"),) * 3
-        return MapFacts(threshold, 0, 0, 0, float("nan"), float("nan"), nowhere, nowhere)
+        return MapFacts(0, 0, float("nan"), float("nan"), nowhere, nowhere)
     return MapFacts(
-        threshold,
         int((volume.defined > threshold).sum()),
         int((volume.defined < -threshold).sum()),
-        volume.defined.size,
         float(volume.defined.max()),
         float(volume.defined.min()),
         _position_of(volume, np.nanargmax),
