@@ -172,6 +172,7 @@ def test_design_and_record(tested: Path) -> None:
     assert set(rows[0]) <= set(record)
     assert record["LeaveOneOut"]["Maps"]["Value"] > 0.9
     assert record["LeaveOneOut"]["Baseline"] is not None
+    assert record["LeaveOneOut"]["Predictors"] == ["lesion volume"]
     assert len(record["Sources"]) == N
     assert "stat-z" in record["Sources"][0]
 

@@ -92,6 +92,7 @@ def test_what_the_page_says(folder: Path) -> None:
     assert "<b>aphasia" not in page
     assert "where at least 75 % of them have a t beyond 7" in page
     assert "the same with lesion volume" in page
+    assert "lesion volume alone" in page
     assert "p is coarse: with 199 permutations" in page
     assert "[@freedman1983]" in page
     assert "@article{winkler2014," in page

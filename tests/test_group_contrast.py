@@ -215,4 +215,5 @@ def test_degree_is_in_the_baseline() -> None:
     r = np.array([np.corrcoef(values[compared], degree[compared])[0, 1] for values in STACK])
     expected = cross_val_predict(LinearRegression(), r[:, np.newaxis], table_score := make_table()["score"], cv=N)
     assert found.prediction.baseline is not None
+    assert found.predictors == ("the map's r with degree",)
     np.testing.assert_allclose(found.prediction.baseline.value, np.corrcoef(expected, table_score)[0, 1], rtol=1e-5)

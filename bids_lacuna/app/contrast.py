@@ -79,7 +79,7 @@ def read_question(arguments: argparse.Namespace, group: Group) -> Asked | None:
 def read_named_table(name: str, arguments: argparse.Namespace, lesions: Sequence[GroupLesion]) -> Table:
     """Read a table by its name in records."""
     if name != BIDS_TABLES:
-        return read_table_file(arguments.output_dir / name)
+        return read_table_file(arguments.output_dir.resolve() / name)
     return read_bids_tables(arguments.bids_dir, sorted({lesion.mask.entities["sub"] for lesion in lesions}))
 
 

@@ -55,6 +55,8 @@ class GroupTest:
     beside: Beside | None
     """The test with or without lesion volume; None if the volumes are not known."""
     prediction: Prediction
+    predictors: tuple[str, ...]
+    """What the baseline of leave-one-out predicts from; nothing if it has no baseline."""
     voxels: Array
     """Shape (x, y, z), boolean: voxels that are defined in all maps."""
     affine: Array
@@ -247,12 +249,14 @@ def contrast_maps(
             word: Literal["with", "without"] = "with" if VOLUME in other.covariates else "without"
             beside = Beside(word, other, _infer(stack, other, question, n_threads, progress))
     volume = _find_volume(design, other)
+    predictors = _list_predictors(stack, volume, degree, voxels)
     return GroupTest(
         question,
         design,
         result,
         beside,
-        _predict(stack, design, question, _list_predictors(stack, volume, degree, voxels)),
+        _predict(stack, design, question, np.array(list(predictors.values())).T if predictors else None),
+        tuple(predictors),
         voxels.mask,
         voxels.affine,
         voxels.fraction,
@@ -345,14 +349,17 @@ def _find_volume(*designs: Design | None) -> Array | None:
     return None
 
 
-def _list_predictors(stack: Array, volume: Array | None, degree: Array | None, voxels: CommonVoxels) -> Array | None:
+def _list_predictors(
+    stack: Array, volume: Array | None, degree: Array | None, voxels: CommonVoxels
+) -> dict[str, Array]:
     """Return what is known of each patient without an effect map: lesion volume, and its map's r with degree."""
-    columns = [] if volume is None else [volume]
+    columns = {} if volume is None else {"lesion volume": volume}
     if degree is not None:
         of_voxels = degree[voxels.mask]
         known = np.isfinite(of_voxels)
-        columns.append(np.array([np.corrcoef(row[known], of_voxels[known])[0, 1] for row in stack]))
-    return np.array(columns).T if columns else None
+        r = [np.corrcoef(row[known], of_voxels[known])[0, 1] for row in stack]
+        columns["the map's r with degree"] = np.array(r)
+    return columns
 
 
 def _predict(stack: Array, design: Design, question: Question, predictors: Array | None) -> Prediction:

@@ -285,6 +285,7 @@ class ContrastWriter:
             "LeaveOneOut": {
                 "Measure": prediction.measure,
                 "NumberOfPermutations": prediction.n_permutations,
+                "Predictors": list(test.predictors),
                 "Maps": _describe_accuracy(prediction.maps),
                 "Baseline": _describe_accuracy(prediction.baseline),
                 "Difference": _describe_accuracy(prediction.difference),

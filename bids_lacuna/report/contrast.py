@@ -246,8 +246,9 @@ class TestDrawing:
         return found
 
     def _list_accuracies(self) -> Sequence[tuple[str, Mapping[str, float]]]:
-        names = {"Maps": "the effect map", "Baseline": "lesion volume alone", "Difference": "difference"}
         found = self._record["LeaveOneOut"]
+        alone = " and ".join(found["Predictors"]) + " alone"
+        names = {"Maps": "the effect map", "Baseline": alone, "Difference": "difference"}
         return [(words, found[name]) for name, words in names.items() if found[name]]
 
     def _describe_origin(self) -> list[tuple[str, str]]:
