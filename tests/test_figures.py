@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from synthetic import write_mask
 
 from bids_lacuna.report import figures
-from bids_lacuna.report.figures import charts, clusters, colours, glass, mosaic, slices, volumes
+from bids_lacuna.report.figures import charts, clusters, colours, glass, mosaic, sheets, slices, volumes
 
 TWO_MM = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 """Stored from right to left: code that ignores the affine draws the brain mirrored."""
@@ -61,6 +61,32 @@ def test_a_lesion_across_the_midline_has_a_fraction_on_each_side(tmp_path: Path)
         left, right = (np.count_nonzero(ball & side) for side in (x < 0, x > 0))
         assert shape.left_fraction == pytest.approx(left / (left + right))
         assert bounds[0] <= shape.left_fraction <= bounds[1]
+
+
+@pytest.mark.parametrize(("n_stray", "are_apart"), [(1, True), (2, True), (3, False)])
+def test_stray_voxels_do_not_stretch_a_lesion(tmp_path: Path, n_stray: int, are_apart: bool) -> None:
+    """Less than a thousandth of the voxels, far from the others, is named and left out of the extent; more is not."""
+    values = np.zeros(SHAPE, bool)
+    values[60:80, 60:70, 40:50] = True
+    values[2 : 2 + n_stray, 5, 6] = True
+    shape = figures.read_lesion(write_mask(tmp_path / "stray.nii.gz", values, TWO_MM))
+    x, y, z = nib.affines.apply_affine(TWO_MM, np.argwhere(values)).T
+    apart = y == nib.affines.apply_affine(TWO_MM, (2, 5, 6))[1]
+    part = ~apart if are_apart else np.full(apart.shape, True)
+    assert (shape.n_voxels, shape.n_apart) == (2000 + n_stray, n_stray if are_apart else 0)
+    assert shape.low_mm == tuple(axis[part].min() for axis in (x, y, z))
+    assert shape.high_mm == tuple(axis[part].max() for axis in (x, y, z))
+    assert (shape.apart_mm in set(zip(x[apart], y[apart], z[apart], strict=True))) == are_apart
+
+
+def test_most_of_a_colour_bar_has_colours() -> None:
+    """Hidden values take a fifth of the bar at most; its ends, thresholds and colours are those of the scale."""
+    for threshold, n_hidden in ((0.8, 40), (0.1, 20)):
+        scale = colours.Scale(colours.two_sided_colours(8), 1, "r", threshold, two_sided=True)
+        values = sheets._bar_values(scale, 200)
+        assert (values[0], values[-1], len(values)) == (1, -1, 200)
+        assert (np.diff(values) < 0).all()
+        assert np.count_nonzero(np.abs(values) <= threshold) == pytest.approx(n_hidden, abs=2)
 
 
 def test_a_probability_map_is_drawn_above_its_threshold(tmp_path: Path) -> None:

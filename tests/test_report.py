@@ -243,6 +243,8 @@ def test_captions_count_the_voxels(finished: Path, pages: dict[str, Elements]) -
         n_defined = np.isfinite(values).sum()
         assert number(above) == pytest.approx(100 * (values > least).sum() / n_defined, abs=0.51)
         assert number(below) == pytest.approx(100 * (values < -least).sum() / n_defined, abs=0.51)
+    is_most = (np.abs(t_map) > 7).sum() > np.isfinite(t_map).sum() / 2
+    assert ("does not single out a network" in text) == is_most
 
 
 def test_clusters_match_the_map(finished: Path) -> None:

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 FEW_CONNECTOME_SUBJECTS = 30
 """With fewer, maps of another sample of healthy people would look different."""
 
+MOST = 0.5
+"""Fraction of the voxels above which a threshold tells little: t exceeds the usual ones nearly everywhere."""
+
 NOT_IN_HEADING = ("sub", "ses", "space", "res", "label", "stat", "desc")
 """Entities that all lesions of a page share, or that a heading has in other words."""
 
@@ -193,6 +196,12 @@ def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
         return None
     if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
         section.warnings.append("the mask has changed since it was mapped; the maps show the old one.")
+    if shape.apart_mm:
+        lie, where = ("lies", "") if shape.n_apart == 1 else ("lie", "for instance ")
+        section.warnings.append(
+            f"{shape.n_apart} of the mask's {shape.n_voxels} voxels {lie} apart from the rest, {where}at "
+            f"{position(shape.apart_mm)} mm: check the mask. The extent and the slices of the lesion leave it out."
+        )
     return shape
 
 
@@ -280,9 +289,16 @@ def _draw_map(
     )
     what = f"{shown.condition}, {shown.why}: {counts}"
     caption = f"{stat}-map from {section.n_subjects} connectome subjects. Shown: {what}."
-    caption += f" Red: positive. Blue: negative. Without colour: weaker, or no data. {_legend(shape)}"
+    caption += (
+        f"{_judge(above + below)} Red: positive. Blue: negative. Without colour: weaker, or no data. {_legend(shape)}"
+    )
     alt = f"Slices of the MNI template and glass brain with the {stat}-map where {what}. {_list_rows(rows)}"
     section.maps.append(Part(f"{stat}-map", [pictures.add(f"{stat}-map on the template", path, alt, caption)]))
+
+
+def _judge(shown: float) -> str:
+    """Say of the shown fraction of the voxels if it is so large that the picture tells nothing."""
+    return " Most voxels exceed this threshold: it does not single out a network." if shown > MOST else ""
 
 
 def _legend(shape: LesionShape | None) -> str:
@@ -307,16 +323,18 @@ def _draw_binary_map(
         return
     path = pictures.path(f"t{threshold:g}".replace(".", "p") + "-mask.png")
     figures.draw_views(path, mask, figures.two_colour_scale(), rows, shape)
-    above, below = (percent(fraction) for fraction in figures.fractions_beyond(mask, 0))
+    fractions = figures.fractions_beyond(mask, 0)
+    above, below = map(percent, fractions)
     what = (
         f"{above} of the voxels have t > {threshold:g} (orange), {below} have t < \N{MINUS SIGN}{threshold:g} (blue)"
     )
     name = f"|t| > {threshold:g}"
+    caption = f"Binary map of {name} from {section.n_subjects} connectome subjects: {what}.{_judge(sum(fractions))}"
     picture = pictures.add(
         f"Binary map of {name}",
         path,
         f"Slices of the MNI template with the binary map of {name}: {what}. {_list_rows(rows)}",
-        f"Binary map of {name} from {section.n_subjects} connectome subjects: {what}. {_legend(shape)}",
+        f"{caption} {_legend(shape)}",
     )
     section.maps.append(Part(name, [picture]))
 

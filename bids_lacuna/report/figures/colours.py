@@ -177,9 +177,7 @@ def _greys() -> Array:
 
 
 def two_sided_ticks(high: float, threshold: float) -> list[float]:
-    """Choose the numbers of a two-sided colour bar, none so close to another that they overlap."""
+    """Choose the numbers of a two-sided colour bar; those of both thresholds would overlap near 0."""
     between = (threshold + high) / 2
-    wanted = [-high, -between, -threshold, threshold, between, high]
-    gap = high / 6
-    ticks = [-threshold, threshold] if 2 * threshold > gap else [threshold]
-    return sorted(ticks + [tick for tick in wanted if all(abs(tick - other) > gap for other in ticks)])
+    lower = [-high, -between, -threshold]
+    return [*lower[: 3 if 2 * threshold > high / 6 else 2], threshold, between, high]

@@ -37,6 +37,9 @@ BAR_HEIGHT = 0.56
 TALLEST_BAR = 320
 """Pixels."""
 
+HIDDEN_FRACTION = 0.2
+"""Greatest fraction of a colour bar for values that are not shown, as in the viewer: the colours need the space."""
+
 N_TEXTS = 512
 """Lines of text in memory, such as the letters of the sides."""
 
@@ -75,8 +78,7 @@ class Sheet:
         """Draw a colour bar in the middle of the sheet's height, with a line at each threshold."""
         height = min(TALLEST_BAR, round(BAR_HEIGHT * self.pixels.shape[0]))
         top = (self.pixels.shape[0] - height) // 2
-        low = -scale.limit if scale.two_sided else 0
-        values = np.linspace(scale.limit, low, height)
+        values = _bar_values(scale, height)
         column = scale.indices(values)
         column[column == 0] = HIDDEN
         edges = (-scale.threshold, scale.threshold) if scale.two_sided else ()
@@ -100,6 +102,17 @@ class Sheet:
         """Write the sheet as an indexed PNG file, with the colours of a scale."""
         with renamed_when_whole(path) as temporary:
             temporary.write_bytes(encode(self.pixels, palette(scale)))
+
+
+def _bar_values(scale: Scale, height: int) -> Array:
+    """Return the value at each pixel of a colour bar from its upper to its lower end."""
+    if not scale.two_sided:
+        return np.linspace(scale.limit, 0, height)
+    if scale.threshold <= HIDDEN_FRACTION * scale.limit:
+        return np.linspace(scale.limit, -scale.limit, height)
+    shown = np.linspace(scale.limit, scale.threshold, round(height * (1 - HIDDEN_FRACTION) / 2))
+    hidden = np.linspace(scale.threshold, -scale.threshold, height - 2 * shown.size + 2)[1:-1]
+    return np.concatenate([shown, hidden, -shown[::-1]])
 
 
 def _label(scale: Scale, tick: float) -> str:

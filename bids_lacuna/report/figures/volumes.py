@@ -26,6 +26,9 @@ TEMPLATE_FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 TEMPLATE_STEP = 2
 """Voxels of the file along each edge of a voxel of `template`."""
 
+APART_FRACTION = 0.001
+"""Fraction of a lesion's voxels below which those beyond an empty slice are probably an error of the mask."""
+
 NEGLIGIBLE = 1e-5
 """Shear, in voxels per millimetre, that moves no position by a hundredth of a voxel."""
 
@@ -113,9 +116,14 @@ class LesionShape:
     """The lesion's voxel nearest to its centre of mass."""
     low_mm: tuple[float, float, float]
     high_mm: tuple[float, float, float]
-    """Lowest and highest coordinates of its voxels' centres."""
+    """Lowest and highest coordinates of its voxels' centres, without those that lie apart."""
     left_fraction: float
     """Fraction of its volume at x < 0, without voxels at x = 0; one half if there are no others."""
+    n_voxels: int = 0
+    n_apart: int = 0
+    """Voxels beyond an empty slice, if they are few: a stray voxel of the mask is easily overlooked."""
+    apart_mm: tuple[float, float, float] | None = None
+    """Position of one of them."""
 
 
 @dataclass(frozen=True)
@@ -158,17 +166,31 @@ def read_lesion(path: Path, threshold: float | None = None) -> LesionShape:
     # Axes reversed: in the order of the memory.
     reversed_weights = weights.T
     box = reversed_weights > 0
-    points = affine[:3, :3] @ np.stack(np.nonzero(box)[::-1]) + affine[:3, 3:]
+    voxels = np.stack(np.nonzero(box)[::-1])
+    main = _in_main_part(voxels)
+    points = affine[:3, :3] @ voxels + affine[:3, 3:]
     distances = np.square(points - points.mean(axis=1, keepdims=True)).sum(axis=0)
     x, inside = points[0].round(3), reversed_weights[box]
     left, right = (float(inside[there].sum()) for there in (x < 0, x > 0))
     return LesionShape(
         Volume(box.T, affine),
         _triple(points[:, distances.argmin()]),
-        _triple(points.min(axis=1)),
-        _triple(points.max(axis=1)),
+        _triple(points[:, main].min(axis=1)),
+        _triple(points[:, main].max(axis=1)),
         left / (left + right) if left + right else 0.5,
+        main.size,
+        int((~main).sum()),
+        None if main.all() else _triple(points[:, ~main][:, 0]),
     )
+
+
+def _in_main_part(voxels: Array) -> Array:
+    """Return which voxels, shape (3, n), do not lie beyond an empty slice together with few others."""
+    main = np.ones(voxels.shape[1], bool)
+    for index in voxels:
+        part = np.cumsum(np.bincount(index) == 0)[index]
+        main &= np.bincount(part)[part] >= APART_FRACTION * main.size
+    return main
 
 
 def _triple(point: Iterable[float]) -> tuple[float, float, float]:
