@@ -235,6 +235,15 @@ def test_one_voxel_on_the_left(tmp_path: Path) -> None:
             assert rows.size
             assert slices.BOX_MM[across][0] + columns.mean() / 1.5 == pytest.approx(place[across], abs=0.7)
             assert slices.BOX_MM[up][1] - (rows.mean() - margin) / 1.5 == pytest.approx(place[up], abs=0.7)
+        # The four black lines of the mark point at it.
+        row, column = (
+            margin + (slices.BOX_MM[up][1] - place[up]) * 1.5,
+            (place[across] - slices.BOX_MM[across][0]) * 1.5,
+        )
+        rows, columns = (panel[:, 20:-20] == 0).all(axis=-1).nonzero()
+        assert rows.size
+        assert rows.mean() == pytest.approx(row, abs=1.1)
+        assert columns.mean() + 20 == pytest.approx(column, abs=1.1)
     # The glass brain has it in the left half, and left of the middle from the back and from above.
     views = {
         view.name: glass.draw_view(view, glass.sample_on_template(volume), figures.two_colour_scale())
@@ -364,6 +373,25 @@ def test_a_scale_s_colours(two_sided: bool) -> None:
     np.testing.assert_array_equal(scale.indices(values), [0, 0, 0, 0, *(first + np.array([0, 1, 4, 4, 4]))])
     negative = first - 1 - np.array([0, 1, 4, 4, 4]) if two_sided else np.zeros(5)
     np.testing.assert_array_equal(scale.indices(-values)[4:], negative)
+
+
+def test_a_colour_bar_has_the_colours_of_the_values_beside_it() -> None:
+    """The highest value is at the top, hidden ones are grey; a tick is beside the colour of its value."""
+    scale = colours.Scale(colours.two_sided_colours(50), 8, "t", 2, two_sided=True)
+    sheet = sheets.Sheet(200, 500)
+    sheet.draw_colour_bar(scale, 24)
+    bar = sheet.pixels[:, 34]
+    rows = (bar >= colours.HIDDEN).nonzero()[0]
+    assert bar[rows[0]] == colours.FIRST_COLOUR + 99
+    assert bar[rows[-1]] == colours.FIRST_COLOUR
+    assert bar[(rows[0] + rows[-1]) // 2] == colours.HIDDEN
+    ticks = (sheet.pixels[:, 46] == colours.BLACK).nonzero()[0]
+    values = np.array([8, 5, 2, -2, -5, -8])
+    np.testing.assert_allclose(ticks, 250 - values * 280 / 16, atol=1)
+    for tick, index in zip(ticks[[1, 4]], scale.indices(values[[1, 4]]), strict=True):
+        assert abs(int(bar[tick]) - int(index)) <= 1
+    labels = [sheets._label(scale, value) for value in (8, 5, -8)]
+    assert labels == ["≥ 8", "5", "≤ \N{MINUS SIGN}8"]
 
 
 def test_an_overlap_is_coloured_above_0(tmp_path: Path) -> None:
