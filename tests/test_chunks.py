@@ -55,7 +55,10 @@ def check(dataset: h5py.Dataset, inflatable: bool) -> None:
         with chunks.HDF5:
             read = chunks.read_subject(dataset, number, expected.dtype)
         assert (read.dtype, read.shape) == (expected.dtype, expected.shape)
-        assert read.tobytes() == expected.tobytes()
+        # The bits of NaN differ between versions of HDF5, where it converts float16.
+        nan = np.isnan(expected)
+        np.testing.assert_array_equal(np.isnan(read), nan)
+        assert read[~nan].tobytes() == expected[~nan].tobytes()
         assert read.flags.c_contiguous
         assert read.flags.writeable
 

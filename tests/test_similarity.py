@@ -106,7 +106,7 @@ def test_similarity_of_new_maps(bids: Path, built: Path, summarized: Path, tmp_p
         found = [similarity[key] for key in ("Degree", "AbsoluteDegree", "PC1", "PC2", "PC3")]
         np.testing.assert_allclose(found, expected, atol=2e-6)
         columns = np.column_stack([np.ones(outside.sum()), *(each[outside] for each in maps)])
-        residuals = z[outside] - columns @ np.linalg.lstsq(columns, z[outside])[0]
+        residuals = z[outside] - columns @ np.linalg.lstsq(columns, z[outside], rcond=None)[0]
         assert similarity["RSquared"] == pytest.approx(1 - residuals.var() / z[outside].var(), abs=2e-6)
         assert similarity["NumberOfVoxels"] == outside.sum()
         assert similarity["CellSize"] == 8
