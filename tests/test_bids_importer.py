@@ -251,7 +251,7 @@ def test_damaged_mask(root: Path) -> None:
     path = write_run(root, "sub-01_task-rest", SERIES[0])
     mask = path.with_name(path.name.replace("preproc_bold", "brain_mask"))
     mask.write_bytes(mask.read_bytes()[:-40])
-    with pytest.raises(OSError, match=rf"{mask} cannot be read .*copy it again"):
+    with pytest.raises(OSError, match=rf"{mask}'s voxels cannot be read .*copy it again"):
         bids.open_source(root, SPACE)
 
 
