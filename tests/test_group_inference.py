@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import threading
 import tracemalloc
 
 import numpy as np
@@ -233,3 +234,22 @@ def test_memory_is_as_stated() -> None:
     tracemalloc.stop()
     stated = working_bytes(23, 60_000, 500, model.functionals.shape[1], 2)
     assert stated / 3 < peak <= stated
+
+
+def test_an_interruption_ends_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C, each thread finishes its tile, and begins no other."""
+    monkeypatch.setattr(inference, "VOXELS", 8)
+    maps, tested, covariates, blocks = make_data(23, 4000)
+    permutations = choose_permutations(tested, covariates, blocks, 40, 5, 0.05)
+    calls = []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+    model = make_model(tested, covariates, blocks)
+    with pytest.raises(KeyboardInterrupt):
+        inference.infer(maps, model, permutations, 0.05, n_threads=3, on_tile=interrupt)
+    assert 0 < len(calls) < count_tiles(4000)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("test_")]
