@@ -13,7 +13,15 @@ from bids_lacuna.kernels.cpu import (
     standardize,
     threads,
 )
-from bids_lacuna.kernels.nulls import add_null_maps, add_sets, add_to_sets, chance_t, map_seeds, variances
+from bids_lacuna.kernels.nulls import (
+    add_null_maps,
+    add_sets,
+    add_to_sets,
+    chance_t,
+    compile_for_nulls,
+    map_seeds,
+    variances,
+)
 
 __all__ = [
     "CELLS",
@@ -27,6 +35,7 @@ __all__ = [
     "chance_t",
     "compile_for",
     "compile_for_cells",
+    "compile_for_nulls",
     "distribute",
     "map_seeds",
     "quantize",

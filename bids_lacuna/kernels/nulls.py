@@ -413,3 +413,23 @@ def compare_sets(total: Array, n: Array, fewest: int, effect: Array, t: Array, l
                     effect[v], t[v] = from_others, value
                 if abs(value) > largest[number]:
                     largest[number] = abs(value)
+
+
+def compile_for_nulls() -> None:
+    """Compile the kernels of null lesions, or load them from the cache."""
+    n_voxels = NULL_TILE + 1
+    ones = np.ones(n_voxels, np.float32)
+    covariance = np.eye(2, dtype=np.float32)
+    # As where it is mapped into memory.
+    covariance.flags.writeable = False
+    starts, cells = np.arange(3), np.arange(2, dtype=np.int32)
+    variances(starts, cells, ones[:2], covariance)
+    corners, reach = np.zeros((2, 3), np.int32), np.zeros((2, 2), np.int32)
+    seeds, places = (starts, cells, ones[:2], ones[:2]), (corners, np.zeros((1, 1, 1), bool), reach)
+    voxels = np.zeros((n_voxels, 3), np.int32), np.zeros(n_voxels, np.int32), np.ones(n_voxels, bool)
+    moments = np.zeros(n_voxels, np.int32), np.zeros(n_voxels), np.zeros(n_voxels)
+    operator, own = np.stack([ones, ones]), (np.zeros(n_voxels, np.float32), np.zeros(n_voxels, bool))
+    add_null_maps(operator, seeds, places, voxels, operator, moments, own)
+    total, n = np.zeros((3, n_voxels), np.float32), np.zeros((3, n_voxels), np.uint16)
+    add_to_sets(operator, seeds, places, voxels, np.zeros(3, np.int32), total, n)
+    chance_t(total, n, 1)

@@ -72,7 +72,7 @@ class Connectivity:
             maps = maps[:, usable] - maps[:, usable].mean(axis=1, keepdims=True)
             sd = maps.std(axis=1, keepdims=True)
             measures[1:, usable] = np.divide(maps, sd, out=np.zeros_like(maps), where=sd > 0)
-        return cls(summary, measures, np.argwhere(summary.grid.mask).astype(np.int32), usable)
+        return cls(summary, measures, np.ascontiguousarray(np.argwhere(summary.grid.mask), np.int32), usable)
 
     @property
     def grid(self) -> Grid:
@@ -323,7 +323,7 @@ def leave_out(
         ],
         axis=1,
     )
-    return first_corner, near, reach.astype(np.int32)
+    return first_corner, near, np.ascontiguousarray(reach, np.int32)
 
 
 def _select(seeds: tuple[Array, Array, Array, Array], chosen: Array) -> tuple[Array, Array, Array, Array]:
