@@ -14,6 +14,7 @@ from nulls import SHAPE, make_grid
 from program import capture, map_lesions, run
 
 from bids_lacuna import LesionData, cli, null_lesions, reference
+from bids_lacuna.app import nulls as nulls_of_maps
 from bids_lacuna.connectome.summary import DESCRIPTION, FOLDER
 from bids_lacuna.mapping.cells import assign_cells
 from bids_lacuna.mapping.null_maps import map_nulls
@@ -241,9 +242,14 @@ def test_effect_on_the_page(significant: bool, out: tuple[Path, str], tmp_path: 
 
 
 def test_dry_run_tells_the_time(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
-    """A dry run has a line about null lesions, unless there are none."""
+    """A dry run has a line about null lesions, also of maps that lack them, unless there are none."""
     dry = map_lesions(bids, tmp_path / "out", store, *options, "--dry-run")
     assert f"null lesions        {N} for each lesion, about " in dry.stdout
+    mapped = tmp_path / "mapped"
+    assert map_lesions(bids, mapped, store, "--null-lesions", "0").returncode == 0
+    later = map_lesions(bids, mapped, store, *options, "--dry-run")
+    line = dry.stdout[dry.stdout.index("null lesions  ") :]
+    assert line in later.stdout
     dry = map_lesions(bids, tmp_path / "out", store, "--null-lesions", "0", "--dry-run")
     assert "null lesions" not in dry.stdout
 
@@ -275,3 +281,45 @@ def test_null_lesions_need_a_summary(bids: Path, store: Path, out: tuple[Path, s
     nib.save(nib.Nifti1Image(np.full(SHAPE, 70.0), GRID.affine), bad)
     ended = map_lesions(bids, tmp_path / "out", store, "--tissue-maps", bad, bad)
     assert (ended.returncode, "fractions from 0 to 1" in ended.stderr) == (65, True)
+
+
+def test_interrupted_run_keeps_finished_lesions(
+    bids: Path,
+    store: Path,
+    options: list[object],
+    out: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After Ctrl-C between two readings of the summary, the same command makes only the T that is missing."""
+
+    def map_one(*arguments: object) -> object:
+        if list(tmp_path.glob("out/sub-*/func/*null_statmap.json")):
+            raise KeyboardInterrupt
+        return map_nulls(*arguments)
+
+    folder = tmp_path / "out"
+    monkeypatch.setattr(nulls_of_maps, "MOST_TOGETHER", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(nulls_of_maps, "map_nulls", map_one)
+        assert map_lesions(bids, folder, store, *options).returncode == 130
+    before = state_of(folder)
+    assert [null_map(folder, label).exists() for label in ("01", "02")] == [True, False]
+    assert map_lesions(bids, folder, store, *options).returncode == 0
+    after = state_of(folder)
+    assert all(after[name] == state for name, state in before.items())
+    assert {name: content for name, (content, _) in after.items()} == {
+        name: content for name, (content, _) in state_of(out[0]).items()
+    }
+
+
+def test_sets_that_do_not_fit_the_memory(
+    bids: Path, store: Path, out: tuple[Path, str], tissue_maps: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A group with more sets of null lesions than fit the memory is not compared; a sentence says what to do."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    options = ["--null-lesions", 10**6, "--tissue-maps", *tissue_maps, "--mem", "2G", "--no-reports"]
+    ended = run(bids, folder, "group", "--connectome", store, *options)
+    assert ended.returncode == 1, ended.stderr
+    assert "the null lesions of 2 lesions need 1" in ended.stderr
+    assert "raise --mem, or use fewer --null-lesions" in ended.stderr

@@ -127,3 +127,10 @@ def test_threads_and_batches_change_no_bit(
 def test_percentile_of_ties() -> None:
     """Values that are equal to the first count half."""
     assert find_percentile(np.array([3.0, 1, 2, 3, 4])) == 62.5
+
+
+def test_percentile_without_values() -> None:
+    """Undefined values are none of the others, and an undefined first one has no percentile."""
+    assert find_percentile(np.array([3.0, np.nan, 2, 4])) == 50
+    assert np.isnan(find_percentile(np.array([np.nan, 1, 2])))
+    assert np.isnan(find_percentile(np.array([1, np.nan])))

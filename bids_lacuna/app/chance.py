@@ -11,6 +11,7 @@ from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, Stop
 from bids_lacuna.app.nulls import Nulls, find_nulls
 from bids_lacuna.connectome import Connectome
+from bids_lacuna.connectome.summary import BLOCK_VOXELS
 from bids_lacuna.group.chance import Chance, compare_with_chance
 from bids_lacuna.group.chance_files import ALPHA, describe_significant, write_chance
 from bids_lacuna.group.cohort import GroupLesion
@@ -23,6 +24,12 @@ from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.text import format_bytes
 
 logger = logging.getLogger(__name__)
+
+THREAD_BYTES = 8 * 2**20
+"""Bytes per thread for the maps of one lesion at all places in a tile of voxels."""
+
+SET_BYTES = (4 + 2) * BLOCK_VOXELS
+"""Bytes per set of null lesions: sum and count of each voxel of a block."""
 
 
 def find_group_nulls(
@@ -94,7 +101,8 @@ def compare_group(
 
 def _check_memory(drawn: dict[str, tuple[GroupLesion, NullLesion]], resources: Resources) -> None:
     """Stop if the null lesions' weights do not fit the memory."""
-    more_bytes = resources.n_threads * 8 * 2**20 + 16 * 2**20
+    n_sets = max(1 + len(lesion.sets) for _, lesion in drawn.values())
+    more_bytes = resources.n_threads * THREAD_BYTES + n_sets * (SET_BYTES + 4 * len(drawn))
     free_bytes = resources.available_bytes - resident_bytes()
     if more_bytes > free_bytes:
         needed = sum(lesion.n_bytes for _, lesion in drawn.values()) + more_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ import numpy as np
 from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, Stop
 from bids_lacuna.connectome import Connectome
-from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, file_hash, map_path, sidecar_path
+from bids_lacuna.derivatives import (
+    DerivativesWriter,
+    LesionRecord,
+    file_hash,
+    map_path,
+    null_map_path,
+    sidecar_path,
+)
 from bids_lacuna.files import read_json_object, write_table
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.lesion import LesionData
@@ -24,7 +32,7 @@ from bids_lacuna.mapping.null_maps import NullMaps, map_nulls, read_shape
 from bids_lacuna.mapping.nulls import Connectivity, NullLesion, TooFewPlaces, make_nulls
 from bids_lacuna.mapping.places import COVERAGE_EDGES, TISSUE_BIN, Tissue
 from bids_lacuna.mapping.tissue import load_tissue
-from bids_lacuna.provenance import MappingOptions
+from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.runtime.memory import resident_bytes
 from bids_lacuna.runtime.plan import Resources
 from bids_lacuna.runtime.progress import Progress
@@ -41,6 +49,10 @@ LOW_R, LOWEST_R = 0.98, 0.95
 
 SECONDS_PER_LESION, SECONDS_PER_VOXEL, SECONDS_PER_CELL = 1.0, 17e-9, 7e-11
 """Measured processor time to draw null lesions, and of each null lesion for each voxel, and for each cell in it."""
+
+MOST_TOGETHER = 16
+"""Largest number of lesions that are compared in one reading of the summary: an interrupted run loses no more, and
+reading takes far less time than comparing that many."""
 
 TABLE = "null_lesions.tsv"
 """Table in the folder of a run's log: what became of each lesion."""
@@ -119,13 +131,20 @@ def find_nulls(arguments: argparse.Namespace, connectome: Connectome, summary: S
     return nulls
 
 
-def estimate_seconds(nulls: Nulls, records: Sequence[LesionRecord], n_threads: int) -> float:
-    """Estimate the time that null lesions take, for lesions whose volume is known."""
+def estimate_seconds(
+    nulls: Nulls, records: Sequence[LesionRecord], output_dir: Path, provenance: Provenance, n_threads: int
+) -> float:
+    """Estimate the time of the null lesions of lesions that will be mapped, or that have maps without them."""
     cell_mm = nulls.connectivity.summary.arrays.record.cell_size_mm
     seconds = 0.0
     for record in records:
-        if record.volume_mm3:
-            n_cells = (np.cbrt(record.volume_mm3) / cell_mm + 1) ** 3
+        volume_mm3 = record.volume_mm3 if record.status == "pending" else None
+        if is_due(record, nulls, output_dir, provenance):
+            z_map = sidecar_path(output_dir / map_path(record.mask, provenance, stat="z"))
+            with suppress(OSError, ValueError):
+                volume_mm3 = read_json_object(z_map).get("LesionVolume")
+        if volume_mm3:
+            n_cells = (np.cbrt(volume_mm3) / cell_mm + 1) ** 3
             each = SECONDS_PER_VOXEL + SECONDS_PER_CELL * n_cells
             seconds += SECONDS_PER_LESION + each * nulls.n * nulls.connectivity.grid.n_voxels / n_threads
     return float(seconds)
@@ -145,7 +164,7 @@ def add_nulls(
     list of str
         Labels of the participants with a new map.
     """
-    records = [record for record in writer.records if _is_due(record, nulls, writer, analysis)]
+    records = [record for record in writer.records if is_due(record, nulls, writer.output_dir, writer.provenance)]
     if not records:
         return []
     try:
@@ -173,15 +192,13 @@ def add_nulls(
     return labels
 
 
-def _is_due(
-    record: LesionRecord, nulls: Nulls, writer: DerivativesWriter, analysis: FunctionalNetworkMapping
-) -> bool:
+def is_due(record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance) -> bool:
     """Return whether a lesion has maps, and no T of these null lesions."""
-    if record.status not in ("done", "skipped") or record.mask.space != analysis.provenance.space:
+    if record.status not in ("done", "skipped") or record.mask.space != provenance.space:
         return False
-    if not sidecar_path(writer.output_dir / map_path(record.mask, analysis.provenance, stat="z")).exists():
+    if not sidecar_path(output_dir / map_path(record.mask, provenance, stat="z")).exists():
         return False
-    path = writer.null_map(record)
+    path = output_dir / null_map_path(record.mask, provenance)
     try:
         there = read_json_object(sidecar_path(path))
     except (OSError, ValueError):
@@ -200,7 +217,8 @@ def _batches(
     progress: Progress,
 ) -> Iterator[list[tuple[LesionRecord, NullLesion]]]:
     """Draw null lesions, for as many lesions at a time as fit the memory; list those that have none."""
-    free_bytes = resources.available_bytes - resident_bytes()
+    # Pages are written meanwhile.
+    free_bytes = resources.available_bytes - resources.reserved_bytes - resident_bytes()
     batch: list[tuple[LesionRecord, NullLesion]] = []
     occupied = 0
     for record in records:
@@ -218,7 +236,7 @@ def _batches(
             progress.update()
             continue
         n_bytes = lesion.n_bytes + nulls.connectivity.bytes_per_lesion
-        if batch and occupied + n_bytes > free_bytes:
+        if len(batch) == MOST_TOGETHER or (batch and occupied + n_bytes > free_bytes):
             yield batch
             batch, occupied = [], 0
         batch.append((record, lesion))

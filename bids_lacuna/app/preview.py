@@ -120,8 +120,9 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
         seconds = seconds_of_start + sample.seconds(left, n_subjects, job.n_report_workers)
         sys.stdout.write(describe_cost(sample, left, seconds, n_subjects, job))
     if job.nulls:
-        seconds = estimate_seconds(job.nulls, job.to_map, job.resources.n_threads)
-        words = f"{job.nulls.n} for each lesion, about {format_seconds(seconds)} more for the lesions to map"
+        out, n_threads = job.arguments.output_dir, job.resources.n_threads
+        seconds = estimate_seconds(job.nulls, job.records, out, job.provenance, n_threads)
+        words = f"{job.nulls.n} for each lesion, about {format_seconds(seconds)} more for the lesions that lack them"
         sys.stdout.write(_layout({"null lesions": words}))
     return Exit.OK
 

@@ -10,6 +10,7 @@ from bids_lacuna.derivatives.names import (
     SIMILARITY,
     group_folder,
     map_path,
+    null_map_path,
     number_label,
     sidecar_path,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "file_hash",
     "group_folder",
     "map_path",
+    "null_map_path",
     "number_label",
     "prepare_dataset",
     "read_description",

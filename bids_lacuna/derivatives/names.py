@@ -37,6 +37,9 @@ ENTITY_ORDER = (
 SIMILARITY = "ConnectomeSimilarity"
 """Key, in a map's sidecar, of its similarity to the connectome as a whole."""
 
+NULL = "null"
+"""Appended to the connectome's name in the names of maps that compare a lesion with its null lesions."""
+
 LAST_BEFORE_SPACE = ENTITY_ORDER.index("space") - 0.5
 """Sort key of entities unknown to BIDS."""
 
@@ -61,7 +64,7 @@ def map_path(
     threshold
         If given, the path is that of the mask of |stat| above this threshold.
     what
-        Appended to the connectome's name: null for a comparison with null lesions.
+        Appended to the connectome's name.
     """
     desc = mask.entities.get("desc", "") + provenance.connectome_name + what
     if threshold is not None:
@@ -79,6 +82,11 @@ def map_path(
     name = "_".join(f"{entity}-{entities[entity]}" for entity in ordered if entities[entity])
     folder = PurePosixPath(*(f"{level}-{entities[level]}" for level in ("sub", "ses") if level in entities), "func")
     return folder / f"{name}_{'statmap' if threshold is None else 'mask'}.nii.gz"
+
+
+def null_map_path(mask: LesionMask, provenance: Provenance) -> PurePosixPath:
+    """Return the path of a lesion's T among its null lesions, relative to the output's root."""
+    return map_path(mask, provenance, stat="zscore", what=NULL)
 
 
 def number_label(number: float) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 
 from bids_lacuna.derivatives.history import OUTCOMES
-from bids_lacuna.derivatives.names import expected_masks, map_path, sidecar_path
+from bids_lacuna.derivatives.names import expected_masks, map_path, null_map_path, sidecar_path
 from bids_lacuna.derivatives.records import (
     LesionRecord,
     Sidecars,
@@ -53,9 +53,6 @@ STATISTICS = {
 }
 """Key and description of each map, by its `stat` entity."""
 
-
-NULL = "null"
-"""Appended to the connectome's name in the names of maps that compare a lesion with its null lesions."""
 
 NULL_DESCRIPTION = (
     "T among null lesions: the lesion's approximate mean Fisher z, minus that of the same lesion at other places of "
@@ -163,7 +160,7 @@ class DerivativesWriter:
 
     def null_map(self, record: LesionRecord) -> Path:
         """Return the path of a lesion's T among its null lesions."""
-        return self.output_dir / map_path(record.mask, self.provenance, stat="zscore", what=NULL)
+        return self.output_dir / null_map_path(record.mask, self.provenance)
 
     def write_null_map(self, record: LesionRecord, image: nib.Nifti1Image, own: Mapping[str, Any]) -> None:
         """Write a lesion's T among its null lesions, with what the sidecar of its z-map says.
@@ -174,7 +171,7 @@ class DerivativesWriter:
             The z-map's sidecar cannot be read, or the map cannot be written.
         """
         sidecar = read_json_object(sidecar_path(self.output_dir / map_path(record.mask, self.provenance, stat="z")))
-        path = self._write_map(map_path(record.mask, self.provenance, stat="zscore", what=NULL), lambda: image)
+        path = self._write_map(null_map_path(record.mask, self.provenance), lambda: image)
         _write_sidecars({sidecar_path(path): {**sidecar, "Description": NULL_DESCRIPTION, **own}})
 
     def remove_null_map(self, record: LesionRecord) -> None:

@@ -54,8 +54,10 @@ class NullMaps:
 
 
 def find_percentile(values: Array) -> float:
-    """Return the percentage of the other values that are below the first; equal ones count half."""
-    first, others = values[0], values[1:]
+    """Return the percentage of the other values that are below the first; equal ones count half; NaN is no value."""
+    first, others = values[0], values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(first) or not others.size:
+        return float("nan")
     return float(100 * (np.mean(others < first) + np.mean(others == first) / 2))
 
 
