@@ -376,7 +376,7 @@ def test_a_scale_s_colours(two_sided: bool) -> None:
 
 
 def test_a_colour_bar_has_the_colours_of_the_values_beside_it() -> None:
-    """The highest value is at the top, hidden ones are grey; a tick is beside the colour of its value."""
+    """The highest value is at the top, hidden ones are a grey fifth; a tick is beside the colour of its value."""
     scale = colours.Scale(colours.two_sided_colours(50), 8, "t", 2, two_sided=True)
     sheet = sheets.Sheet(200, 500)
     sheet.draw_colour_bar(scale, 24)
@@ -387,7 +387,7 @@ def test_a_colour_bar_has_the_colours_of_the_values_beside_it() -> None:
     assert bar[(rows[0] + rows[-1]) // 2] == colours.HIDDEN
     ticks = (sheet.pixels[:, 46] == colours.BLACK).nonzero()[0]
     values = np.array([8, 5, 2, -2, -5, -8])
-    np.testing.assert_allclose(ticks, 250 - values * 280 / 16, atol=1)
+    np.testing.assert_allclose(ticks, 250 - np.array([140, 84, 28, -28, -84, -140]), atol=1)
     for tick, index in zip(ticks[[1, 4]], scale.indices(values[[1, 4]]), strict=True):
         assert abs(int(bar[tick]) - int(index)) <= 1
     labels = [sheets._label(scale, value) for value in (8, 5, -8)]
