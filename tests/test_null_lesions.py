@@ -206,6 +206,14 @@ def test_rerun_changes_nothing(
     }
 
 
+def test_a_page_waits_for_its_null_lesions(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
+    """The page of the run that maps a lesion has its comparison with null lesions."""
+    arguments = ("--connectome", store, *options, "--participant-label", "01", "--no-t-map")
+    ended = run(bids, tmp_path / "out", "participant", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert "Compared with null lesions" in (tmp_path / "out/sub-01.html").read_text()
+
+
 def test_pages(out: tuple[Path, str], tmp_path: Path) -> None:
     """The pages show T and the effect, each with what it says and what it does not say; without maps, nothing."""
     folder = shutil.copytree(out[0], tmp_path / "out")

@@ -249,7 +249,7 @@ class RunLog:
         self.writer.close(lesions)
 
     def on_finished(self, lesions: Sequence[LesionData]) -> None:
-        """Record a batch, and have the pages of its participants written."""
+        """Record a batch, and have the pages of its participants written, unless they await null lesions."""
         self.writer.close(lesions)
         try:
             self.write()
@@ -257,7 +257,9 @@ class RunLog:
             # The maps are complete; run.json is written again at the end of the run.
             logger.warning("the description of the run could not be written: %s", error)
         self.job.compare([self.writer.record(lesion) for lesion in lesions])
-        self.submit_pages()
+        # The pool writes each page once.
+        if not self.job.nulls:
+            self.submit_pages()
 
     def describe(self, finished: bool = False) -> Run:
         """Describe the run as it is by now."""
