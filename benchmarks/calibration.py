@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--cohorts", type=int, default=400, help="null cohorts in each connectome")
     parser.add_argument("--power-cohorts", type=int, default=40, help="cohorts of each number of places")
     parser.add_argument("--size", type=int, default=30, help="lesions in a cohort")
-    parser.add_argument("--sets", type=int, default=300, help="sets of null lesions")
+    parser.add_argument("--sets", type=int, default=100, help="sets of null lesions")
     parser.add_argument("--random-seed", type=int, default=0)
     arguments = parser.parse_args()
     start, resources = time.monotonic(), find_resources(None, None)
