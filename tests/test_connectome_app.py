@@ -112,7 +112,7 @@ def test_maps_from_a_store(built: Built, hdf5: Path, tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         logs[name] = result.stderr
     assert f"bids-lacuna-connectome build '{hdf5}' STORE --space {synthetic.SPACE} --name GSP5" in logs["hdf5"]
-    assert "bids-lacuna-connectome" not in logs["int16"]
+    assert "bids-lacuna-connectome build" not in logs["int16"]
     maps = sorted(path.relative_to(tmp_path / "hdf5") for path in (tmp_path / "hdf5").rglob("*_statmap.nii.gz"))
     assert len(maps) == 3
     # Rounding errors are seven times those over hundreds of subjects of hundreds of timepoints.
