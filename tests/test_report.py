@@ -169,6 +169,7 @@ def test_left_is_left_throughout_the_page(tmp_path: Path) -> None:
     mask, values = np.zeros(shape), np.full(shape, 0.01, np.float32)
     mask[30, 25, 22] = 1
     values[30:33, 28, 22] = 0.7, 0.8, 0.7
+    values[12:15, 28, 22] = -0.002
     folder = tmp_path / "out" / "sub-x" / "func"
     folder.mkdir(parents=True)
     write_mask(tmp_path / "mask.nii.gz", mask, affine)
@@ -185,7 +186,9 @@ def test_left_is_left_throughout_the_page(tmp_path: Path) -> None:
     page = Elements((tmp_path / "out/sub-x.html").read_text(encoding="utf-8"))
     assert "Left hemisphere, 0.064 mL." in page.text
     assert [a["data-mm"] for a in page.all("a") if "data-mm" in a] == ["-34.0,-14.0,16.0"]
-    assert "Negative: none with r < " in page.text
+    # Three adjacent voxels of a negligible r are no cluster.
+    negative = "Negative: none with r < \N{MINUS SIGN}0.01; the strongest has its peak at r = \N{MINUS SIGN}0.002."
+    assert negative in page.text
     lesion, r_map = (
         np.asarray(Image.open(tmp_path / "out" / str(image["src"])).convert("RGB"), int) for image in page.all("img")
     )
