@@ -258,8 +258,17 @@ def test_dry_run_tells_the_time(bids: Path, store: Path, options: list[object], 
     later = map_lesions(bids, mapped, store, *options, "--dry-run")
     line = dry.stdout[dry.stdout.index("null lesions  ") :]
     assert line in later.stdout
+    assert "null lesions are few" not in dry.stderr + later.stderr
     dry = map_lesions(bids, tmp_path / "out", store, "--null-lesions", "0", "--dry-run")
-    assert "null lesions" not in dry.stdout
+    assert "null lesions" not in dry.stdout + dry.stderr
+
+
+def test_few_null_lesions_are_a_warning(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
+    """The warning says how small the p of a group can be."""
+    dry = map_lesions(bids, tmp_path / "out", store, *options, "--null-lesions", "9", "--dry-run")
+    assert dry.returncode == 0
+    assert "9 null lesions are few: " in dry.stderr
+    assert "no p of a group is below 1 / 10" in dry.stderr
 
 
 def test_group_without_nulls_removes_chance_maps(

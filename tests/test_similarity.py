@@ -135,7 +135,7 @@ def test_a_summary_that_cannot_be_used(bids: Path, built: Path, summarized: Path
     ended = map_lesions(bids, tmp_path / "out", damaged)
     assert ended.returncode == 0
     (warning,) = [line for line in ended.stderr.splitlines() if " W " in line]
-    assert "not compared to the connectome's degree" in warning
+    assert "compared neither to the connectome's degree nor to null lesions" in warning
     assert "degree.npy" in warning
     assert "ConnectomeSimilarity" not in read_sidecar(tmp_path / "out", "01")
     ended = map_lesions(bids, tmp_path / "missing", built, "--connectome-summary", tmp_path / "nowhere")

@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = run("build", source, store, *options)
     assert ended.returncode == 0, ended.stderr
     assert "the summary has 71 cells of 8 mm" in ended.stderr
-    assert f"--connectome {store} now says how similar" in ended.stderr
+    assert f"--connectome {store} now compares each map with degree and null lesions" in ended.stderr
     return store
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_summary(own: Path) -> None:
     ended = run("verify", own)
     assert ended.returncode == 65
     assert "problems: 1" in ended.stdout
-    assert "operator.npy has another checksum than when it was made: remove it" in ended.stderr
+    assert "operator.npy has another checksum than when it was made: remove the folder of the summary" in ended.stderr
     path.write_bytes(content[:-4])
     assert "operator.npy has " in rows(run("info", own))["summary"]
 

@@ -27,7 +27,8 @@ def build_parser() -> Parser:
         "summarize",
         help="summarize a store",
         description="Summarize a store in one pass over its subjects: covariances of cubes with all voxels, "
-        "degree and principal components. With a summary, bids-lacuna says how similar each map is to degree.",
+        "degree and principal components. With a summary, bids-lacuna compares each map with degree and null "
+        "lesions.",
     )
     info = commands.add_parser("info", help="describe a store", description="Describe the contents of a store.")
     verify = commands.add_parser(

@@ -30,7 +30,7 @@ from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
 from bids_lacuna.mapping.maps import make_image
 from bids_lacuna.mapping.null_maps import NullMaps, map_nulls, read_shape
 from bids_lacuna.mapping.nulls import Connectivity, NullLesion, TooFewPlaces, make_nulls
-from bids_lacuna.mapping.places import COVERAGE_EDGES, TISSUE_BIN, Tissue
+from bids_lacuna.mapping.places import COVERAGE_EDGES, FEWEST_PLACES, TISSUE_BIN, Tissue
 from bids_lacuna.mapping.tissue import load_tissue
 from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.runtime.memory import resident_bytes
@@ -118,6 +118,14 @@ def find_nulls(arguments: argparse.Namespace, connectome: Connectome, summary: S
             Exit.BAD_DATA,
             f"--null-lesions {asked} needs the connectome's summary, which is missing or cannot be used: make it "
             f"with `bids-lacuna-connectome summarize {connectome.path}`, or leave out --null-lesions",
+        )
+    if asked is not None and asked < FEWEST_PLACES:
+        logger.warning(
+            "%d null lesions are few: T and percentiles are rough, and no p of a group is below 1 / %d; the default is "
+            "%d",
+            asked,
+            asked + 1,
+            DEFAULT_N,
         )
     paths = tuple(arguments.tissue_maps) if arguments.tissue_maps else None
     nulls = Nulls(

@@ -31,15 +31,15 @@ def find_summary(arguments: argparse.Namespace, connectome: Connectome) -> Summa
         # Without a store, there is a warning that asks for one.
         if is_store(connectome.path):
             logger.info(
-                "the connectome has no summary, with which each map is compared to its connectome's degree: make it, "
-                "once, with `bids-lacuna-connectome summarize %s`, and rerun the same command",
+                "the connectome has no summary, with which each map is compared to degree and to null lesions: make "
+                "it, once, with `bids-lacuna-connectome summarize %s`, and rerun the same command",
                 connectome.path,
             )
         return None
     try:
         return Summary.open(connectome, given)
     except (OSError, ValueError) as error:
-        logger.warning("maps are not compared to the connectome's degree: %s", error)
+        logger.warning("maps are compared neither to the connectome's degree nor to null lesions: %s", error)
         return None
 
 

@@ -58,7 +58,7 @@ def make_summary(
         summary = summarize(connectome, folder, resources, cell_size_mm=cell_size_mm, show_progress=show_progress)
     elsewhere = "" if folder == store / FOLDER else f" --connectome-summary {folder}"
     logger.info(
-        "the summary has %s: bids-lacuna … --connectome %s%s now says how similar each map is to degree",
+        "the summary has %s: bids-lacuna … --connectome %s%s now compares each map with degree and null lesions",
         describe_record(summary.record, summary),
         store,
         elsewhere,

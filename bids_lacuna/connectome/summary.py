@@ -44,7 +44,7 @@ LAYOUT_VERSION = 1
 BLOCK_VOXELS = 2048
 """Voxels per block of the operator. A tile of null maps needs some voxels of many cells, which lie together so."""
 
-REMEDY = "remove it, and run `bids-lacuna-connectome summarize` again"
+REMEDY = "remove the folder of the summary, and run `bids-lacuna-connectome summarize` again"
 """Advice about a damaged summary, for error messages."""
 
 N_COMPONENTS = 3

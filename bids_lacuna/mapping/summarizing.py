@@ -147,8 +147,9 @@ def _take_finished(folder: Path, connectome: Connectome, cell_size_mm: float) ->
             "with --output"
         )
     shutil.rmtree(folder / BUILDING, ignore_errors=True)
+    summary = open_summary(folder, connectome.content_hash)
     logger.info("%s is already finished: nothing to do", folder)
-    return open_summary(folder, connectome.content_hash)
+    return summary
 
 
 @dataclass(frozen=True)
@@ -295,12 +296,12 @@ def _map_cells(unfinished: _Unfinished, resources: Resources, checkpoint_minutes
     checkpoints = Checkpoints(unfinished.folder, 60 * checkpoint_minutes, analysis.identity, row_name="cell")
     batches = checkpoints.divide(analysis.rows.keys[n_done:], plan.batch_size)
     logger.info(
-        "cells of %g mm: %d, with %d voxels, in %d passes over %d connectome subjects",
+        "cells of %g mm: %d, with %d voxels; passes over %d connectome subjects: %d",
         analysis.cell_size_mm,
         analysis.n_cells,
         len(analysis.cells),
-        len(batches),
         analysis.n_subjects,
+        len(batches),
     )
     n_steps = len(batches) * analysis.n_subjects
     with Progress(n_steps, "summarizing", "subject", shown=show_progress) as progress:
