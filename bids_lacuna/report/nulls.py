@@ -74,7 +74,8 @@ def draw_nulls(pictures: Pictures, lesion: MappedLesion, shape: LesionShape | No
     what = f"T among {sidecar.get('NumberOfNullLesions')} null lesions, where |T| > {decimal(threshold)}"
     caption = (
         f"{what}, about the strongest tenth of the voxels. Red: more connected than at other places. Blue: less. "
-        "Without colour: weaker, near the lesion, or no data."
+        "Without colour: weaker, near the lesion, or no data. "
+        f"{'Green line: the lesion. ' if shape else ''}The crosses mark the points named above the slices."
     )
     picture = pictures.add("T among null lesions", path, f"Slices of the MNI template. {what}", caption)
     return ShownNulls(picture, _describe_meaning(sidecar), NOT_A_TEST)
