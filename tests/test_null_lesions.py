@@ -282,6 +282,18 @@ def test_group_without_nulls_removes_chance_maps(
     assert not list(folder.glob("space-*chance*"))
 
 
+def test_group_of_one_lesion_has_no_p(
+    bids: Path, store: Path, options: list[object], out: tuple[Path, str], tmp_path: Path
+) -> None:
+    """One lesion among lesions without places is not tested, and maps of an earlier test are removed."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    group = ["--participant-label", "01", "03", "--overwrite", "--no-reports"]
+    ended = run(bids, folder, "group", "--connectome", store, *options, *group)
+    assert ended.returncode == 0, ended.stderr
+    assert "not compared with chance places: 1 of its lesions can be compared, 2 are needed" in ended.stderr
+    assert not list(folder.glob("space-*chance*"))
+
+
 def test_null_lesions_need_a_summary(bids: Path, store: Path, out: tuple[Path, str], tmp_path: Path) -> None:
     """Asked for without a usable summary, or with bad tissue maps, the program ends with 65 and the reason."""
     bare = shutil.copytree(store, tmp_path / "bare", ignore=shutil.ignore_patterns(FOLDER))

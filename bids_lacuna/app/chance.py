@@ -25,6 +25,10 @@ from bids_lacuna.text import format_bytes
 
 logger = logging.getLogger(__name__)
 
+FEWEST_LESIONS = 2
+"""Smallest number of lesions that are tested. Every place has a network of its own: a small p of one lesion would say
+only that."""
+
 THREAD_BYTES = 8 * 2**20
 """Bytes per thread for the maps of one lesion at all places in a tile of voxels."""
 
@@ -80,8 +84,13 @@ def compare_group(
                 left_out[lesion.name] = str(error)
                 logger.warning("%s: not compared with chance places: %s", lesion.name, error)
             progress.update()
-        if not drawn:
-            logger.warning("the group is not compared with chance places: no lesion has null lesions")
+        if len(drawn) < FEWEST_LESIONS:
+            logger.warning(
+                "the group is not compared with chance places: %d of its lesions can be compared, %d are needed (one "
+                "lesion has T among null lesions, a description)",
+                len(drawn),
+                FEWEST_LESIONS,
+            )
             return None
         _check_memory(drawn, resources)
         chance = compare_with_chance([lesion for _, lesion in drawn.values()], nulls.connectivity)

@@ -121,8 +121,8 @@ def find_nulls(arguments: argparse.Namespace, connectome: Connectome, summary: S
         )
     if asked is not None and asked < FEWEST_PLACES:
         logger.warning(
-            "%d null lesions are few: T and percentiles are rough, and no p of a group is below 1 / %d; the default is "
-            "%d",
+            "%d null lesions are few: T and percentiles are rough, and no p of a group is below 1 / %d; the default "
+            "is %d",
             asked,
             asked + 1,
             DEFAULT_N,
