@@ -39,7 +39,7 @@ SAMPLED_SUBJECTS = 3 * kernels.GROUP
 """Connectome subjects of the sample; the first group also allocates the moments, the others are timed."""
 
 MASKS_AT_ONCE = 128
-"""Masks that are loaded together: to start threads for each 32 took a twelfth of the time, more would occupy memory."""
+"""Masks that are loaded together: to start threads for each 32 took a twelfth of the time, more would need memory."""
 
 MAPPED_LESIONS = 1000
 """Largest number of lesions that are mapped in the sample; a batch of more takes longer in proportion."""
