@@ -76,7 +76,7 @@ def read_maps(dataset: Path, store: Path) -> Maps:
             for name, rows in found.items():
                 rows.append(connectome.grid.vector(np.asarray(maps[name].dataobj)))
 
-    lesions = [LesionData.from_nifti(mask.path, metadata={"subject_id": mask.name}) for mask in masks]
+    lesions = [LesionData.from_nifti(mask.path, metadata={"space": mask.space}) for mask in masks]
     batch_process(lesions, FunctionalNetworkMapping(connectome), batch_result_callback=keep, show_progress=False)
     z, t = (np.array(rows, np.float32) for rows in found.values())
     with tempfile.TemporaryDirectory() as folder:
