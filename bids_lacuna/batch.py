@@ -310,7 +310,7 @@ class _Batches:
         for row, (key, lesion) in enumerate(loaded.items()):
             try:
                 results = {self.analysis.name: self.analysis.results(lesion, accumulator, row)}
-                mapped[key] = replace(lesion, weights=None, results=results)
+                mapped[key] = replace(lesion, results=results)
             except NoResults as error:
                 mapped[key] = replace(lesion, weights=None, error=str(error))
                 log_failure(logger, [lesion.name], str(error))

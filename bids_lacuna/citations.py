@@ -87,6 +87,39 @@ REFERENCES = {
   doi = {10.1016/j.neuroimage.2014.01.060}
 }
 """,
+    "lowekamp2013": """\
+@article{lowekamp2013,
+  author = {Lowekamp, Bradley C. and Chen, David T. and Ib{\\'a}{\\~n}ez, Luis and Blezek, Daniel},
+  title = {The design of {SimpleITK}},
+  journal = {Frontiers in Neuroinformatics},
+  year = {2013},
+  volume = {7},
+  pages = {45},
+  doi = {10.3389/fninf.2013.00045}
+}
+""",
+    "esteban2019": """\
+@article{esteban2019,
+  author = {Esteban, Oscar and others},
+  title = {{fMRIPrep}: a robust preprocessing pipeline for functional {MRI}},
+  journal = {Nature Methods},
+  year = {2019},
+  volume = {16},
+  pages = {111--116},
+  doi = {10.1038/s41592-018-0235-4}
+}
+""",
+    "ciric2022": """\
+@article{ciric2022,
+  author = {Ciric, Rastko and others},
+  title = {{TemplateFlow}: {FAIR}-sharing of multi-scale, multi-species brain models},
+  journal = {Nature Methods},
+  year = {2022},
+  volume = {19},
+  pages = {1568--1571},
+  doi = {10.1038/s41592-022-01681-2}
+}
+""",
     "nilearn": """\
 @software{nilearn,
   author = {{Nilearn contributors}},

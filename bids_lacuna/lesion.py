@@ -22,6 +22,7 @@ from bids_lacuna.grid import DISAGREEMENT, Grid
 from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_slabs, round_quaternion
 from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.text import percent, tell_apart
+from bids_lacuna.transforms import TransformChain
 from bids_lacuna.weights import LesionWeights, Weighting, bounds, weigh
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 PROBABILITY_TOLERANCE = 1e-3
 """Tolerance below 0 and above 1 for interpolated and rounded probabilities."""
+
+VOLUME_RATIOS = (0.5, 2)
+"""Range of the ratio of a lesion's volume after its transforms to that before, outside which a warning is logged."""
 
 LARGE_LESION = 0.5
 """Fraction of the connectome's brain mask that a lesion covers, above which a warning is logged."""
@@ -83,10 +87,17 @@ class LesionData:
     """Number of the batch in which the lesion was mapped, counted from 1."""
     state: FileState | None = None
     """State of the mask's file when it was read; None before, and for an image in memory."""
+    transform: TransformChain | None = None
+    """Transforms from the mask's space to the connectome's; None for a mask in the connectome's space."""
+    template_volume_mm3: float | None = None
+    """Volume after the transforms in mm³, after reading; None without transforms."""
 
     @classmethod
     def from_nifti(
-        cls, mask: str | PathLike[str] | SpatialImage, metadata: Mapping[str, Any] | None = None
+        cls,
+        mask: str | PathLike[str] | SpatialImage,
+        metadata: Mapping[str, Any] | None = None,
+        transform: TransformChain | None = None,
     ) -> LesionData:
         """Make a lesion from a NIfTI mask, which is read later.
 
@@ -97,10 +108,12 @@ class LesionData:
             gives the reason, and the other lesions are mapped.
         metadata
             Information about the lesion: `subject_id`, `space` and anything else; kept as it is.
+        transform
+            Transforms from the mask's space to the connectome's.
         """
         if not isinstance(mask, SpatialImage):
             mask = Path(mask)
-        return cls(mask, dict(metadata or {}))
+        return cls(mask, dict(metadata or {}), transform=transform)
 
     @property
     def name(self) -> str:
@@ -134,7 +147,8 @@ def load_lesion(
     grid
         Grid of the connectome.
     space
-        Template space of the connectome; compared with the lesion's `metadata["space"]` if both are known.
+        Template space of the connectome; compared with the space in which the lesion's transforms end, or else with
+        its `metadata["space"]`, if both are known.
     weighting
         "volume" weights each connectome voxel by the fraction of it that the lesion covers. "binary" gives weight 1
         to voxels covered by at least half and 0 to others, like tools that resample masks by nearest neighbour.
@@ -148,7 +162,7 @@ def load_lesion(
     Returns
     -------
     LesionData
-        A copy with `weights`, `volume_mm3` and `coverage`.
+        A copy with `weights`, `volume_mm3` and `coverage`, and after transforms `template_volume_mm3`.
 
     Raises
     ------
@@ -160,7 +174,8 @@ def load_lesion(
     OSError
         The file is missing or cannot be read as NIfTI.
     """
-    lesion_space = lesion.metadata.get("space")
+    chain = lesion.transform
+    lesion_space = chain.target if chain else lesion.metadata.get("space")
     if lesion_space and space and lesion_space != space:
         raise ValueError(describe_mismatch(lesion_space, space))
     image, state = _open_mask(lesion.mask)
@@ -173,7 +188,10 @@ def load_lesion(
     affine = image.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
     volume_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
-    first, weights = weigh(box, affine, grid)
+    if chain:
+        first, weights, whole_mm3 = _weigh_through(chain, lesion.name, box, affine, grid)
+    else:
+        (first, weights), whole_mm3 = weigh(box, affine, grid), volume_mm3
     indices = grid.voxel_indices[_region(first, weights.shape)]
     covered = (weights > 0) & (indices >= 0)
     voxels, weights = indices[covered], weights[covered]
@@ -186,19 +204,40 @@ def load_lesion(
             lesion.name,
             percent(n_covered / n_brain),
         )
-    coverage = float(weights.sum() * grid.voxel_volume_mm3 / volume_mm3)
+    coverage = float(weights.sum() * grid.voxel_volume_mm3 / whole_mm3) if whole_mm3 else 0.0
     if weighting == "binary":
         voxels = voxels[weights >= 0.5]
         weights = np.ones(len(voxels))
     if not len(voxels):
-        raise LesionOutsideGrid(_outside(coverage, grid, affine, box.shape))
+        raise LesionOutsideGrid(_outside(coverage, grid, affine, box.shape, chain))
     return replace(
         lesion,
         weights=LesionWeights(voxels, weights.astype(np.float32)),
         volume_mm3=float(volume_mm3),
         coverage=min(coverage, 1.0),
         state=state,
+        template_volume_mm3=whole_mm3 if chain else None,
     )
+
+
+def _weigh_through(
+    chain: TransformChain, name: str, box: Array, affine: Array, grid: Grid
+) -> tuple[Array, Array, float]:
+    """Weigh a lesion through its transforms, and warn if these change its volume much."""
+    # SimpleITK takes time to import, and few runs need it.
+    from bids_lacuna.transforms.resampling import weigh_through
+
+    first, weights, whole_mm3 = weigh_through(chain, box, affine, grid)
+    ratio = whole_mm3 / float(box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3])))
+    low, high = VOLUME_RATIOS
+    if whole_mm3 and not low <= ratio <= high:
+        logger.warning(
+            "%s: its transforms change the lesion's volume by a factor of %.2g: check them, and look at the lesion "
+            "on the participant's page",
+            name,
+            ratio,
+        )
+    return first, weights, whole_mm3
 
 
 def _open_mask(mask: Path | SpatialImage) -> tuple[SpatialImage, FileState | None]:
@@ -212,11 +251,17 @@ def _open_mask(mask: Path | SpatialImage) -> tuple[SpatialImage, FileState | Non
     return open_image(mask, "mask"), state
 
 
-def _outside(coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...]) -> str:
+def _outside(coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...], chain: TransformChain | None) -> str:
     if coverage > 0:
         return (
             "the lesion covers no connectome voxel by at least half, as binary weighting requires: use volume "
             "weighting, which keeps small lesions"
+        )
+    if chain:
+        names = ", ".join(file.path.name for file in chain.files)
+        return (
+            f"after its transforms ({names}), the lesion lies outside the connectome's brain mask: check that they "
+            "are this participant's, and resample images in the direction that their names say"
         )
     lesion_low, lesion_high = _extent(affine, shape)
     brain_low, brain_high = _extent(grid.affine, grid.shape)

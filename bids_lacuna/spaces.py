@@ -73,5 +73,6 @@ def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
     whose = "the participant's own space" if is_own(lesion_space) else "space"
     return (
         f"the lesion is in {whose} {lesion_space}, the connectome in {connectome_space}: transform the mask to "
-        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it space-{connectome_space}"
+        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
+        f"space-{connectome_space}; or give --transform {lesion_space}:{connectome_space}=FILE"
     )

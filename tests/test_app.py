@@ -378,7 +378,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(bids: Path, connectome: Path,
 
 def test_a_reason_of_many_lesions_is_printed_once(bids: Path, connectome: Path, tmp_path: Path) -> None:
     """In a dry run, masks refer to a long reason that they share; it follows the table, without file names."""
-    result = map_lesions(bids, tmp_path / "out", connectome, "--dry-run", "--connectome-space", "MNI152NLin2009cAsym")
+    result = map_lesions(bids, tmp_path / "out", connectome, "--dry-run", "--connectome-space", "MNI152NLin2009aSym")
     table, _, _ = result.stdout.partition("\n\n")
     rows, last = table.splitlines()[1:-1], table.splitlines()[-1]
     assert [row.partition("  -  ")[2].split()[1:] for row in rows] == [["fail:", "reason", "1"]] * 4

@@ -169,7 +169,7 @@ BAD_NAMES = {
     "sub-escape/anat/sub-escape_label-\x1b[2Jlesion_mask.nii.gz": "rename the file",
     "sub-umlaut/anat/sub-umlaut_label-läsionlesion_mask.nii.gz": "rename the file",
     "sub-key/anat/sub-key_..-x_label-lesion_mask.nii.gz": "rename the file",
-    "sub-other/anat/sub-other_space-MNI152NLin2009cAsym_label-lesion_mask.nii.gz": "in space MNI152NLin2009cAsym",
+    "sub-other/anat/sub-other_space-MNI152NLin2009aSym_label-lesion_mask.nii.gz": "in space MNI152NLin2009aSym",
     "sub-native/anat/sub-native_label-lesion_mask.nii.gz": "its name has no space",
     f"sub-twin/anat/sub-twin_space-{SPACE}_label-lesion_mask.nii.gz": "same names",
     f"sub-twin/anat/sub-twin_space-{SPACE}_label-lesion_mask.nii": "same names",

@@ -49,7 +49,7 @@ WITH_A_VALUE = ("-v", "-B", "-m", "--bind", "--user", "--entrypoint", "--tmpfs",
 
 OF_OTHER_PROGRAMS = (
     *WITH_A_VALUE,
-    *("--rm", "--read-only", "--containall", "--mem-per-cpu", "--signal", "--resources"),
+    *("--rm", "--read-only", "--containall", "--mem-per-cpu", "--signal", "--resources", "--build-arg"),
 )
 """Options of other programs in the documentation."""
 
@@ -347,6 +347,8 @@ def test_all_blocks_of_a_page(page: Path, place: Path, capsys: pytest.CaptureFix
         shutil.rmtree("STORE")
         test_build.write_nifti(place / "GSP1000", synthetic.RADIOLOGICAL)
         synthetic.write_mask(place / "brain_mask.nii.gz", test_build.MASK)
+    if page.name == "spaces.md":
+        synthetic.write_dataset(place / "derivatives" / "fmriprep", {})
     reader = Reader(page)
     for block in read_blocks(page):
         language = block.language.split()[0]

@@ -61,6 +61,7 @@ def compare_group(
     nulls: Nulls,
     lesions: Sequence[GroupLesion],
     provenance: Provenance,
+    maps_dir: Path,
     folder: Path,
     resources: Resources,
     show_progress: bool = True,
@@ -79,7 +80,8 @@ def compare_group(
     ):
         for lesion in lesions:
             try:
-                drawn[lesion.name] = lesion, nulls.prepare(lesion.mask.path, provenance.options, tissue)
+                r_map = maps_dir / lesion.maps["r"]
+                drawn[lesion.name] = lesion, nulls.prepare(lesion.mask.path, r_map, provenance.options, tissue)
             except (TooFewPlaces, OSError, ValueError) as error:
                 left_out[lesion.name] = str(error)
                 logger.warning("%s: not compared with chance places: %s", lesion.name, error)

@@ -132,7 +132,7 @@ def run_test(
         test, tested, provenance, out, provenance.options.t_thresholds, arguments.sensitivity
     )
     writer = ContrastWriter(test, tested, provenance, TestInput(out, folder, stat, asked.table_name))
-    record = writer.write(sensitivities, measure_lesioned(test, tested, provenance), summary)
+    record = writer.write(sensitivities, measure_lesioned(test, tested, provenance, out), summary)
     logger.info(
         "test of %s: %d of %d voxels are significant at %g, |t| above %.3g; its record is %s",
         test.design.direction,

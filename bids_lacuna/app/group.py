@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         )
         lesions = [lesion for lesion in group.lesions if lesion.name in summary.order]
         if nulls:
-            compare_group(nulls, lesions, group.provenance, folder, resources, not arguments.quiet)
+            compare_group(nulls, lesions, group.provenance, out, folder, resources, not arguments.quiet)
         if asked is not None:
             run_test(arguments, asked, lesions, group.provenance, folder, resources, whole)
         for sentence in remove_stale_tests(

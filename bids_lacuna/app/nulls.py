@@ -16,9 +16,11 @@ from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, Stop
 from bids_lacuna.connectome import Connectome
 from bids_lacuna.derivatives import (
+    TRANSFORMS,
     DerivativesWriter,
     LesionRecord,
     file_hash,
+    find_lesion,
     map_path,
     null_map_path,
     sidecar_path,
@@ -95,10 +97,19 @@ class Nulls:
         """Read the tissue maps; raises ValueError or OSError."""
         return load_tissue(self.connectivity.grid, self.space, self.tissue_maps)
 
-    def prepare(self, mask: Path, options: MappingOptions, tissue: Tissue) -> NullLesion:
-        """Read a lesion's mask, and draw its null lesions; raises TooFewPlaces, ValueError or OSError."""
-        lesion = LesionData.from_nifti(mask)
-        shape = read_shape(lesion, self.connectivity.grid, options.weighting, options.lesion_threshold)
+    def prepare(self, mask: Path, r_map: Path, options: MappingOptions, tissue: Tissue) -> NullLesion:
+        """Read a lesion's mask, and draw its null lesions; raises TooFewPlaces, ValueError or OSError.
+
+        Parameters
+        ----------
+        mask, r_map
+            A lesion's mask, and its r-map, beside which lies the lesion if it has been transformed.
+        """
+        sidecar = read_json_object(sidecar_path(r_map))
+        path, lowest = find_lesion(mask, r_map, sidecar)
+        # After transforms, the file has the weights themselves, whatever the weighting.
+        weighting = "volume" if TRANSFORMS in sidecar else options.weighting
+        shape = read_shape(LesionData.from_nifti(path), self.connectivity.grid, weighting, lowest)
         return make_nulls(shape, self.connectivity, tissue, self.n, self.random_seed)
 
 
@@ -202,7 +213,7 @@ def add_nulls(
 
 def is_due(record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance) -> bool:
     """Return whether a lesion has maps, and no T of these null lesions."""
-    if record.status not in ("done", "skipped") or record.mask.space != provenance.space:
+    if record.status not in ("done", "skipped") or not record.lies_in(provenance.space):
         return False
     if not sidecar_path(output_dir / map_path(record.mask, provenance, stat="z")).exists():
         return False
@@ -231,7 +242,8 @@ def _batches(
     occupied = 0
     for record in records:
         try:
-            lesion = nulls.prepare(record.mask.path, options, tissue)
+            r_map = writer.output_dir / map_path(record.mask, writer.provenance, stat="r")
+            lesion = nulls.prepare(record.mask.path, r_map, options, tissue)
         except TooFewPlaces as reason:
             logger.warning("%s: no null lesions: %s", record.mask.path.name, reason)
             rows.append([record.mask.name, str(reason.n_places), "0", "n/a", "n/a", str(reason)])

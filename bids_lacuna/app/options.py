@@ -102,7 +102,23 @@ def _add_lesions(parser: Parser) -> None:
         default=[],
         metavar="PATH|NAME=PATH",
         action="extend",
-        help="search these datasets for lesion masks, too",
+        help="search these datasets for lesion masks, too, and for fMRIPrep's transforms",
+    )
+    group.add_argument(
+        "--transform",
+        type=transform,
+        nargs="+",
+        default=[],
+        metavar="A:B=FILE",
+        action="extend",
+        help="ITK transform that resamples images of space A into space B, for masks in A; several are chained; "
+        "{sub} and {ses} in FILE stand for a mask's labels (default: fMRIPrep's in the datasets of -d, and "
+        "TemplateFlow's)",
+    )
+    group.add_argument(
+        "--no-download",
+        action="store_true",
+        help="download nothing: use only those of TemplateFlow's transforms that are in TEMPLATEFLOW_HOME",
     )
     group.add_argument(
         "--participant-label",
@@ -382,6 +398,15 @@ class ShowCitation(argparse.Action):
         """Print the references of the program and of the method."""
         sys.stdout.write(references("@bids_lacuna @boes2015", __version__))
         parser.exit()
+
+
+def transform(text: str) -> tuple[str, str, str]:
+    """Parse A:B=FILE."""
+    spaces, equals, path = text.partition("=")
+    source, colon, target = spaces.partition(":")
+    if not (equals and colon and path and source.isalnum() and target.isalnum()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B=FILE, as in T1w:MNI152NLin6Asym=sub-01_xfm.h5")
+    return source, target, path
 
 
 def positive_number(text: str) -> float:

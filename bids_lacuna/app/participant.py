@@ -25,6 +25,7 @@ from bids_lacuna.app.nulls import Nulls, add_nulls, find_nulls
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.similarity import add_similarity, find_summary
+from bids_lacuna.app.transforms import check_shared, find_chains, log_chains, memory_of_transforms
 from bids_lacuna.batch import process_batches
 from bids_lacuna.bids import ParticipantWithoutMask
 from bids_lacuna.derivatives import (
@@ -149,12 +150,16 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     masks, without_mask = find_masks(arguments, datasets)
     analysis = FunctionalNetworkMapping.of(connectome, read_options(arguments))
     provenance = analysis.provenance
-    records = decide(masks, arguments.output_dir, provenance, arguments.overwrite)
+    find_chain = find_chains(arguments, datasets, connectome.space)
+    records = decide(masks, arguments.output_dir, provenance, arguments.overwrite, find_chain)
+    check_shared(find_chain.given, records)
+    log_chains(records)
     checkpoints = None if arguments.dry_run else open_checkpoints(arguments, analysis)
     if checkpoints:
         reopen(records, checkpoints.current_batch)
     report_failures(records)
     resources = find_resources(arguments.mem, arguments.nprocs)
+    resources = replace(resources, available_bytes=resources.available_bytes - memory_of_transforms(records))
     if not arguments.no_reports:
         resources = reserve_for_reports(resources, worker_bytes(connectome.grid.mask.size))
     pass_: Pass = LocalPass(analysis, resources)
@@ -406,6 +411,7 @@ def describe_run(job: Job, plan: BatchPlan, links: Mapping[str, str]) -> Run:
         memory_limit=job.resources.source,
         links=dict(links),
         reports=job.n_report_workers > 0,
+        transforms=tuple(sorted({record.transform.words for record in job.records if record.transform})),
     )
 
 

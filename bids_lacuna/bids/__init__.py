@@ -5,8 +5,10 @@ from bids_lacuna.bids.bold import BoldRun, NoBoldRuns, find_bold_runs
 from bids_lacuna.bids.index import DamagedDataset, UnknownParticipant, read_filter_file
 from bids_lacuna.bids.lesions import LesionMask, NoLesionMasks, find_lesion_masks, find_participants_without_mask
 from bids_lacuna.bids.statmaps import StatMap, find_stat_maps
+from bids_lacuna.bids.transforms import AnatomicalTransform, find_t1w_images, find_transforms, is_raw
 
 __all__ = [
+    "AnatomicalTransform",
     "BoldRun",
     "DamagedDataset",
     "LesionMask",
@@ -20,5 +22,8 @@ __all__ = [
     "find_lesion_masks",
     "find_participants_without_mask",
     "find_stat_maps",
+    "find_t1w_images",
+    "find_transforms",
+    "is_raw",
     "read_filter_file",
 ]

@@ -143,9 +143,9 @@ def list_images(
         paths = _list_indexed(root, database_dir / f"{dataset}-{zlib.crc32(bytes(root)):08x}")
     elif participants:
         others = re.compile(rf"^/sub-(?!({'|'.join(map(re.escape, participants))})(?![a-zA-Z0-9+]))")
-        paths = _list_paths(root, [*ignore, others])
+        paths = list_paths(root, [*ignore, others])
     else:
-        paths = _list_paths(root, ignore)
+        paths = list_paths(root, ignore)
     return [Image(dataset, root, path, parse_name(path)) for path in paths]
 
 
@@ -168,7 +168,7 @@ def _list_indexed(root: Path, database: Path) -> list[Path]:
             raise
         reason = damage or getattr(error, "orig", None) or error
         logger.warning("no index is used in %s (%s): choose another folder", database.parent, reason)
-        return _list_paths(root, NOT_SEARCHED)
+        return list_paths(root, NOT_SEARCHED)
     if damage:
         logger.warning("the index %s was replaced, since it cannot be read (%s)", database, damage)
     return paths
@@ -180,7 +180,7 @@ def _write_index(root: Path, database: Path) -> list[Path]:
     # pybids takes an index that was interrupted, or that another job is writing, for one without files.
     with TemporaryDirectory(dir=database.parent, ignore_cleanup_errors=True) as folder:
         index = Path(folder, "index")
-        paths = _list_paths(root, NOT_SEARCHED, index)
+        paths = list_paths(root, NOT_SEARCHED, index)
         with closing(sqlite3.connect(index / INDEX_FILE)) as connection:
             connection.execute(f"PRAGMA user_version = {_checksum(paths)}")
         with suppress(OSError):
@@ -218,8 +218,13 @@ def _checksum(paths: Iterable[Path]) -> int:
     return zlib.crc32(b"\n".join(sorted(map(bytes, paths)))) % 2**31
 
 
-def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | None = None) -> list[Path]:
-    """List the NIfTI files that pybids finds in a dataset."""
+def list_paths(
+    root: Path,
+    ignore: Sequence[re.Pattern[str]],
+    database: Path | None = None,
+    ends: tuple[str, ...] = IMAGE_SUFFIXES,
+) -> list[Path]:
+    """List the files that pybids finds in a dataset whose names end so: by default, NIfTI files."""
     # Without metadata: pybids fails on a broken link to a JSON file, as DataLad clones have.
     ignored = [*ignore, FoldersReachedElsewhere(root, ignore)]
     indexer = BIDSLayoutIndexer(validate=False, ignore=ignored, index_metadata=False)
@@ -235,8 +240,8 @@ def _list_paths(root: Path, ignore: Sequence[re.Pattern[str]], database: Path | 
             logger.warning("files were left out whose names are not UTF-8, such as %a: rename them", error.object)
             if database is not None:
                 shutil.rmtree(database)
-            return _list_paths(root, [*ignore, NOT_UTF8], database)
-    paths = [Path(path) for path in layout.get_files() if path.endswith(IMAGE_SUFFIXES)]
+            return list_paths(root, [*ignore, NOT_UTF8], database, ends)
+    paths = [Path(path) for path in layout.get_files() if path.endswith(ends)]
     # pybids leaves its database open, which is a ResourceWarning from Python 3.13 on.
     layout.session.close()
     layout.connection_manager.engine.dispose()

@@ -54,6 +54,8 @@ class Run:
     finished: bool = False
     n_without_signal: int = 0
     """Number of connectome subjects without a signal in any voxel; 0 before the first pass."""
+    transforms: tuple[str, ...] = ()
+    """How masks in other spaces were brought to the connectome's: see `TransformChain.words`."""
 
     @property
     def n_mapped_subjects(self) -> int:
@@ -86,7 +88,8 @@ def read_run(log_dir: Path) -> Run | None:
             "affine": tuple(provenance["affine"]),
             "options": MappingOptions(**options),
         }
-        return Run(**content | {"provenance": Provenance(**provenance)})
+        transforms = tuple(content.get("transforms", ()))
+        return Run(**content | {"provenance": Provenance(**provenance), "transforms": transforms})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,12 @@ ENTITY_ORDER = (
 )
 # fmt: on
 """Order of entities in BIDS, with `stat` at its position in fitlins."""
+
+TRANSFORMS = "LesionTransforms"
+"""Key of the transforms from a mask's space to the connectome's, in a sidecar of a lesion that needed some."""
+
+LOWEST_WEIGHT = 1e-6
+"""Smallest weight of a transformed lesion that counts where its weights are read from disk."""
 
 SIMILARITY = "ConnectomeSimilarity"
 """Key, in a map's sidecar, of its similarity to the connectome as a whole."""
@@ -87,6 +93,26 @@ def map_path(
 def null_map_path(mask: LesionMask, provenance: Provenance) -> PurePosixPath:
     """Return the path of a lesion's T among its null lesions, relative to the output's root."""
     return map_path(mask, provenance, stat="zscore", what=NULL)
+
+
+def find_lesion(mask: Path, r_map: Path, sidecar: Mapping[str, Any]) -> tuple[Path, float | None]:
+    """Return the file that shows a lesion in the space of its maps, and the lowest weight that counts there.
+
+    Parameters
+    ----------
+    mask
+        Path of the mask, which may be in another space.
+    r_map, sidecar
+        Path and sidecar of the lesion's r-map.
+    """
+    if TRANSFORMS in sidecar:
+        return lesion_path(r_map), LOWEST_WEIGHT
+    return mask, sidecar.get("LesionThreshold")
+
+
+def lesion_path(r_map: Path) -> Path:
+    """Return the path of a transformed lesion's weights on the connectome's grid, beside its r-map."""
+    return r_map.with_name(r_map.name.replace("_stat-r_", "_").replace("_statmap.nii", "_probseg.nii"))
 
 
 def number_label(number: float) -> str:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from bids_lacuna.derivatives.history import NO_MASK
-from bids_lacuna.derivatives.names import before_statistic, expected_maps, expected_masks, is_of_lesion, map_path
+from bids_lacuna.derivatives.names import (
+    TRANSFORMS,
+    before_statistic,
+    expected_maps,
+    expected_masks,
+    is_of_lesion,
+    map_path,
+)
 from bids_lacuna.files import hash_file, read_json_object, write_table
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import OPTION_WORDS, Provenance
 from bids_lacuna.runtime.locks import Claims
 from bids_lacuna.spaces import describe_mismatch
+from bids_lacuna.transforms import TransformChain
 
 if TYPE_CHECKING:
     from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
@@ -24,9 +32,14 @@ if TYPE_CHECKING:
 DECIDING = {
     "ConnectomeHash": "another connectome",
     "LesionHash": "another mask",
+    TRANSFORMS: "other transforms of the mask",
     **OPTION_WORDS,
 }
 """Sidecar keys that decide a map's numbers, with phrases for values that differ."""
+
+
+FindChain = Callable[["LesionMask"], TransformChain | None]
+"""Finds the transforms that a mask in another space needs: None if none are known, ValueError with a reason."""
 
 
 @dataclass
@@ -47,6 +60,12 @@ class LesionRecord:
     """Number of the batch, counted from 1."""
     t_map: Path | None = None
     """t-map on disk of a lesion that lacks nothing but masks of |t|, which are made from it without a pass."""
+    transform: TransformChain | None = None
+    """Transforms from the mask's space to the connectome's, if it needs some."""
+
+    def lies_in(self, space: str) -> bool:
+        """Return whether the mask is in a space, or is brought there by its transforms."""
+        return (self.transform.target if self.transform else self.mask.space) == space
 
     def set_aside(self, status: Literal["failed", "skipped", "not run"], reason: str) -> None:
         """Exclude the mask from mapping."""
@@ -55,7 +74,7 @@ class LesionRecord:
     def as_lesion(self) -> LesionData:
         """Return the lesion to map."""
         metadata = {"subject_id": f"sub-{self.mask.entities['sub']}", "space": self.mask.space}
-        return LesionData.from_nifti(self.mask.path, metadata)
+        return LesionData.from_nifti(self.mask.path, metadata, self.transform)
 
     def close(self, lesion: LesionData) -> None:
         """Record the outcome of the lesion."""
@@ -65,18 +84,25 @@ class LesionRecord:
 
 
 def decide(
-    masks: Sequence[LesionMask], output_dir: Path, provenance: Provenance, overwrite: bool = False
+    masks: Sequence[LesionMask],
+    output_dir: Path,
+    provenance: Provenance,
+    overwrite: bool = False,
+    find_chain: FindChain = lambda _: None,
 ) -> list[LesionRecord]:
     """Decide for each mask whether to map it (pending), skip it or fail it, before reading it.
 
-    A mask in another space than the connectome is skipped if the same lesion exists in the connectome's space, and
-    fails otherwise. Masks whose maps would have the same names fail. A mask with complete maps is skipped. A mask
-    with maps made from another mask or connectome or with other options fails, so that maps are never mixed.
+    A mask in another space than the connectome is skipped if the same lesion exists in the connectome's space, is
+    mapped through its transforms if there are some, and fails otherwise. Masks whose maps would have the same names
+    fail. A mask with complete maps is skipped. A mask with maps made from another mask or connectome, by other
+    transforms or with other options fails, so that maps are never mixed.
 
     Parameters
     ----------
     overwrite
         Map lesions again that have maps.
+    find_chain
+        Asked for masks in another space.
     """
     records = [LesionRecord(mask) for mask in masks]
     sidecars = Sidecars(output_dir, provenance)
@@ -93,8 +119,12 @@ def decide(
         by_name[map_path(record.mask, provenance, stat="r")].append(record)
     for same_name in by_name.values():
         right = [record for record in same_name if record.mask.space == provenance.space]
+        problems = {} if right else _find_transforms(same_name, find_chain)
+        right = right or [record for record in same_name if record.transform]
         for record in same_name:
-            if record not in right:
+            if id(record) in problems and not right:
+                record.set_aside("failed", problems[id(record)])
+            elif record not in right:
                 _set_aside_for_space(record, provenance.space, right)
             elif len(right) > 1:
                 others = ", ".join(str(other.mask.path) for other in right if other is not record)
@@ -107,6 +137,17 @@ def decide(
     return records
 
 
+def _find_transforms(records: Sequence[LesionRecord], find_chain: FindChain) -> dict[int, str]:
+    """Set the transforms of masks in other spaces; return why they cannot be found, by the records' ids."""
+    problems = {}
+    for record in records:
+        try:
+            record.transform = find_chain(record.mask)
+        except (OSError, ValueError) as error:
+            problems[id(record)] = str(error)
+    return problems
+
+
 def _has_bids_name(mask: LesionMask) -> bool:
     """Return whether entities and labels of a mask's name are valid in its maps' names, which repeat them."""
     return all(re.fullmatch(r"[A-Za-z0-9+]+", part) for entity in mask.entities.items() for part in entity)
@@ -115,7 +156,8 @@ def _has_bids_name(mask: LesionMask) -> bool:
 def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[LesionRecord]) -> None:
     if right:
         own_space = record.mask.space or "(not named)"
-        record.set_aside("skipped", f"in space {own_space}; {right[0].mask.path.name} is in {space}")
+        how = "is brought to" if right[0].transform else "is in"
+        record.set_aside("skipped", f"in space {own_space}; {right[0].mask.path.name} {how} {space}")
     elif record.mask.space is None:
         record.set_aside(
             "failed",
@@ -166,7 +208,7 @@ def _set_aside_if_done(record: LesionRecord, provenance: Provenance, sidecars: S
     try:
         # The sidecar is written last: a map without one is incomplete.
         there = {path.name: sidecar for path, sidecar in sidecars.of(record.mask).items() if path.exists()}
-        now = lesion_provenance(record.mask, provenance) if there else {}
+        now = lesion_provenance(record.mask, provenance, record.transform) if there else {}
         different = {name: words for name, sidecar in there.items() if (words := describe_differences(sidecar, now))}
     except OSError as error:
         record.set_aside(
@@ -239,12 +281,15 @@ def describe_differences(sidecar: Path, now: Mapping[str, Any]) -> str:
     )
 
 
-def lesion_provenance(mask: LesionMask, provenance: Provenance) -> dict[str, Any]:
-    """Return the sidecar values that decide the numbers of a lesion's maps."""
+def lesion_provenance(
+    mask: LesionMask, provenance: Provenance, transform: TransformChain | None = None
+) -> dict[str, Any]:
+    """Return the sidecar values that decide the numbers of a lesion's maps; raises OSError for a lost transform."""
     return {
         "ConnectomeName": provenance.connectome_name,
         "ConnectomeHash": provenance.connectome_hash,
         "LesionHash": file_hash(mask.path),
+        **({TRANSFORMS: transform.describe()} if transform else {}),
         **provenance.options.sidecar,
     }
 

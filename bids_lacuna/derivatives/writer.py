@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 
 from bids_lacuna.derivatives.history import OUTCOMES
-from bids_lacuna.derivatives.names import expected_masks, map_path, null_map_path, sidecar_path
+from bids_lacuna.derivatives.names import expected_masks, lesion_path, map_path, null_map_path, sidecar_path
 from bids_lacuna.derivatives.records import (
     LesionRecord,
     Sidecars,
@@ -58,6 +58,9 @@ NULL_DESCRIPTION = (
     "T among null lesions: the lesion's approximate mean Fisher z, minus that of the same lesion at other places of "
     "its hemisphere, in their standard deviations. A description of what is particular to this place, not a test"
 )
+
+
+WEIGHTS_DESCRIPTION = "The lesion after its transforms: its weight in each voxel inside the connectome's brain mask"
 
 
 class DerivativesWriter:
@@ -208,13 +211,27 @@ class DerivativesWriter:
                 # The sidecar has the hash of the file as it is now.
                 check_unchanged({mask.path: lesion.state})
             self._remove_stale(mask, sidecar)
-            sidecars = {}
+            sidecars = self._write_weights(mask, lesion, sidecar)
             for stat, (key, description) in STATISTICS.items():
                 if key in maps:
                     path = self._write_map(map_path(mask, self.provenance, stat=stat), partial(maps.__getitem__, key))
                     sidecars[sidecar_path(path)] = {"Description": description, **sidecar}
             sidecars |= self._write_masks(mask, maps.get("binary_maps", {}), sidecar)
         _write_sidecars(sidecars)
+
+    def _write_weights(
+        self, mask: LesionMask, lesion: LesionData, sidecar: Mapping[str, Any]
+    ) -> dict[Path, dict[str, Any]]:
+        """Write a transformed lesion's weights, which pages and groups read; return the sidecar for them."""
+        path = lesion_path(self.output_dir / map_path(mask, self.provenance, stat="r"))
+        if not lesion.transform:
+            # An earlier run may have mapped the lesion from another space.
+            path.unlink(missing_ok=True)
+            sidecar_path(path).unlink(missing_ok=True)
+            return {}
+        image = lesion.results[ANALYSIS].weights_image(lesion.weights)
+        self._write_map(PurePosixPath(path.relative_to(self.output_dir)), lambda: image)
+        return {sidecar_path(path): {"Description": WEIGHTS_DESCRIPTION, **sidecar}}
 
     def _write_masks(
         self, mask: LesionMask, images: Mapping[float, nib.Nifti1Image], sidecar: Mapping[str, Any]
@@ -246,9 +263,12 @@ class DerivativesWriter:
             "LesionVolume": lesion.volume_mm3,
             "LesionVolumeUnits": "mm^3",
             "LesionCoverage": lesion.coverage,
-            **lesion_provenance(mask, self.provenance),
+            **lesion_provenance(mask, self.provenance, lesion.transform),
             "SoftwareVersion": self.provenance.version,
         }
+        if lesion.transform and lesion.template_volume_mm3 and lesion.volume_mm3:
+            sidecar["LesionVolumeInTemplate"] = lesion.template_volume_mm3
+            sidecar["LesionVolumeRatio"] = lesion.template_volume_mm3 / lesion.volume_mm3
         if "res" in mask.entities:
             sizes = " x ".join(f"{size:g}" for size in self.provenance.voxel_sizes_mm)
             sidecar["Resolution"] = f"{sizes} mm, the connectome's grid"

@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from bids_lacuna.bids import LesionMask, ParticipantWithoutMask, StatMap
-from bids_lacuna.derivatives import file_hash, map_path, number_label, read_outcomes, sidecar_path
+from bids_lacuna.derivatives import TRANSFORMS, file_hash, map_path, number_label, read_outcomes, sidecar_path
 from bids_lacuna.files import read_json_object
 from bids_lacuna.images import open_image
 from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance, round_affine
@@ -327,7 +327,7 @@ def _gather(
             other = read_json_object(sidecar_path(maps_dir / path))
         except (OSError, ValueError) as error:
             raise _Unfit("missing", str(error)) from error
-        for key in ("ConnectomeHash", "LesionHash", "LesionWeighting", "LesionThreshold"):
+        for key in ("ConnectomeHash", "LesionHash", TRANSFORMS, "LesionWeighting", "LesionThreshold"):
             if other.get(key) != sidecar.get(key):
                 raise _Unfit("mixed", f"its {stat}-map and its r-map differ in {key}: map it again (--overwrite)")
     for key in ("LesionVolume", "LesionCoverage", "NumberOfConnectomeSubjects"):

@@ -10,8 +10,7 @@ import numpy as np
 
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast import GroupTest
-from bids_lacuna.group.summary import read_lesion_map
-from bids_lacuna.lesion import LesionData, load_lesion
+from bids_lacuna.group.summary import load_weights, read_lesion_map
 from bids_lacuna.provenance import Provenance
 
 Array = np.ndarray
@@ -88,7 +87,9 @@ def measure_sensitivity(
     return found
 
 
-def measure_lesioned(test: GroupTest, lesions: Sequence[GroupLesion], provenance: Provenance) -> Array:
+def measure_lesioned(
+    test: GroupTest, lesions: Sequence[GroupLesion], provenance: Provenance, maps_dir: Path
+) -> Array:
     """Compute the fraction of the patients who are lesioned in each voxel of a test: shape (n_voxels,).
 
     A lesion counts as the fraction of the voxel that it covers.
@@ -99,14 +100,7 @@ def measure_lesioned(test: GroupTest, lesions: Sequence[GroupLesion], provenance
         A mask cannot be used.
     """
     total = np.zeros(test.voxels.size)
-    options = provenance.options
     for lesion in lesions:
-        loaded = load_lesion(
-            LesionData.from_nifti(lesion.mask.path),
-            provenance.grid,
-            weighting=options.weighting,
-            threshold=options.lesion_threshold,
-        )
-        assert loaded.weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
-        total[loaded.weights.voxels] += loaded.weights.weights
+        loaded = load_weights(lesion, maps_dir, provenance)
+        total[loaded.voxels] += loaded.weights
     return total.reshape(test.voxels.shape)[test.voxels] / len(lesions)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bids_lacuna.bids import describe_absence
-from bids_lacuna.derivatives import GROUP_TABLE
+from bids_lacuna.derivatives import GROUP_TABLE, TRANSFORMS, find_lesion
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.group.cohort import Group, GroupLesion, LeftOut, refuse
 from bids_lacuna.group.likeness import Likeness, known_columns
@@ -166,21 +166,31 @@ def _read_lesion(
     lesion: GroupLesion, maps_dir: Path, provenance: Provenance
 ) -> tuple[LesionWeights, dict[str, Array]]:
     """Read a lesion's weights on the maps' grid, and its maps; raises OSError or ValueError."""
-    mask = LesionData.from_nifti(lesion.mask.path)
-    options = provenance.options
     maps = {stat: read_lesion_map(maps_dir / path, provenance.grid) for stat, path in lesion.maps.items()}
-    lesion_on_grid = load_lesion(
-        mask,
-        provenance.grid,
-        weighting=options.weighting,
-        threshold=options.lesion_threshold,
-        brain=np.isfinite(maps["r"]),
-    )
-    weights = lesion_on_grid.weights
-    assert weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
+    weights = load_weights(lesion, maps_dir, provenance, np.isfinite(maps["r"]))
     if not np.nanmin(maps["r"], initial=np.inf) < np.nanmax(maps["r"], initial=-np.inf):
         raise ValueError(f"{lesion.maps['r'].name} does not vary: map the lesion again (--overwrite)")
     return weights, maps
+
+
+def load_weights(
+    lesion: GroupLesion, maps_dir: Path, provenance: Provenance, brain: Array | None = None
+) -> LesionWeights:
+    """Read a lesion's weights on the maps' grid; raises OSError or ValueError.
+
+    Parameters
+    ----------
+    brain : shape (x, y, z), boolean
+        As in `load_lesion`.
+    """
+    path, lowest = find_lesion(lesion.mask.path, maps_dir / lesion.maps["r"], lesion.sidecar)
+    # After transforms, the file has the weights themselves, whatever the weighting.
+    weighting = "volume" if TRANSFORMS in lesion.sidecar else provenance.options.weighting
+    loaded = load_lesion(
+        LesionData.from_nifti(path), provenance.grid, weighting=weighting, threshold=lowest, brain=brain
+    )
+    assert loaded.weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
+    return loaded.weights
 
 
 def _describe_lesion(

@@ -294,4 +294,4 @@ def _read_shape(lesion: MappedLesion | None) -> LesionShape:
         raise FileNotFoundError("the sidecar of its r-map is missing or damaged")
     if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
         raise ValueError("its mask has changed since it was mapped")
-    return figures.read_lesion(lesion.mask, lesion.sidecar.get("LesionThreshold"))
+    return figures.read_lesion(*lesion.shown_lesion)

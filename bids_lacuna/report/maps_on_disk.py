@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bids_lacuna.derivatives import NO_MASK, read_outcomes
+from bids_lacuna.derivatives import NO_MASK, find_lesion, read_outcomes
 from bids_lacuna.files import read_json_object
 from bids_lacuna.images import unpacked_bytes
 from bids_lacuna.report.pages import anchor
@@ -41,6 +41,11 @@ class MappedLesion:
     """Dataset name in BIDS URIs, and the mask's path in that dataset."""
     mask: Path
     """Path where the lesion mask should be."""
+
+    @property
+    def shown_lesion(self) -> tuple[Path, float | None]:
+        """File that shows the lesion in the space of the maps, and the lowest weight that counts there."""
+        return find_lesion(self.mask, self.r_map, self.sidecar)
 
 
 def find_participants(output_dir: Path) -> list[str]:

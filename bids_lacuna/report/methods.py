@@ -9,7 +9,7 @@ from typing import Any
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives import Run
 from bids_lacuna.files import renamed_when_whole
-from bids_lacuna.provenance import MappingOptions, Provenance
+from bids_lacuna.provenance import MappingOptions
 
 DRAWING_LIBRARIES = ("matplotlib", "nilearn")
 """Libraries that only pictures come from."""
@@ -34,12 +34,12 @@ def describe_methods(run: Run, *, with_pictures: bool) -> str:
     pictures = ", and pictures drawn on the MNI template of nilearn [@nilearn]" if with_pictures else ""
     paragraphs = [
         f"Lesion network mapping [@boes2015] was performed with bids_lacuna {provenance.version} [@bids_lacuna], a "
-        f"BIDS App [@gorgolewski2017]. {_lesions(provenance)} were transferred to the grid of the normative "
+        f"BIDS App [@gorgolewski2017]. {_lesions(run)} were transferred to the grid of the normative "
         f"functional connectome {provenance.connectome_name} "
         f"({_count(n_subjects, 'subject')}{without_signal}, {run.n_voxels} voxels of {sizes} mm, up to "
         f"{run.n_timepoints} timepoints "
         "of resting-state BOLD signal per subject; [cite its source here]) by their world coordinates. "
-        f"{_weights(provenance.options)}",
+        f"{_weights(provenance.options)}{_transforms(run)}",
         "In each connectome subject, the weighted mean signal of the lesion's voxels was correlated (Pearson's r) "
         "with the signal of every voxel of the connectome; r was clipped to ±(1 \N{MINUS SIGN} 10⁻⁶) and transformed "
         "to Fisher z. Subjects whose signal was constant or not finite in a voxel were left out there. The z-map is "
@@ -101,12 +101,23 @@ def describe_test_methods(record: Mapping[str, Any]) -> str:
     )
 
 
-def _lesions(provenance: Provenance) -> str:
-    threshold = provenance.options.lesion_threshold
+def _lesions(run: Run) -> str:
+    threshold = run.provenance.options.lesion_threshold
+    where = "" if run.transforms else f" in {run.provenance.space} space"
     if threshold is None:
-        return f"Binary lesion masks in {provenance.space} space"
+        return f"Binary lesion masks{where}"
+    return f"Lesion probability maps{where}, without voxels below a probability of {threshold:g},"
+
+
+def _transforms(run: Run) -> str:
+    if not run.transforms:
+        return ""
+    cited = {"fMRIPrep": "esteban2019", "TemplateFlow": "ciric2022"}
+    works = ["@lowekamp2013", *(f"@{key}" for name, key in cited.items() if name in " ".join(run.transforms))]
     return (
-        f"Lesion probability maps in {provenance.space} space, without voxels below a probability of {threshold:g},"
+        f" Masks in other spaces than {run.provenance.space} were brought there by ITK's nonlinear and affine "
+        f"transforms, each mask in one resampling onto parts of the connectome's voxels: {'; '.join(run.transforms)} "
+        f"[{'; '.join(works)}]."
     )
 
 

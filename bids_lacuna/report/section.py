@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from bids_lacuna.derivatives import TRANSFORMS
 from bids_lacuna.files import hash_file, write_table
-from bids_lacuna.lesion import LOW_COVERAGE, name_side
+from bids_lacuna.lesion import LOW_COVERAGE, VOLUME_RATIOS, name_side
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
@@ -21,6 +22,7 @@ from bids_lacuna.report.pages import decimal, position
 from bids_lacuna.report.pictures import Part, Picture, Pictures
 from bids_lacuna.report.similarity import ShownSimilarity, read_similarity
 from bids_lacuna.text import percent
+from bids_lacuna.transforms import describe_steps
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +115,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.similarity = read_similarity(lesion.sidecar)
     section.facts = [
+        *_describe_transforms(lesion.sidecar),
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
     ]
     try:
@@ -142,6 +145,22 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def _describe_transforms(sidecar: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Describe how a mask was brought to the template, and what became of its volume."""
+    files = sidecar.get(TRANSFORMS)
+    if not files:
+        return []
+    steps = [(str(file.get("From")), str(file.get("To")), str(file.get("Software", ""))) for file in files]
+    names = ", ".join(str(file.get("File")) for file in files)
+    before, after, ratio = (
+        _number(sidecar.get(key)) for key in ("LesionVolume", "LesionVolumeInTemplate", "LesionVolumeRatio")
+    )
+    volumes = ""
+    if before is not None and after is not None and ratio is not None:
+        volumes = f"; {before / 1000:.2f} mL became {after / 1000:.2f} mL ({ratio:.2f} times)"
+    return [("Transforms", f"Brought {describe_steps(steps)} ({names}){volumes}")]
+
+
 def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) -> list[str]:
     found = []
     if coverage is not None and coverage < LOW_COVERAGE:
@@ -149,6 +168,9 @@ def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) 
             f"only {percent(coverage)} of the lesion lies inside the connectome's mask; the maps describe only that "
             "part."
         )
+    ratio, (low, high) = _number(lesion.sidecar.get("LesionVolumeRatio")), VOLUME_RATIOS
+    if ratio is not None and not low <= ratio <= high:
+        found.append(f"the transforms change the lesion's volume by a factor of {ratio:.2g}: check them.")
     if n_subjects == 1:
         found.append("the connectome has one subject: t is undefined, and the r-map is that of a single brain.")
     elif n_subjects is not None and n_subjects < FEW_CONNECTOME_SUBJECTS:
@@ -190,7 +212,7 @@ def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section
 
 def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
     try:
-        shape = figures.read_lesion(lesion.mask, lesion.sidecar.get("LesionThreshold"))
+        shape = figures.read_lesion(*lesion.shown_lesion)
     except (OSError, ValueError) as error:
         section.warnings.append(f"the lesion is not drawn because its mask cannot be read: {error}.")
         return None

@@ -3,6 +3,6 @@
 Importing this package imports no SimpleITK: `transforms.resampling` does, where a transform is applied.
 """
 
-from bids_lacuna.transforms.chain import TransformChain, TransformFile, check_format
+from bids_lacuna.transforms.chain import TransformChain, TransformFile, check_format, describe_steps
 
-__all__ = ["TransformChain", "TransformFile", "check_format"]
+__all__ = ["TransformChain", "TransformFile", "check_format", "describe_steps"]

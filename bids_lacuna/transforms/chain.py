@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
 from nibabel.filebasedimages import ImageFileError
 
-from bids_lacuna.files import hash_file
+from bids_lacuna.files import FileState, hash_file
 
 ITK_SUFFIXES = (".h5", ".txt", ".mat", ".tfm", ".nii", ".nii.gz")
 """Ends of the names of files that ITK writes transforms to."""
@@ -74,6 +75,11 @@ class TransformChain:
         """Space of the connectome."""
         return self.files[-1].target
 
+    @property
+    def words(self) -> str:
+        """Describe the chain for people, as in "from T1w to MNI152NLin6Asym by fMRIPrep 23.2.0"."""
+        return describe_steps([(file.source, file.target, file.software) for file in self.files])
+
     def describe(self) -> list[dict[str, str]]:
         """Describe the files for a sidecar, in order; raises OSError if one cannot be read."""
         return [
@@ -81,11 +87,23 @@ class TransformChain:
                 "File": file.path.name,
                 "From": file.source,
                 "To": file.target,
-                "SHA256": hash_file(file.path),
+                "SHA256": _hash(file.path, FileState.of(file.path)),
                 **({"Software": file.software} if file.software else {}),
             }
             for file in self.files
         ]
+
+
+def describe_steps(steps: Sequence[tuple[str, str, str]]) -> str:
+    """Describe transforms for people, each by source, target and software (empty for a given file)."""
+    first, *others = [f"{target} by {software or 'a given transform'}" for _, target, software in steps]
+    return ", then ".join([f"from {steps[0][0]} to {first}", *(f"to {each}" for each in others)])
+
+
+@lru_cache(maxsize=1024)
+def _hash(path: Path, _state: FileState) -> str:
+    """Return the SHA-256 of a file in a state; a template's transform has 100 MB and serves every lesion."""
+    return hash_file(path)
 
 
 def check_format(path: Path) -> None:
