@@ -22,6 +22,17 @@ RUN python3 -m pip --python /opt/bids-lacuna/bin/python install \
       --no-cache-dir --disable-pip-version-check --no-compile --no-deps .
 COPY run.py /opt/bids-lacuna/
 
+# Transforms between templates, of some 100 MB each, which the program looks for in TEMPLATEFLOW_HOME.
+ARG TEMPLATEFLOW=
+RUN mkdir /opt/templateflow \
+ && if [ -n "$TEMPLATEFLOW" ]; then \
+      python3 -c 'import pathlib, urllib.request; \
+a, b = "MNI152NLin6Asym", "MNI152NLin2009cAsym"; \
+names = [f"tpl-{x}/tpl-{x}_from-{y}_mode-image_xfm.h5" for x, y in ((a, b), (b, a))]; \
+[pathlib.Path("/opt/templateflow", name).parent.mkdir() for name in names]; \
+[urllib.request.urlretrieve(f"https://templateflow.s3.amazonaws.com/{name}", f"/opt/templateflow/{name}") for name in names]'; \
+    fi
+
 # The kernels, compiled for a family of processors that bids_lacuna/runtime/numba_cache.py names, and which it takes from
 # there at run time. The folder has another name whenever the code or numba differs, since copies outlast the image.
 WORKDIR /opt/bids-lacuna
@@ -43,6 +54,7 @@ bids_lacuna.report.participant, bids_lacuna.report.group, distributed.deploy.loc
 FROM ${BASE_IMAGE}
 
 COPY --from=build /opt/bids-lacuna /opt/bids-lacuna
+COPY --from=build /opt/templateflow /opt/templateflow
 
 ARG VERSION=unreleased
 ARG REVISION=unknown
@@ -64,6 +76,7 @@ ENV PATH=/opt/bids-lacuna/bin:${PATH} \
     PYTHONNOUSERSITE=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     DASK_CONFIG=/opt/bids-lacuna/dask \
+    TEMPLATEFLOW_HOME=/opt/templateflow \
     BIDS_LACUNA_COMPILED=/opt/bids-lacuna/compiled/current \
     BIDS_LACUNA_CONTAINER_TYPE=docker \
     BIDS_LACUNA_CONTAINER_TAG=${IMAGE}:${VERSION}
