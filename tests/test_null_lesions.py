@@ -304,6 +304,10 @@ def test_null_lesions_need_a_summary(bids: Path, store: Path, out: tuple[Path, s
     shutil.copytree(store / FOLDER, bare / FOLDER)
     (bare / FOLDER / DESCRIPTION).write_text("{}")
     assert map_lesions(bids, tmp_path / "out", bare, "--null-lesions", "200").returncode == 65
+    folder = shutil.copytree(out[0], tmp_path / "grouped")
+    described = run(bids, folder, "group", "--connectome", bare, "--no-reports")
+    assert described.returncode == 0, described.stderr
+    assert described.stderr.count("compared neither to the connectome's degree nor to null lesions") == 1
     group = run(bids, out[0], "group", "--null-lesions", "200")
     assert (group.returncode, "name the connectome with --connectome" in group.stderr) == (65, True)
     bad = tmp_path / "bad.nii.gz"

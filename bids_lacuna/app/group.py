@@ -66,7 +66,6 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         keeping_log(arguments, name_log_dir(out)),
         above_the_bar(),
     ):
-        whole = find_summary(arguments, connectome) if connectome else None
         summary = summarize_group(
             group,
             out,
@@ -95,12 +94,18 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     )
     if not arguments.no_reports:
         write_group_page(out, resources, arguments.name)
-    elif had_page and not (folder / GROUP_PAGE).exists():
+    elif had_page:
+        warn_of_removed_page(folder / GROUP_PAGE)
+    return Exit.OK
+
+
+def warn_of_removed_page(page: Path) -> None:
+    """Warn if the page of the earlier files is gone."""
+    if not page.exists():
         logger.warning(
             "%s was removed: the page of the earlier files contradicts the new ones; --reports-only writes a new one",
-            folder / GROUP_PAGE,
+            page,
         )
-    return Exit.OK
 
 
 def keep_other_group(folder: Path, group: Group, overwrite: bool) -> None:

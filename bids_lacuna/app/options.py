@@ -266,6 +266,11 @@ def _add_test(parser: Parser) -> None:
         action="store_true",
         help="leave out patients without a value in a column (default: stop and name them)",
     )
+    _add_inference(group)
+
+
+def _add_inference(group: argparse._ArgumentGroup) -> None:
+    """Add the options about statistics of a test."""
     group.add_argument(
         "--statistic",
         choices=("auto", "pooled", "welch"),
