@@ -174,6 +174,9 @@ def test_group_against_chance(out: tuple[Path, str]) -> None:
     assert sidecar["NumberOfVoxels"] == defined.sum()
     assert sidecar["SmallestP"] == pytest.approx(p.min(), rel=1e-4)
     assert sidecar["Descriptive"] is False
+    of_lesions = [read_sidecar(null_map(out[0], label))["ApproximationR"] for label in ("01", "02")]
+    assert list(sidecar["ApproximationR"].values()) == of_lesions
+    assert min(of_lesions) > 0.9
     assert "chance places" in sidecar["Interpretation"]
     assert f"compared with {N} sets of lesions at chance places" in out[1]
 

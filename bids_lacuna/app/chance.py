@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, Stop
 from bids_lacuna.app.nulls import Nulls, find_nulls
 from bids_lacuna.connectome import Connectome
 from bids_lacuna.connectome.summary import BLOCK_VOXELS
+from bids_lacuna.derivatives import null_map_path, sidecar_path
+from bids_lacuna.files import read_json_object
 from bids_lacuna.group.chance import Chance, compare_with_chance
 from bids_lacuna.group.chance_files import ALPHA, describe_significant, write_chance
 from bids_lacuna.group.cohort import GroupLesion
@@ -66,7 +70,15 @@ def compare_group(
     resources: Resources,
     show_progress: bool = True,
 ) -> Chance | None:
-    """Compare a group with sets of null lesions, and write the result to the group's folder; None if it cannot be."""
+    """Compare a group with sets of null lesions, and write the result to the group's folder; None if it cannot be.
+
+    Parameters
+    ----------
+    maps_dir
+        Root of the lesions' maps.
+    folder
+        Folder of the group's files.
+    """
     try:
         tissue = nulls.load_tissue()
     except (OSError, ValueError) as error:
@@ -97,7 +109,10 @@ def compare_group(
         _check_memory(drawn, resources)
         chance = compare_with_chance([lesion for _, lesion in drawn.values()], nulls.connectivity)
     summary = nulls.connectivity.summary
-    write_chance(chance, drawn, left_out, nulls.identity, provenance, summary, folder)
+    compared = [lesion for lesion, _ in drawn.values()]
+    approximation = read_approximations(compared, provenance, maps_dir, nulls.identity["SummaryHash"])
+    identity = nulls.identity | {"ApproximationR": approximation}
+    write_chance(chance, drawn, left_out, identity, provenance, summary, folder)
     n_significant = describe_significant(chance, summary)["NumberOfSignificantVoxels"]
     logger.info(
         "compared with %d sets of lesions at chance places: %d of %d voxels are significant at %g, smallest p = %.3g",
@@ -108,6 +123,20 @@ def compare_group(
         chance.p,
     )
     return chance
+
+
+def read_approximations(
+    lesions: Sequence[GroupLesion], provenance: Provenance, maps_dir: Path, summary_hash: str
+) -> dict[str, float | None]:
+    """Return the r of each lesion's map with its approximation, from the sidecar of its T; None if it has none."""
+    found = {}
+    for lesion in lesions:
+        sidecar: Mapping[str, Any] = {}
+        with suppress(OSError, ValueError):
+            sidecar = read_json_object(sidecar_path(maps_dir / null_map_path(lesion.mask, provenance)))
+        is_same = sidecar.get("SummaryHash") == summary_hash
+        found[lesion.name] = sidecar.get("ApproximationR") if is_same else None
+    return found
 
 
 def _check_memory(drawn: dict[str, tuple[GroupLesion, NullLesion]], resources: Resources) -> None:

@@ -191,6 +191,7 @@ def add_nulls(
     except (OSError, ValueError) as error:
         logger.warning("there are no null lesions: %s", error)
         return []
+    logger.info("null lesions: %d for each of %d lesions, from the connectome's summary", nulls.n, len(records))
     rows: list[list[str]] = []
     labels = []
     with (

@@ -74,7 +74,7 @@ def write_chance(
     left_out
         Reason for each lesion of the group that has no null lesions, by name.
     identity
-        Keys of the sidecar about the draw.
+        Keys of the sidecar about the draw and the approximation.
     provenance
         Settings of the group's maps.
     folder
