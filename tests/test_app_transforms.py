@@ -17,6 +17,8 @@ from program import map_lesions, run
 
 from bids_lacuna.app.transforms import ChainFinder, GivenTransform
 from bids_lacuna.bids import LesionMask, find_lesion_masks
+from bids_lacuna.report.figures import read_lesion
+from bids_lacuna.report.pages import position
 from bids_lacuna.spaces import DEFAULT_SPACE
 from bids_lacuna.transforms import templateflow
 
@@ -185,8 +187,14 @@ def test_the_raw_t1w(tmp_path: Path) -> None:
 
 def test_nothing_fits(tmp_path: Path) -> None:
     """The sentence says what was looked for, what was there instead, and both remedies."""
-    fmriprep = write_fmriprep(tmp_path / "prep", "sub-01_from-T1w_to-MNIInfant", f"sub-02_from-T1w_to-{OTHER}")
-    looked, found = rf"looked for sub-01_\*from-T1w_to-{DEFAULT_SPACE}", "found sub-01_from-T1w_to-MNIInfant"
+    both_ways = [
+        f"sub-01_from-{a}_to-{b}" for a, b in (("T1w", "MNIInfant"), ("MNIInfant", "T1w"), ("fsnative", "T1w"))
+    ]
+    fmriprep = write_fmriprep(tmp_path / "prep", *both_ways, f"sub-02_from-T1w_to-{OTHER}")
+    looked, found = (
+        rf"looked for sub-01_\*from-T1w_to-{DEFAULT_SPACE}",
+        "found sub-01_from-MNIInfant_to-T1w.*sub-01_from-T1w_to-MNIInfant",
+    )
     words = rf"{looked}.*{found}.*-d fmriprep.*--transform"
     with pytest.raises(ValueError, match=words):
         find(tmp_path / "raw", T1W, fmriprep)
@@ -205,6 +213,9 @@ def test_given_transforms(tmp_path: Path, home: Path) -> None:
     given = [GivenTransform("T1w", OTHER, str(tmp_path / "sub-{sub}_xfm.h5"))]
     files = find(tmp_path / "raw", T1W, fmriprep, given=given)
     assert files == [path.name, f"tpl-{DEFAULT_SPACE}_from-{OTHER}_mode-image_xfm.h5"]
+    several = [*given, GivenTransform("T1w", "A", str(path)), GivenTransform("A", DEFAULT_SPACE, str(path))]
+    with pytest.raises(ValueError, match=rf"several ways from T1w to {DEFAULT_SPACE}: T1w to .* and T1w to"):
+        find(tmp_path / "raw", T1W, fmriprep, given=several)
     with pytest.raises(FileNotFoundError, match=r"sub-02_xfm\.h5"):
         find(tmp_path / "raw", "sub-02/anat/sub-02_space-T1w_label-lesion_mask", fmriprep, given=given)
 
@@ -293,7 +304,11 @@ def test_pages_and_groups_show_the_lesion_in_the_template(connectome: Path, tmp_
     ended = run(raw, out, "participant", "--connectome", connectome, "--transform", pattern, "--t-threshold", 1)
     assert ended.returncode == 0, ended.stderr
     page = (out / "sub-01.html").read_text()
-    assert "Brought from T1w" in page
+    assert f"Brought from T1w to {DEFAULT_SPACE} by a given transform (sub-01.h5)" in page
+    mask = raw / "sub-01/anat/sub-01_space-T1w_label-lesion_mask.nii.gz"
+    (weights,) = out.glob("sub-01/func/*_probseg.nii.gz")
+    assert position(read_lesion(weights, 0.5).centre_mm) in page
+    assert position(read_lesion(mask).centre_mm) not in page
     group = run(raw, out, "group", "--no-reports")
     assert group.returncode == 0, group.stderr
     (overlap,) = [path for path in out.glob("space-*.nii.gz") if "lesion" in path.name and "stat-r" not in path.name][

@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
 
 from bids_lacuna.grid import Grid
+from bids_lacuna.lesion import LesionData, LesionOutsideGrid, load_lesion
 from bids_lacuna.transforms import TransformChain, TransformFile, check_format
 from bids_lacuna.transforms.resampling import weigh_through
 
@@ -150,7 +151,11 @@ def truth(case: Case, tmp_path: Path, points: sitk.Transform) -> Array:
 
 def whole(case: Case) -> tuple[Array, float]:
     """Return the weights of all voxels of the grid, and the lesion's volume there."""
-    corner, weights, volume_mm3 = weigh_through(case.chain, case.mask, case.affine, case.grid)
+    # Masks are cropped when they are read.
+    low, high = np.argwhere(case.mask).min(axis=0), np.argwhere(case.mask).max(axis=0) + 1
+    box = case.mask[tuple(map(slice, low, high))]
+    affine = case.affine @ nib.affines.from_matvec(np.eye(3), low)
+    corner, weights, volume_mm3 = weigh_through(case.chain, box, affine, case.grid)
     everywhere = np.zeros(case.grid.shape)
     everywhere[tuple(slice(a, a + n) for a, n in zip(corner, weights.shape, strict=True))] = weights
     return everywhere, volume_mm3
@@ -250,6 +255,9 @@ def test_probabilities_are_interpolated(tmp_path: Path) -> None:
     _, weights, volume_mm3 = weigh_through(chain, probabilities, affine, GRID)
     assert 0 < weights.max() < probabilities.max()
     assert volume_mm3 == pytest.approx(float(probabilities.sum()) * 8, rel=0.01)
+    uncropped = affine @ nib.affines.from_matvec(np.eye(3), [-3, -3, -3])
+    _, same, _ = weigh_through(chain, np.pad(probabilities, 3), uncropped, GRID)
+    np.testing.assert_allclose(same[same > 0], weights[weights > 0], atol=1e-5)
 
 
 def test_part_outside_the_grid_counts(tmp_path: Path) -> None:
@@ -262,6 +270,31 @@ def test_part_outside_the_grid_counts(tmp_path: Path) -> None:
     assert volume_mm3 == pytest.approx(64)
     assert weights.sum() * 8 == pytest.approx(64 * 1.5 / 4)
     assert corner[0] == 0
+
+
+def test_a_volume_that_changes_much(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A lesion that its transforms shrink to an eighth gets a warning; its coverage is that of the result."""
+    path = tmp_path / "scale.txt"
+    sitk.WriteTransform(sitk.AffineTransform([2.0, 0, 0, 0, 2.0, 0, 0, 0, 2.0], [0.0] * 3), str(path))
+    chain = TransformChain((TransformFile(path, "T1w", "MNI305"),))
+    lesion, affine = box_at((18, -14, 10))
+    image = nib.Nifti1Image(lesion.astype(np.uint8), affine)
+    loaded = load_lesion(LesionData.from_nifti(image, {"space": "T1w"}, chain), GRID, "MNI305")
+    assert (loaded.volume_mm3, loaded.template_volume_mm3, loaded.coverage) == pytest.approx((64, 8, 1), rel=0.02)
+    assert "change the lesion's volume by a factor of 0.12" in caplog.text
+    with pytest.raises(ValueError, match="in space MNI305, the connectome in MNI152NLin6Asym"):
+        load_lesion(LesionData.from_nifti(image, {"space": "T1w"}, chain), GRID, "MNI152NLin6Asym")
+
+
+def test_transforms_that_lead_outside(tmp_path: Path) -> None:
+    """A lesion that its transforms put outside the brain fails with their names."""
+    path = tmp_path / "away.txt"
+    sitk.WriteTransform(sitk.TranslationTransform(3, [500.0, 0.0, 0.0]), str(path))
+    chain = TransformChain((TransformFile(path, "T1w", "MNI305"),))
+    lesion, affine = box_at((0, 0, 0))
+    image = nib.Nifti1Image(lesion.astype(np.uint8), affine)
+    with pytest.raises(LesionOutsideGrid, match=r"after its transforms \(away\.txt\)"):
+        load_lesion(LesionData.from_nifti(image, transform=chain), GRID)
 
 
 def test_chains_that_do_not_join() -> None:

@@ -190,7 +190,7 @@ def check_shared(given: Sequence[GivenTransform], records: Sequence[LesionRecord
         using = [
             record
             for record in records
-            if record.transform and any(str(file.path) == each.pattern for file in record.transform.files)
+            if record.transform and any(file.path == Path(each.pattern) for file in record.transform.files)
         ]
         if len({record.mask.entities["sub"] for record in using}) > 1:
             for record in using:
@@ -257,8 +257,11 @@ def _shortest(
 ) -> list[tuple[str, str]] | None:
     """Return the shortest way from one space to another; None if there is none, ValueError if there are several."""
     ways: list[list[tuple[str, str]]] = [[]]
-    for _ in range(len(steps)):
-        ways = [[*way, step] for way in ways for step in steps if step[0] == (way[-1][1] if way else start)]
+    passed = {start}
+    while ways:
+        here = [(way, way[-1][1] if way else start) for way in ways]
+        ways = [[*way, step] for way, place in here for step in steps if step[0] == place and step[1] not in passed]
+        passed |= {way[-1][1] for way in ways}
         arrived = [way for way in ways if way[-1][1] == end]
         if len(arrived) > 1:
             words = " and ".join(" to ".join([start, *(step[1] for step in way)]) for way in arrived)
