@@ -359,3 +359,39 @@ def test_sets_that_do_not_fit_the_memory(
     assert ended.returncode == 1, ended.stderr
     assert "the null lesions of 2 lesions need 1" in ended.stderr
     assert "raise --mem, or use fewer --null-lesions" in ended.stderr
+
+
+@pytest.mark.parametrize(("r", "is_there"), [(0.979, True), (0.949, False)])
+def test_summary_that_fits_badly(
+    r: float,
+    is_there: bool,
+    bids: Path,
+    store: Path,
+    options: list[object],
+    out: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Below 0.98, T has a warning; below 0.95 there is none, and an earlier one is removed."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    monkeypatch.setattr(nulls_of_maps, "correlate_outside", lambda *_: r)
+    ended = map_lesions(bids, folder, store, *options, "--random-seed", "3", "--participant-label", "01")
+    assert ended.returncode == 0, ended.stderr
+    assert null_map(folder, "01").exists() == is_there
+    assert ("T is approximate" in ended.stderr, "no T among null lesions" in ended.stderr) == (is_there, not is_there)
+
+
+def test_fit_is_outside_the_lesion(store: Path) -> None:
+    """The correlation of exact and approximate map leaves out the lesion's cells, and undefined voxels."""
+    connectivity, half = Connectivity.of(Summary.open(store)), np.full(SHAPE, 0.5)
+    corner, size = BOXES["01"]
+    lesion = make_nulls(Shape(np.array(corner), np.ones(size, np.float32)), connectivity, Tissue(half, half), N)
+    rng = np.random.default_rng(4)
+    exact, approximation = rng.standard_normal((2, GRID.n_voxels))
+    exact[7] = np.nan
+    own = np.zeros(SHAPE, bool)
+    own[tuple(slice(start, start + n) for start, n in zip(corner, size, strict=True))] = True
+    cells = assign_cells(GRID, 8)
+    outside = ~np.isin(cells, cells[own[GRID.mask]]) & np.isfinite(exact)
+    found = nulls_of_maps.correlate_outside(exact, approximation, lesion, connectivity)
+    assert found == pytest.approx(np.corrcoef(exact[outside], approximation[outside])[0, 1], abs=1e-12)

@@ -93,6 +93,18 @@ def test_every_placement_on_an_oblique_grid() -> None:
         assert as_set(find_places(shape, grid, tissue)) == every_place(shape, grid, tissue, 1)
 
 
+def test_a_lesion_on_both_sides_stays_across() -> None:
+    """Where x is the grid's last axis, a lesion on both sides moves along the first two alone."""
+    grid = Grid(
+        synthetic.make_mask(shape=SMALL), np.array([[0, 0, -4, 12], [0, 4, 0, -20], [4, 0, 0, -16], [0, 0, 0, 1.0]])
+    )
+    tissue = make_tissue(grid)
+    shape = Shape(np.array([3, 3, 2]), np.ones((2, 2, 3), np.float32))
+    places = find_places(shape, grid, tissue)
+    assert places.side == "both"
+    assert as_set(places) == every_place(shape, grid, tissue, 1, across=2) != set()
+
+
 def test_ties_are_above_the_edge() -> None:
     """A fraction that is an edge is in the bin above it, at the own place as elsewhere, whatever the rounding."""
     grid = make_grid(SMALL)
