@@ -488,6 +488,13 @@ def test_a_mask_that_was_not_mapped_is_drawn(failed: Path) -> None:
     with Image.open(failed / unquote(str(image["src"]))) as picture:
         assert picture.size == (int(str(image["width"])), int(str(image["height"])))
     assert "The mask is not drawn" not in page.text
+    # In its T1w, the mask may lie anywhere on the template.
+    (table,) = failed.glob("logs/*/lesions.tsv")
+    table.write_text(table.read_text().replace(f"\t{demo.SPACE}\t", "\tT1w\t"))
+    write_participant_report(failed, "01")
+    page = Elements((failed / "sub-01.html").read_text())
+    assert "The mask is not drawn: it lies in the participant's own space T1w" in page.text
+    assert not page.all("img")
 
 
 def test_a_page_that_fails_stops_nothing(

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray
 
-LIBRARIES = ("numpy", "scipy", "numba", "nibabel", "nilearn", "matplotlib")
+LIBRARIES = ("numpy", "scipy", "numba", "nibabel", "SimpleITK", "nilearn", "matplotlib")
 """Libraries that produce numbers and pictures."""
 
 MOMENT_BYTES = 16

@@ -14,6 +14,7 @@ from bids_lacuna.report.maps_on_disk import find_mask
 from bids_lacuna.report.pages import anchor, position
 from bids_lacuna.report.pictures import Picture, Pictures
 from bids_lacuna.runtime.logs import LOG_FILE
+from bids_lacuna.spaces import is_own
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def _draw(output_dir: Path, label: str, outcome: Outcome, links: Mapping[str, An
     """Draw a mask; return its picture, or why there is none."""
     mask = find_mask(output_dir, links, *outcome.mask)
     threshold = outcome.run.provenance.options.lesion_threshold if outcome.run else None
+    if is_own(space := outcome.row.get("space", "")):
+        return None, f"The mask is not drawn: it lies in the participant's own space {space}, not on the template."
     try:
         shape = figures.read_lesion(mask, threshold)
         folder = output_dir / f"sub-{label}" / "figures"

@@ -29,7 +29,7 @@ def describe_methods(run: Run, *, with_pictures: bool) -> str:
     libraries = ", ".join(
         f"{name} {version}"
         for name, version in provenance.libraries.items()
-        if with_pictures or name not in DRAWING_LIBRARIES
+        if (with_pictures or name not in DRAWING_LIBRARIES) and (run.transforms or name != "SimpleITK")
     )
     pictures = ", and pictures drawn on the MNI template of nilearn [@nilearn]" if with_pictures else ""
     paragraphs = [
