@@ -33,7 +33,7 @@ def main() -> None:
     cluster.scale(jobs=int(n_jobs))
     with Client(cluster) as client:
         results = batch_process(
-            [LesionData.from_nifti(mask) for mask in masks],
+            [LesionData.from_nifti(mask, {"space": "MNI152NLin6Asym"}) for mask in masks],
             FunctionalNetworkMapping(Path(connectome).absolute()),
             client=client,
             batch_result_callback=save,

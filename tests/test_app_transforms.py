@@ -311,6 +311,9 @@ def test_pages_and_groups_show_the_lesion_in_the_template(connectome: Path, tmp_
     (weights,) = out.glob("sub-01/func/*_probseg.nii.gz")
     assert position(read_lesion(weights, 0.5).centre_mm) in page
     assert position(read_lesion(mask).centre_mm) not in page
+    (options,) = out.glob("logs/*/config.toml")
+    again = run(raw, out, "participant", "--config-file", options)
+    assert again.returncode == 0, again.stderr
     group = run(raw, out, "group", "--no-reports")
     assert group.returncode == 0, group.stderr
     (overlap,) = [path for path in out.glob("space-*.nii.gz") if "lesion" in path.name and "stat-r" not in path.name][

@@ -405,13 +405,13 @@ class ShowCitation(argparse.Action):
         parser.exit()
 
 
-def transform(text: str) -> tuple[str, str, str]:
-    """Parse A:B=FILE."""
+def transform(text: str) -> str:
+    """Check that a text is A:B=FILE; the file of a run's options repeats it."""
     spaces, equals, path = text.partition("=")
     source, colon, target = spaces.partition(":")
     if not (equals and colon and path and source.isalnum() and target.isalnum()):
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B=FILE, as in T1w:MNI152NLin6Asym=sub-01_xfm.h5")
-    return source, target, path
+    return text
 
 
 def positive_number(text: str) -> float:

@@ -40,6 +40,13 @@ class GivenTransform:
     pattern: str
     """Path, in which {sub} and {ses} stand for the labels of a mask."""
 
+    @classmethod
+    def parse(cls, text: str) -> GivenTransform:
+        """Parse A:B=FILE, which the command line has checked."""
+        spaces, _, pattern = text.partition("=")
+        source, _, target = spaces.partition(":")
+        return cls(source, target, pattern)
+
     def of(self, mask: LesionMask) -> TransformFile:
         """Return the file for a mask; raises ValueError or OSError."""
         filled = self.pattern.replace("{sub}", mask.entities["sub"]).replace("{ses}", mask.entities.get("ses", ""))
@@ -174,7 +181,7 @@ class ChainFinder:
 
 def find_chains(arguments: argparse.Namespace, datasets: Mapping[str, Path], space: str) -> ChainFinder:
     """Return what finds the chains of a command line's masks; stop if a given transform cannot be used."""
-    given = [GivenTransform(*each) for each in arguments.transform]
+    given = [GivenTransform.parse(each) for each in arguments.transform]
     for each in given:
         if "{" not in each.pattern:
             with ending(Exit.NO_INPUT, FileNotFoundError), ending(Exit.USAGE, ValueError):
