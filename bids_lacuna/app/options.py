@@ -104,22 +104,7 @@ def _add_lesions(parser: Parser) -> None:
         action="extend",
         help="search these datasets for lesion masks, too, and for fMRIPrep's transforms",
     )
-    group.add_argument(
-        "--transform",
-        type=transform,
-        nargs="+",
-        default=[],
-        metavar="A:B=FILE",
-        action="extend",
-        help="ITK transform that resamples images of space A into space B, for masks in A; several are chained; "
-        "{sub} and {ses} in FILE stand for a mask's labels (default: fMRIPrep's in the datasets of -d, and "
-        "TemplateFlow's)",
-    )
-    group.add_argument(
-        "--no-download",
-        action="store_true",
-        help="download nothing: use only those of TemplateFlow's transforms that are in TEMPLATEFLOW_HOME",
-    )
+    _add_transforms(group)
     group.add_argument(
         "--participant-label",
         "--participant_label",
@@ -155,6 +140,25 @@ def _add_lesions(parser: Parser) -> None:
         "--skip-bids-validation",
         action="store_true",
         help="accepted for compatibility with BIDS Apps; has no effect: datasets are not validated",
+    )
+
+
+def _add_transforms(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--transform",
+        type=transform,
+        nargs="+",
+        default=[],
+        metavar="A:B=FILE",
+        action="extend",
+        help="ITK transform that resamples images of space A into space B, for masks in A; several are chained; "
+        "{sub} and {ses} in FILE stand for a mask's labels (default: fMRIPrep's in the datasets of -d, and "
+        "TemplateFlow's)",
+    )
+    group.add_argument(
+        "--no-download",
+        action="store_true",
+        help="download nothing: use only those of TemplateFlow's transforms that are in TEMPLATEFLOW_HOME",
     )
 
 
