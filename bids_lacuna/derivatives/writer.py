@@ -18,17 +18,15 @@ from bids_lacuna.derivatives.records import (
     LesionRecord,
     Sidecars,
     describe_differences,
-    lesion_provenance,
     read_threshold,
     write_outcomes,
 )
+from bids_lacuna.derivatives.sidecars import describe_maps, write_sidecars
 from bids_lacuna.files import (
     ChangedMeanwhile,
     check_unchanged,
     read_json_object,
     renamed_when_whole,
-    sync_folder,
-    write_json,
 )
 from bids_lacuna.images import save_gzipped
 from bids_lacuna.lesion import LesionData
@@ -154,7 +152,7 @@ class DerivativesWriter:
         t_map = self.output_dir / map_path(record.mask, self.provenance, stat="t")
         sidecar = read_json_object(sidecar_path(t_map))
         sidecar.pop("Description", None)
-        _write_sidecars(self._write_masks(record.mask, images, sidecar))
+        write_sidecars(self._write_masks(record.mask, images, sidecar))
         record.status, record.reason = "done", "only masks of |t| were missing: made from its t-map"
         record.volume_mm3, record.coverage = (
             float(value) if isinstance(value := sidecar.get(key), int | float) else None
@@ -175,7 +173,7 @@ class DerivativesWriter:
         """
         sidecar = read_json_object(sidecar_path(self.output_dir / map_path(record.mask, self.provenance, stat="z")))
         path = self._write_map(null_map_path(record.mask, self.provenance), lambda: image)
-        _write_sidecars({sidecar_path(path): {**sidecar, "Description": NULL_DESCRIPTION, **own}})
+        write_sidecars({sidecar_path(path): {**sidecar, "Description": NULL_DESCRIPTION, **own}})
 
     def remove_null_map(self, record: LesionRecord) -> None:
         """Remove a lesion's T among its null lesions, its sidecar first."""
@@ -206,7 +204,7 @@ class DerivativesWriter:
     def _write_lesion(self, mask: LesionMask, lesion: LesionData) -> None:
         maps = lesion.results[ANALYSIS]
         with maps.computed_once() as statistics:
-            sidecar = self._common_sidecar(mask, lesion, statistics.n_subjects)
+            sidecar = describe_maps(mask, lesion, self.provenance, self.links, statistics.n_subjects)
             if lesion.state:
                 # The sidecar has the hash of the file as it is now.
                 check_unchanged({mask.path: lesion.state})
@@ -217,7 +215,7 @@ class DerivativesWriter:
                     path = self._write_map(map_path(mask, self.provenance, stat=stat), partial(maps.__getitem__, key))
                     sidecars[sidecar_path(path)] = {"Description": description, **sidecar}
             sidecars |= self._write_masks(mask, maps.get("binary_maps", {}), sidecar)
-        _write_sidecars(sidecars)
+        write_sidecars(sidecars)
 
     def _write_weights(
         self, mask: LesionMask, lesion: LesionData, sidecar: Mapping[str, Any]
@@ -254,41 +252,9 @@ class DerivativesWriter:
                 path.unlink(missing_ok=True)
                 old.unlink()
 
-    def _common_sidecar(self, mask: LesionMask, lesion: LesionData, n_subjects: int) -> dict[str, Any]:
-        sidecar = {
-            "Sources": [f"bids:{self.links[mask.dataset]}:{mask.path.relative_to(mask.dataset_path).as_posix()}"],
-            "SpatialReference": self.provenance.space,
-            "NumberOfConnectomeSubjects": n_subjects,
-            "DegreesOfFreedom": n_subjects - 1,
-            "LesionVolume": lesion.volume_mm3,
-            "LesionVolumeUnits": "mm^3",
-            "LesionCoverage": lesion.coverage,
-            **lesion_provenance(mask, self.provenance, lesion.transform),
-            "SoftwareVersion": self.provenance.version,
-        }
-        if lesion.transform and lesion.template_volume_mm3 and lesion.volume_mm3:
-            sidecar["LesionVolumeInTemplate"] = lesion.template_volume_mm3
-            sidecar["LesionVolumeRatio"] = lesion.template_volume_mm3 / lesion.volume_mm3
-        if "res" in mask.entities:
-            sizes = " x ".join(f"{size:g}" for size in self.provenance.voxel_sizes_mm)
-            sidecar["Resolution"] = f"{sizes} mm, the connectome's grid"
-        return sidecar
-
     def _write_map(self, relative_path: PurePosixPath, compute: Callable[[], nib.Nifti1Image]) -> Path:
         path = self.output_dir / relative_path
         # Other lesions are computed while this thread waits for the disk.
         with renamed_when_whole(path, sync=False) as temporary, self._processors:
             save_gzipped(compute(), temporary)
         return path
-
-
-def _write_sidecars(sidecars: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Write the sidecars of maps in one folder; a map with a sidecar counts as complete."""
-    folders = {path.parent for path in sidecars}
-    # All maps are on the disk before the first sidecar.
-    for folder in folders:
-        sync_folder(folder)
-    for path, content in sidecars.items():
-        write_json(path, content, sync=False)
-    for folder in folders:
-        sync_folder(folder)
