@@ -106,7 +106,7 @@ class ContrastWriter:
         self._provenance = provenance
         self._source = source
         self._maps: dict[str, str] = {}
-        self._common = self._describe()
+        self._common = describe_test(test, lesions, provenance, source)
 
     def write(self, sensitivities: Sequence[Sensitivity], lesioned: Array, summary: Summary | None = None) -> Path:
         """Write all files, and return the path of the record.
@@ -214,36 +214,6 @@ class ContrastWriter:
         write_json(folder / f"{stem}.json", {"Description": description, **self._common, **more, **self._sources()})
         self._maps[key] = f"{stem}.nii.gz"
 
-    def _describe(self) -> dict[str, Any]:
-        """Return what the sidecar of each file says."""
-        test, provenance = self._test, self._provenance
-        design, question, permutations = test.design, test.question, test.result.permutations
-        return {
-            "Descriptive": False,
-            "Interpretation": INTERPRETATION,
-            "Contrast": design.direction,
-            "Column": design.column,
-            "Design": record_path(Path(), design.label).with_suffix(".tsv").name,
-            "NumberOfPatients": len(design.tested),
-            **({"NumberOfCases": design.n_cases} if design.levels else {}),
-            "NumberOfPermutations": len(permutations.orders),
-            "DistinctPermutations": _json_number(permutations.n_distinct),
-            "AllPermutations": permutations.exhaustive,
-            "SmallestP": permutations.smallest_p,
-            "RandomSeed": question.random_seed,
-            "Alpha": question.alpha,
-            "InputStatistic": self._source.stat,
-            "NumberOfVoxels": int(np.isfinite(test.result.t).sum()),
-            "FractionOfVoxels": test.fraction_of_voxels,
-            "SpatialReference": provenance.space,
-            "ConnectomeName": provenance.connectome_name,
-            "ConnectomeHash": provenance.connectome_hash,
-            **provenance.options.sidecar,
-            "MapsHash": hash_maps(self._lesions, self._source.maps_dir, self._source.stat),
-            "TableHash": hash_design(design),
-            "SoftwareVersion": __version__,
-        }
-
     def _sources(self) -> dict[str, list[str]]:
         return {"Sources": [f"bids::{lesion.maps[self._source.stat]}" for lesion in self._lesions]}
 
@@ -294,6 +264,38 @@ class ContrastWriter:
             "Maps": self._maps,
             **self._sources(),
         }
+
+
+def describe_test(
+    test: GroupTest, lesions: Sequence[GroupLesion], provenance: Provenance, source: TestInput
+) -> dict[str, Any]:
+    """Return what the sidecar of each file of a test says."""
+    design, question, permutations = test.design, test.question, test.result.permutations
+    return {
+        "Descriptive": False,
+        "Interpretation": INTERPRETATION,
+        "Contrast": design.direction,
+        "Column": design.column,
+        "Design": record_path(Path(), design.label).with_suffix(".tsv").name,
+        "NumberOfPatients": len(design.tested),
+        **({"NumberOfCases": design.n_cases} if design.levels else {}),
+        "NumberOfPermutations": len(permutations.orders),
+        "DistinctPermutations": _json_number(permutations.n_distinct),
+        "AllPermutations": permutations.exhaustive,
+        "SmallestP": permutations.smallest_p,
+        "RandomSeed": question.random_seed,
+        "Alpha": question.alpha,
+        "InputStatistic": source.stat,
+        "NumberOfVoxels": int(np.isfinite(test.result.t).sum()),
+        "FractionOfVoxels": test.fraction_of_voxels,
+        "SpatialReference": provenance.space,
+        "ConnectomeName": provenance.connectome_name,
+        "ConnectomeHash": provenance.connectome_hash,
+        **provenance.options.sidecar,
+        "MapsHash": hash_maps(lesions, source.maps_dir, source.stat),
+        "TableHash": hash_design(design),
+        "SoftwareVersion": __version__,
+    }
 
 
 def describe_model(design: Design) -> str:
