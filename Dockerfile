@@ -40,8 +40,9 @@ RUN mkdir compiled \
  && if [ "$(uname -m)" = x86_64 ]; then \
       code=$(cat lib/python3*/site-packages/bids_lacuna/kernels/*.py /src/requirements.lock | sha256sum | cut -c -12) \
    && NUMBA_CACHE_DIR=/opt/bids-lacuna/compiled/$code NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES= \
-      bin/python -c 'from bids_lacuna.kernels import compile_for, compile_for_nulls; \
-compile_for("int16", ["float32", "float64"]); compile_for("float32", []); compile_for_nulls()' \
+      bin/python -c 'from bids_lacuna.kernels import compile_for, compile_for_cells, compile_for_nulls; \
+[compile(kind, of) for compile in (compile_for, compile_for_cells) \
+for kind, of in (("int16", ["float32", "float64"]), ("float32", []))]; compile_for_nulls()' \
    && ln -s "$code" compiled/current; \
     fi
 

@@ -188,4 +188,6 @@ def compile_for_cells(series_dtype: np.dtype, standardized_dtypes: Iterable[np.d
         add_products([cells], [series], [ones], total)
         add_products([cells], [cells], [ones[:n_cells]], np.zeros((n_cells, n_cells), np.float32))
         add_degree(series, ones, np.zeros(n_voxels))
+        # As where it is mapped into memory.
+        total.flags.writeable = False
         summarize_columns(total, ones[:n_cells], np.ones(n_cells))
