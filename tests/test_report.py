@@ -348,6 +348,34 @@ def test_reports_only_rewrites_the_pages(finished: Path, pages: dict[str, Elemen
     assert "there are 02, 04" in unknown.stderr
 
 
+def test_pictures_of_earlier_pages_are_removed(finished: Path, tmp_path: Path) -> None:
+    """A new page removes those pictures of its own lesions that it does not show, and no other file."""
+    out = shutil.copytree(finished, tmp_path / "out")
+    bids = shutil.copytree(finished.parent / "bids" / "sub-02", tmp_path / "bids" / "sub-02")
+    folder = out / "sub-02" / "figures"
+    before = {path.name for path in folder.iterdir()}
+    stem = min(name for name in before if name.endswith("_lesion.png")).removesuffix("_lesion.png")
+    # A mask that could not be mapped may have a name that begins as that of the lesion's files does.
+    mask = min(bids.rglob("*_mask.nii.gz"))
+    shutil.copy(mask, mask.with_name(f"{stem}_mask.nii.gz"))
+    (dataset,) = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    log_dir = out / "logs" / "20260101"
+    log_dir.mkdir()
+    (log_dir / "lesions.tsv").write_text(
+        "dataset\tmask\tsub\tspace\tstatus\treason\n"
+        f"{dataset}\tsub-02/{mask.parent.relative_to(bids).as_posix()}/{stem}_mask.nii.gz\t02\t{demo.SPACE}\tfailed\tn/a\n"
+    )
+    earlier = {f"{stem}_r-mosaic.png", f"{stem}_r-glass.png", f"{stem}_t7p5-mask.png"}
+    others = {f"{stem}2_r-map.png", f"{stem}_notes.txt", f"my_{stem}_r-map.png", "r-map.png"}
+    for each in earlier | others:
+        (folder / each).touch()
+    write_participant_report(out, "02")
+    assert {path.name for path in folder.iterdir()} == before | others | {f"{stem}_mask_lesion.png"}
+    images = Elements((out / "sub-02.html").read_text()).all("img")
+    pictures = {each for each in before if each.endswith(".png")}
+    assert {Path(unquote(str(image["src"]))).name for image in images} == {*pictures, f"{stem}_mask_lesion.png"}
+
+
 def test_a_dry_run_of_reports_only_writes_none(finished: Path, tmp_path: Path) -> None:
     """It says how many pages it would write, and what they cost; with too little memory, what to do."""
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}

@@ -23,7 +23,7 @@ GROUP_DICTIONARY = "group_lesions.json"
 GROUP_PAGE = "group.html"
 
 FIGURES = "figures"
-"""Folder of the group's pictures, whose names begin with group_."""
+"""Folder of the pictures of participants' and groups' pages."""
 
 # fmt: off
 ENTITY_ORDER = (

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives import (
-    FIGURES,
     GROUP_DICTIONARY,
     GROUP_PAGE,
     GROUP_TABLE,
@@ -90,15 +89,8 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
         references=references(methods, list(runs.values())[-1].provenance.version) if methods else "",
     )
     drawn = [part.picture.path for part in (*maps, similarity, distributions) if part.picture]
-    _remove_pictures(folder, {*drawn, *(row.tile.sheet for row in rows if row.tile)})
+    drawing.pictures.remove_others({*drawn, *(row.tile.sheet for row in rows if row.tile)})
     return [*drawing.problems, *write_test_reports(folder)]
-
-
-def _remove_pictures(folder: Path, drawn: Collection[str]) -> None:
-    """Remove the pictures of an earlier page that the new one does not show."""
-    for path in (folder / FIGURES).glob("group_*.png"):
-        if path.relative_to(folder).as_posix() not in drawn:
-            path.unlink(missing_ok=True)
 
 
 def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesion | None]:

@@ -107,7 +107,7 @@ class GroupDrawing:
         self._group = group
         self._rows = rows
         self._lesions = f"{len(rows)} lesion" + ("" if len(rows) == 1 else "s")
-        self._pictures = Pictures(output_dir, output_dir / FIGURES / "group")
+        self.pictures = Pictures(output_dir, output_dir / FIGURES / "group")
         self._thresholds = self._read_thresholds()
         (output_dir / FIGURES).mkdir(exist_ok=True)
 
@@ -135,7 +135,7 @@ class GroupDrawing:
             beyond = f"t {'>' if threshold > 0 else '<'} {decimal(threshold)}"
             maps.append(self._attempt(f"Network overlap, {beyond}", self._draw_network, key, beyond))
         if chance := find_chance_maps(self._output_dir, self._group):
-            draw = partial(draw_chance, self._pictures, chance)
+            draw = partial(draw_chance, self.pictures, chance)
             maps.append(self._attempt("Against lesions at chance places", draw))
         return maps
 
@@ -154,7 +154,7 @@ class GroupDrawing:
         n = len(self._rows)
         volume = figures.read_map(self._output_dir / self._group["Maps"]["lesions_n"])
         facts = figures.measure_map(volume, 0)
-        path = self._pictures.path("lesions.png")
+        path = self.pictures.path("lesions.png")
         title = f"Number of lesions out of {n}, and percentage"
 
         def write(count: float) -> str:
@@ -180,7 +180,7 @@ class GroupDrawing:
         volume = figures.read_map(self._output_dir / self._group["Maps"]["mean_r"])
         threshold = figures.strongest_tenth_threshold(volume)
         facts = figures.measure_map(volume, threshold)
-        path = self._pictures.path("mean-r.png")
+        path = self.pictures.path("mean-r.png")
         above = f"|mean r| > {decimal(threshold)}, about the strongest tenth of all voxels"
         title = f"Mean r of {self._lesions}, where {above}"
         figures.draw_map(path, volume, threshold, "r", title=(title, STAMP))
@@ -201,7 +201,7 @@ class GroupDrawing:
         facts = figures.measure_map(volume, 0)
         if not facts.n_above:
             return f"Not drawn, since no lesion has {beyond} in any voxel."
-        path = self._pictures.path(f"{key.removesuffix('_share')}.png")
+        path = self.pictures.path(f"{key.removesuffix('_share')}.png")
         title = f"Fraction of the {self._lesions} with {beyond}"
         figures.draw_overlap(path, volume, (0, 0.25, 0.5, 0.75, 1), "fraction", percent, (title, STAMP))
         most = in_all if everywhere else f"at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm"
@@ -209,7 +209,7 @@ class GroupDrawing:
         return self._add(f"Network overlap, {beyond}", path, what)
 
     def _add(self, name: str, path: Path, what: str) -> Picture:
-        return self._pictures.add(name, path, f"Slices of the MNI template. {what}", what)
+        return self.pictures.add(name, path, f"Slices of the MNI template. {what}", what)
 
     def draw_similarity(self) -> GroupPart:
         """Draw the matrix of correlations between r-maps, in clustering order."""
@@ -227,14 +227,14 @@ class GroupDrawing:
             ndmin=2,
         )
         order = np.argsort([row.cluster_position for row in self._rows])
-        path = self._pictures.path("similarity.png")
+        path = self.pictures.path("similarity.png")
         title = f"Spatial correlation between the r-maps of {self._lesions}, in clustering order"
         names = [self._rows[number].name for number in order]
         draw_similarity(path, matrix[np.ix_(order, order)], names, (title, STAMP))
         pairs = matrix[np.triu(np.ones((n, n), bool), 1)]
         between = f"; r between two lesions is {_range(pairs)}" if pairs.size else ""
         what = f"{title}{between}. {self._group['Clustering']}. {STAMP}"
-        return self._pictures.add("Similarity of the maps", path, f"Matrix. {what}", what)
+        return self.pictures.add("Similarity of the maps", path, f"Matrix. {what}", what)
 
     def draw_distributions(self) -> GroupPart:
         """Draw histograms of volume and coverage."""
@@ -243,11 +243,11 @@ class GroupDrawing:
     def _draw_distributions(self) -> Picture:
         volumes_ml = [row.volume_ml for row in self._rows]
         coverages = [row.coverage for row in self._rows]
-        path = self._pictures.path("distributions.png")
+        path = self.pictures.path("distributions.png")
         title = f"Volume and coverage of {self._lesions}"
         draw_distributions(path, volumes_ml, [100 * coverage for coverage in coverages], (title, OF_LESIONS))
         what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverages, percent)}."
-        return self._pictures.add(
+        return self.pictures.add(
             title, path, f"Histograms. {what} {OF_LESIONS}", f"{what} The volume axis is logarithmic. {OF_LESIONS}"
         )
 
@@ -271,11 +271,11 @@ class GroupDrawing:
                 row.why_no_tile = str(error)
         if not shapes:
             return
-        path = self._pictures.path(f"tiles-{number:03d}.png")
+        path = self.pictures.path(f"tiles-{number:03d}.png")
         width, height = figures.draw_tiles(path, [shape for _, shape in shapes])
         for row_in_sheet, (row, shape) in enumerate(shapes):
             alt = f"Three slices of the MNI template through {position(shape.centre_mm)} mm, with the lesion in red"
-            row.tile = Tile(self._pictures.relative(path), row_in_sheet * height, width, height, alt)
+            row.tile = Tile(self.pictures.relative(path), row_in_sheet * height, width, height, alt)
 
 
 def whole_ticks(maximum: float) -> list[int]:

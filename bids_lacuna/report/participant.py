@@ -13,7 +13,7 @@ from bids_lacuna.report.failure import describe_failure
 from bids_lacuna.report.maps_on_disk import MappedLesion, find_mapped_lesions, read_links
 from bids_lacuna.report.methods import combine
 from bids_lacuna.report.pages import write_page
-from bids_lacuna.report.section import Section, describe_lesion
+from bids_lacuna.report.section import Section, describe_lesion, pictures_of
 from bids_lacuna.runtime.logs import LOG_FILE
 from bids_lacuna.text import format_bytes
 
@@ -31,6 +31,7 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
     sections = [describe_lesion(output_dir, label, lesion) for lesion in lesions]
     origins = [_origin(lesion, outcomes) for lesion in lesions]
     failures, links = _failures(outcomes), read_links(output_dir)
+    not_mapped = [describe_failure(output_dir, label, outcome, links) for outcome in failures]
     runs = _runs_of_maps(lesions, origins)
     methods = combine(runs.values())
     write_page(
@@ -39,13 +40,17 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
         label=label,
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
         sections=sections,
-        failures=[describe_failure(output_dir, label, outcome, links) for outcome in failures],
+        failures=not_mapped,
         runs=_describe_runs(output_dir, sections, origins, failures, runs),
         without_logs=[section.heading for section, origin in zip(sections, origins, strict=True) if origin is None],
         methods=methods.split("\n\n") if methods else [],
         why_no_methods=_explain_missing_methods(origins),
         references=references(methods, list(runs.values())[-1].provenance.version) if runs else "",
     )
+    pictures = [picture for section in sections for picture in section.pictures]
+    shown = {picture.path for picture in (*pictures, *(failure.picture for failure in not_mapped)) if picture}
+    for lesion in lesions:
+        pictures_of(output_dir, label, lesion).remove_others(shown)
     return [f"{section.heading}: {error}" for section in sections for error in section.errors]
 
 

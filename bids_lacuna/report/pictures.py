@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from PIL import Image
@@ -59,3 +61,15 @@ class Pictures:
         with Image.open(path) as image:
             width, height = image.size
         return Picture(name, self.relative(path), alt, caption, width, height)
+
+    def remove_others(self, shown: Collection[str]) -> None:
+        """Remove the pictures of an earlier page that the new one does not show.
+
+        Parameters
+        ----------
+        shown
+            Paths of the new page's pictures, relative to the output's root.
+        """
+        for path in self._stem.parent.glob(f"{escape(self._stem.name)}_*.png"):
+            if self.relative(path) not in shown:
+                path.unlink(missing_ok=True)

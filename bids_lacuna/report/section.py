@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_lacuna.derivatives import TRANSFORMS
+from bids_lacuna.derivatives import FIGURES, TRANSFORMS
 from bids_lacuna.files import hash_file, write_table
 from bids_lacuna.lesion import LOW_COVERAGE, VOLUME_RATIOS, name_side
 from bids_lacuna.report import figures
@@ -73,6 +73,12 @@ class Section:
     files: list[tuple[str, str]] = field(default_factory=list)
     """Paths relative to the output's root, and what they contain."""
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """All pictures of the section."""
+        found = [self.lesion, self.nulls.picture if self.nulls else None]
+        return [each for each in found if each] + [each for part in self.maps for each in part.pictures]
+
 
 @dataclass(frozen=True)
 class _Shown:
@@ -89,6 +95,11 @@ class _Shown:
     def condition(self) -> str:
         """Describe the shown voxels."""
         return f"|{self.stat}| > {decimal(self.threshold)}"
+
+
+def pictures_of(output_dir: Path, label: str, lesion: MappedLesion) -> Pictures:
+    """Return the picture files of a participant's lesion."""
+    return Pictures(output_dir, output_dir / f"sub-{label}" / FIGURES / lesion.name)
 
 
 def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Section:
@@ -119,7 +130,8 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
     ]
     try:
-        _draw(output_dir, output_dir / f"sub-{label}" / "figures", lesion, section)
+        (output_dir / f"sub-{label}" / FIGURES).mkdir(parents=True, exist_ok=True)
+        _draw(pictures_of(output_dir, label, lesion), lesion, section)
     # The border of a lesion's section: whatever is wrong with its files, the page is written.
     except Exception as error:
         logger.debug("traceback of the failure below", exc_info=True)
@@ -186,10 +198,8 @@ def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) 
     return found
 
 
-def _draw(output_dir: Path, folder: Path, lesion: MappedLesion, section: Section) -> None:
+def _draw(pictures: Pictures, lesion: MappedLesion, section: Section) -> None:
     """Draw all pictures of a lesion and add them to its section; each map is read once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = Pictures(output_dir, folder / lesion.name)
     shape = _read_lesion(lesion, section)
     shown = _read_maps(lesion)
     r_map, t_map = shown["r"], shown.get("t")
