@@ -24,6 +24,8 @@ FLAGS = [flag for action in build_parser()._actions for flag in action.option_st
         ("--t-treshold", "--t-threshold"),
         ("--lesionbatchsize", "--lesion-batch-size"),
         ("--overwite", "--overwrite"),
+        ("--n-perm", "--permutations"),
+        ("--confounds", "--covariates"),
         ("--Participant-Labels", "--participant-label"),
     ],
 )
@@ -35,8 +37,8 @@ def test_an_option_of_the_same_meaning_is_suggested(unknown: str, meant: str) ->
 @pytest.mark.parametrize(
     "unknown",
     [
-        "--covariates", "--covariate", "--permutations", "--n-permutations", "--output-spaces", "--lesions",
-        "--lesion-label", "--task-label", "--design", "--p-threshold", "--z-threshold", "--threshold",
+        "--regressors", "--contrast", "--output-spaces", "--lesions", "--lesion-label", "--task-label", "--design",
+        "--p-threshold", "--z-threshold", "--threshold",
         "--no-z-map", "--t-map", "--parcellation", "--fs-license-file", "--label", "--smoothing", "--atlas",
     ],
 )  # fmt: skip
@@ -47,9 +49,9 @@ def test_an_option_that_merely_has_letters_in_common_is_not_suggested(unknown: s
 
 def test_a_suggestion_is_an_option_and_an_error_has_it() -> None:
     """An unknown option with a value is an error, with or without a suggestion."""
-    ended = capture(cli.main, "BIDS", "OUT", "group", "--covariates", "NIHSS")
+    ended = capture(cli.main, "BIDS", "OUT", "group", "--regressors", "NIHSS")
     assert ended.returncode == 64
-    assert ended.stderr.splitlines()[-1].endswith("unrecognized arguments: --covariates NIHSS")
+    assert ended.stderr.splitlines()[-1].endswith("unrecognized arguments: --regressors NIHSS")
     assert {f"--{name}" for name in SAME_MEANING} <= {*FLAGS, "--space", "--name"}
     assert not {f"--{other}" for others in SAME_MEANING.values() for other in others} & {
         flag for flag in FLAGS if not flag.startswith("--connectome-")

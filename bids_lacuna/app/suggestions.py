@@ -13,11 +13,16 @@ SAME_MEANING = {
     "mem": ("memory", "memory-gb", "mem-gb", "mem-mb", "max-memory"),
     "overwrite": ("force", "clobber", "rerun"),
     "work-dir": ("scratch", "scratch-dir", "tmp-dir", "temp-dir"),
+    "permutations": ("n-perm", "nperm", "n-permutations"),
+    "covariates": ("confounds", "nuisance"),
     "dask-workers": ("n-workers", "nworkers"),
     "space": ("connectome-space",),
     "name": ("connectome-name",),
 }
 """Other programs' words for options."""
+
+OPPOSITE = {"no", "null"}
+"""Words that turn the rest of a name into something else."""
 
 SAME_WORD = 0.8
 """Smallest similarity, from 0 to 1, of two spellings of one word."""
@@ -63,7 +68,9 @@ def _is_misspelt(name: str, option: str) -> bool:
 
 
 def _with_all_words(name: str, options: Iterable[str]) -> list[str]:
-    """Return the one option that has all words of a name; those that negate it, or several options, are no answer."""
+    """Return the one option that has all words of a name; those of the opposite, or several, are no answer."""
     words = set(_words(name))
-    found = [option for option in options if words < set(_words(option)) and "no" not in set(_words(option)) - words]
+    found = [
+        option for option in options if words < set(_words(option)) and not OPPOSITE & set(_words(option)) - words
+    ]
     return found if len(found) == 1 else []
