@@ -181,10 +181,10 @@ def _describe_content(path: Path, start: bytes) -> str:
 
 def _load(path: Path, start: bytes) -> SpatialImage:
     """Load an image, also where NIfTI's own library accepts a header that nibabel does not."""
-    # nibabel's `load` opens and decompresses the file once more to find its format.
-    load = nib.Nifti1Image.from_filename if _is_nifti1(path, start) else nib.load
     try:
-        image: SpatialImage = load(path)  # type: ignore[assignment]
+        # nibabel would open and decompress the file twice more, to find its format and to read its header.
+        header = _read_usual_header(path, start)
+        image: SpatialImage = nib.load(path) if header is None else _with_header(path, header)  # type: ignore[assignment]
     except ValueError:
         if (rounded := _load_rounded(path)) is None:
             raise
@@ -200,17 +200,26 @@ def _load(path: Path, start: bytes) -> SpatialImage:
     return type(image)(ArrayProxy(stored.file_like, spec), image.affine, image.header)
 
 
-def _is_nifti1(path: Path, start: bytes) -> bool:
-    """Return whether a file is surely a NIfTI-1 image in one file, by its name and its first bytes."""
+def _read_usual_header(path: Path, start: bytes) -> nib.Nifti1Header | None:
+    """Read the header of a NIfTI-1 image in one file without extensions; None for other content."""
     name = path.name.lower()
     if name.endswith(".nii.gz"):
         try:
             start = zlib.decompressobj(zlib.MAX_WBITS + 16).decompress(start, START_BYTES)
         except zlib.error:
-            return False
+            return None
     elif not name.endswith(".nii"):
-        return False
-    return bool(nib.Nifti1Header.may_contain_header(start))
+        return None
+    flags = start[nib.Nifti1Header.sizeof_hdr :][:4]
+    # The first flag says whether extensions follow.
+    if len(flags) < 4 or flags[0] or not nib.Nifti1Header.may_contain_header(start):
+        return None
+    return nib.Nifti1Header.from_fileobj(BytesIO(start))
+
+
+def _with_header(path: Path, header: nib.Nifti1Header) -> nib.Nifti1Image:
+    """Return the image of a file whose header has been read."""
+    return nib.Nifti1Image(ArrayProxy(str(path), header.copy()), header.get_best_affine(), header)
 
 
 def _load_rounded(path: Path) -> nib.Nifti1Image | None:
@@ -219,7 +228,7 @@ def _load_rounded(path: Path) -> nib.Nifti1Image | None:
         header = nib.Nifti1Header.from_fileobj(file)
     if not round_quaternion(header):
         return None
-    return nib.Nifti1Image(ArrayProxy(str(path), header.copy()), header.get_best_affine(), header)
+    return _with_header(path, header)
 
 
 def round_quaternion(header: nib.Nifti1Header) -> bool:

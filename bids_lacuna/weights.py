@@ -132,7 +132,7 @@ def _weigh_aligned(lesion: Array, to_box: Array, axis_of: Array, shape: Array) -
         edges = edges.round(EDGE_DECIMALS)
         low, high = np.minimum(edges[:-1], edges[1:]), np.maximum(edges[:-1], edges[1:])
         grid_low = np.arange(shape[axis])[:, np.newaxis] - 0.5
-        overlaps.append(np.clip(np.minimum(high, grid_low + 1) - np.maximum(low, grid_low), 0, None))
+        overlaps.append(np.maximum(np.minimum(high, grid_low + 1) - np.maximum(low, grid_low), 0))
     along_x, along_y, along_z = overlaps
     # One plane at a time: the whole lesion in float64 would take eight times the memory of its mask.
     planes = np.moveaxis(lesion.transpose(axis_of), 2, 0)

@@ -212,6 +212,30 @@ def test_an_image_has_the_format_of_its_content(
     np.testing.assert_allclose(image.affine, synthetic.OBLIQUE, rtol=1e-5)
 
 
+@pytest.mark.parametrize("codes", [(0, 0), (0, 1), (4, 0), (2, 1)])
+@pytest.mark.parametrize("extension_bytes", [0, 40, 4000])
+@pytest.mark.parametrize("name", ["map.nii", "map.nii.gz"])
+def test_an_image_has_nibabel_s_header(
+    tmp_path: Path, name: str, extension_bytes: int, codes: tuple[int, int]
+) -> None:
+    """Header, extensions, affine, scaling and voxels are those of nibabel's own reading."""
+    values = np.random.default_rng(3).standard_normal(synthetic.SHAPE)
+    image = nib.Nifti1Image(values, synthetic.RADIOLOGICAL)
+    image.set_data_dtype(np.int16)
+    image.set_sform(synthetic.OBLIQUE, codes[0])
+    image.set_qform(synthetic.RADIOLOGICAL, codes[1])
+    if extension_bytes:
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * extension_bytes))
+    nib.save(image, tmp_path / name)
+    found, expected = open_image(tmp_path / name, "map"), nib.load(tmp_path / name)
+    assert found.header == expected.header
+    assert found.header.extensions == expected.header.extensions
+    assert (found.dataobj.slope, found.dataobj.inter) == (expected.dataobj.slope, expected.dataobj.inter)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    np.testing.assert_array_equal(read_volume(found, "map"), expected.get_fdata())
+    np.testing.assert_array_equal(found.get_fdata(), expected.get_fdata())
+
+
 def test_the_size_of_a_file_without_its_compression(tmp_path: Path) -> None:
     """It is that of the file itself, or the one that the gzip stream ends with; an empty file has none."""
     for name in ("map.nii", "map.nii.gz"):

@@ -41,7 +41,7 @@ SAMPLED_SUBJECTS = 3 * kernels.GROUP
 MASKS_AT_ONCE = 128
 """Masks that are loaded together: to start threads for each 32 took a twelfth of the time, more would need memory."""
 
-MAPPED_LESIONS = 1000
+MAPPED_LESIONS = 500
 """Largest number of lesions that are mapped in the sample; a batch of more takes longer in proportion."""
 
 WRITTEN_LESIONS = 4
