@@ -21,6 +21,7 @@ from distributed.comm.core import CommClosedError
 
 from bids_lacuna._version import __version__
 from bids_lacuna.cluster.worker import WorkerInfo, open_analysis
+from bids_lacuna.files import read_json_object
 from bids_lacuna.mapping import Analysis, NoWorker, PassStopped
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def connect(scheduler: str | None, n_workers: int | None, n_threads: int) -> Ite
             target: dict[str, Any] = {"address": cluster}
         else:
             cluster = None
-            target = {"address": scheduler} if "://" in scheduler else {"scheduler_file": _await_file(scheduler)}
+            target = {"address": scheduler if "://" in scheduler else _await_address(scheduler)}
         try:
             client = Client(**target, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -98,14 +99,21 @@ def _start_cluster(n_workers: int | None, n_threads: int) -> LocalCluster:
     )
 
 
-def _await_file(path: str) -> str:
-    """Wait until a scheduler has written its file; Dask would wait for ever."""
+def _await_address(path: str) -> str:
+    """Wait until a scheduler has written its file, and return its address; Dask itself may wait for ever."""
     deadline = time.monotonic() + PATIENCE_S
-    while not Path(path).exists():
-        if re.fullmatch(r"[^/]+:\d+", path) or time.monotonic() > deadline:
-            raise PassStopped(f"there is no scheduler file {path}; an address is written as tcp://host:8786")
+    while True:
+        try:
+            return str(read_json_object(Path(path))["address"])
+        except FileNotFoundError:
+            problem = f"there is no scheduler file {path}; an address is written as tcp://host:8786"
+            if re.fullmatch(r"[^/]+:\d+", path):
+                raise PassStopped(problem) from None
+        except (KeyError, OSError, ValueError) as error:
+            problem = f"the scheduler file {path} has no scheduler's address ({error}): start the scheduler anew"
+        if time.monotonic() > deadline:
+            raise PassStopped(problem)
         time.sleep(POLL_S)
-    return path
 
 
 class _IgnoreInterrupt(WorkerPlugin):
