@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from bids_lacuna.files import read_json_object, read_table
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, Volume
 from bids_lacuna.report.figures.charts import draw_design, draw_prediction, draw_tested
-from bids_lacuna.report.group_drawing import GroupPart
+from bids_lacuna.report.group_drawing import attempt
 from bids_lacuna.report.methods import describe_test_methods
 from bids_lacuna.report.pages import decimal, position, write_page
 from bids_lacuna.report.pictures import Picture, Pictures
@@ -100,12 +99,15 @@ class TestDrawing:
         """Write the page, and return the problems."""
         record = self._record
         methods = describe_test_methods(record)
-        maps = [self._attempt("With the covariates asked for", self._draw_result, "")]
+        maps = [attempt(self.problems, "With the covariates asked for", self._draw_result, "")]
         beside = record["Beside"]
         if beside:
             maps.append(
-                self._attempt(
-                    f"The same {beside['Word']} lesion volume", self._draw_result, f"{beside['Word']}Volume_"
+                attempt(
+                    self.problems,
+                    f"The same {beside['Word']} lesion volume",
+                    self._draw_result,
+                    f"{beside['Word']}Volume_",
                 )
             )
         write_page(
@@ -116,12 +118,12 @@ class TestDrawing:
             outcomes=self._list_outcomes(),
             maps=maps,
             clusters=self._find_clusters(),
-            lesioned=self._attempt("Where patients are lesioned", self._draw_lesioned),
+            lesioned=attempt(self.problems, "Where patients are lesioned", self._draw_lesioned),
             conjunctions=self._list_conjunctions(),
-            prediction=self._attempt("Leave-one-out", self._draw_prediction),
+            prediction=attempt(self.problems, "Leave-one-out", self._draw_prediction),
             accuracies=self._list_accuracies(),
-            tested=self._attempt(record["Column"], self._draw_tested),
-            design=self._attempt("Design", self._draw_design),
+            tested=attempt(self.problems, record["Column"], self._draw_tested),
+            design=attempt(self.problems, "Design", self._draw_design),
             facts=self._describe_origin(),
             files=[record["Design"], f"{record['Design'].removesuffix('.tsv')}.json", *record["Maps"].values()],
             problems=self.problems,
@@ -129,17 +131,6 @@ class TestDrawing:
             references=references(methods, str(record["SoftwareVersion"])),
         )
         return self.problems
-
-    def _attempt(self, heading: str, draw: Callable[..., Picture | str], *arguments: str) -> GroupPart:
-        try:
-            drawn = draw(*arguments)
-            return GroupPart(heading, None, drawn) if isinstance(drawn, str) else GroupPart(heading, drawn)
-        except (OSError, ValueError) as error:
-            self.problems.append(f"a picture could not be drawn: {error}.")
-            return GroupPart(heading, None)
-        finally:
-            # matplotlib's figures are reference cycles.
-            gc.collect()
 
     def _read(self, key: str) -> Volume:
         return figures.read_map(self._folder / self._record["Maps"][key])

@@ -98,6 +98,19 @@ class GroupPart:
     """In place of a picture that would have one colour."""
 
 
+def attempt(problems: list[str], heading: str, draw: Callable[..., Picture | str], *arguments: str) -> GroupPart:
+    """Draw a picture, or add a sentence to the problems if it cannot be drawn."""
+    try:
+        drawn = draw(*arguments)
+        return GroupPart(heading, None, drawn) if isinstance(drawn, str) else GroupPart(heading, drawn)
+    except (OSError, ValueError) as error:
+        problems.append(f"a picture could not be drawn: {error}.")
+        return GroupPart(heading, None)
+    finally:
+        # matplotlib's figures are reference cycles.
+        gc.collect()
+
+
 class GroupDrawing:
     """Draws the pictures of a group; `problems` has a sentence for each that cannot be drawn."""
 
@@ -128,27 +141,16 @@ class GroupDrawing:
     def draw_maps(self) -> list[GroupPart]:
         """Draw slices of the maps: of the overlap of lesions, of the mean, and of each network overlap."""
         maps = [
-            self._attempt("Lesion overlap", self._draw_lesions),
-            self._attempt("Mean r", self._draw_mean),
+            attempt(self.problems, "Lesion overlap", self._draw_lesions),
+            attempt(self.problems, "Mean r", self._draw_mean),
         ]
         for key, threshold in sorted(self._thresholds.items(), key=lambda item: (abs(item[1]), -item[1])):
             beyond = f"t {'>' if threshold > 0 else '<'} {decimal(threshold)}"
-            maps.append(self._attempt(f"Network overlap, {beyond}", self._draw_network, key, beyond))
+            maps.append(attempt(self.problems, f"Network overlap, {beyond}", self._draw_network, key, beyond))
         if chance := find_chance_maps(self._output_dir, self._group):
             draw = partial(draw_chance, self.pictures, chance)
-            maps.append(self._attempt("Against lesions at chance places", draw))
+            maps.append(attempt(self.problems, "Against lesions at chance places", draw))
         return maps
-
-    def _attempt(self, heading: str, draw: Callable[..., Picture | str], *arguments: str) -> GroupPart:
-        try:
-            drawn = draw(*arguments)
-            return GroupPart(heading, None, drawn) if isinstance(drawn, str) else GroupPart(heading, drawn)
-        except (OSError, ValueError) as error:
-            self.problems.append(f"a picture could not be drawn: {error}.")
-            return GroupPart(heading, None)
-        finally:
-            # matplotlib's figures are reference cycles.
-            gc.collect()
 
     def _draw_lesions(self) -> Picture:
         n = len(self._rows)
@@ -213,7 +215,7 @@ class GroupDrawing:
 
     def draw_similarity(self) -> GroupPart:
         """Draw the matrix of correlations between r-maps, in clustering order."""
-        return self._attempt("Similarity of the maps", self._draw_similarity)
+        return attempt(self.problems, "Similarity of the maps", self._draw_similarity)
 
     def _draw_similarity(self) -> Picture:
         n = len(self._rows)
@@ -238,7 +240,7 @@ class GroupDrawing:
 
     def draw_distributions(self) -> GroupPart:
         """Draw histograms of volume and coverage."""
-        return self._attempt("Volume and coverage", self._draw_distributions)
+        return attempt(self.problems, "Volume and coverage", self._draw_distributions)
 
     def _draw_distributions(self) -> Picture:
         volumes_ml = [row.volume_ml for row in self._rows]
