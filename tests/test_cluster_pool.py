@@ -35,7 +35,7 @@ def test_no_scheduler_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "Scheduler-1"}'])
 def test_a_scheduler_file_without_an_address(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is still incomplete when the wait ends is named, with what to do."""
-    monkeypatch.setattr(pool, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(pool, "WRITING_S", 0.1)
     file = tmp_path / "scheduler.json"
     file.write_text(content)
     with (

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5
 """Seconds between looks for new and lost workers."""
 
+WRITING_S = 30.0
+"""Seconds to wait for the rest of a scheduler file."""
+
 PATIENCE_S = 300.0
 """Seconds that a run waits while there is no worker."""
 
@@ -62,7 +65,7 @@ def connect(scheduler: str | None, n_workers: int | None, n_threads: int) -> Ite
             target: dict[str, Any] = {"address": cluster}
         else:
             cluster = None
-            target = {"address": scheduler if "://" in scheduler else _await_address(scheduler)}
+            target = {"address": scheduler if "://" in scheduler else _await_address(_await_file(scheduler))}
         try:
             client = Client(**target, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -99,20 +102,27 @@ def _start_cluster(n_workers: int | None, n_threads: int) -> LocalCluster:
     )
 
 
-def _await_address(path: str) -> str:
-    """Wait until a scheduler has written its file, and return its address; Dask itself may wait for ever."""
+def _await_file(path: str) -> Path:
+    """Wait until a scheduler has begun to write its file; Dask would wait for ever."""
     deadline = time.monotonic() + PATIENCE_S
+    while not Path(path).exists():
+        if re.fullmatch(r"[^/]+:\d+", path) or time.monotonic() > deadline:
+            raise PassStopped(f"there is no scheduler file {path}; an address is written as tcp://host:8786")
+        time.sleep(POLL_S)
+    return Path(path)
+
+
+def _await_address(path: Path) -> str:
+    """Wait until a scheduler has written all of its file, and return its address."""
+    deadline = time.monotonic() + WRITING_S
     while True:
         try:
-            return str(read_json_object(Path(path))["address"])
-        except FileNotFoundError:
-            problem = f"there is no scheduler file {path}; an address is written as tcp://host:8786"
-            if re.fullmatch(r"[^/]+:\d+", path):
-                raise PassStopped(problem) from None
+            return str(read_json_object(path)["address"])
         except (KeyError, OSError, ValueError) as error:
-            problem = f"the scheduler file {path} has no scheduler's address ({error}): start the scheduler anew"
-        if time.monotonic() > deadline:
-            raise PassStopped(problem)
+            if time.monotonic() > deadline:
+                raise PassStopped(
+                    f"the scheduler file {path} has no scheduler's address ({error}): start the scheduler anew"
+                ) from error
         time.sleep(POLL_S)
 
 
