@@ -185,6 +185,20 @@ def test_the_raw_t1w(tmp_path: Path) -> None:
     assert find(tmp_path / "raw", name, fmriprep) == files
 
 
+@pytest.mark.parametrize("participants", [(), ("01", "sub-02")])
+def test_the_raw_t1w_of_each(participants: tuple[str, ...], tmp_path: Path) -> None:
+    """Each mask on the raw T1w is compared with the T1w of its own participant and session."""
+    fmriprep = write_fmriprep(tmp_path / "prep", TO_6, TO_6.replace("01", "02"))
+    images = ["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz"]
+    synthetic.write_images(tmp_path / "raw", *images)
+    chain_of = finder(fmriprep, tmp_path / "raw", participants=participants)
+    for name in (RAW, "sub-02/ses-a/anat/sub-02_ses-a_label-lesion_mask"):
+        assert chain_of(only_mask(tmp_path / "raw", name)) is not None
+    mask = only_mask(tmp_path / "raw", "sub-02/ses-b/anat/sub-02_ses-b_label-lesion_mask")
+    with pytest.raises(ValueError, match="there are 0 T1w images"):
+        chain_of(mask)
+
+
 def test_nothing_fits(tmp_path: Path) -> None:
     """The sentence says what was looked for, what was there instead, and both remedies."""
     both_ways = [

@@ -67,6 +67,8 @@ class ChainFinder:
     download: bool = True
     """Whether TemplateFlow's client may download a file."""
     _between: dict[tuple[str, str], TransformFile | str] = field(default_factory=dict)
+    _t1w_images: dict[str, dict[tuple[str, str | None], list[Path]]] = field(default_factory=dict)
+    """T1w images of each dataset that has been asked for them."""
 
     def __call__(self, mask: LesionMask) -> TransformChain | None:
         """Return the chain of a mask in another space; None if nothing leads from its template to the connectome's.
@@ -152,13 +154,20 @@ class ChainFinder:
         """Describe why a mask on the raw T1w may not lie on fMRIPrep's; empty if it does."""
         if any(each.file.source == RAW and each.entities["sub"] == mask.entities["sub"] for each in self.anatomical):
             return "fMRIPrep wrote from-orig_to-T1w for other T1w images only"
-        images = find_t1w_images(mask)
+        images = self._find_t1w_images(mask)
         if len(images) != 1:
             return f"there are {len(images)} T1w images of its session in {mask.dataset_path}, not one"
         ours, theirs = open_image(mask.path, "mask"), open_image(images[0], "image")
         if ours.shape[:3] != theirs.shape[:3] or not is_same_place(ours.affine, theirs.affine):
             return f"its grid is not that of {images[0].name}"
         return ""
+
+    def _find_t1w_images(self, mask: LesionMask) -> list[Path]:
+        """Return the T1w images of a mask's participant and session in its own dataset."""
+        name = mask.dataset
+        if name not in self._t1w_images:
+            self._t1w_images[name] = find_t1w_images(name, mask.dataset_path, self.participants)
+        return self._t1w_images[name].get((mask.entities["sub"], mask.entities.get("ses")), [])
 
     def _describe_missing(
         self, mask: LesionMask, start: str, steps: Mapping[tuple[str, str], Sequence[TransformFile | None]]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_lacuna.bids.index import list_images, list_paths, parse_name
-from bids_lacuna.bids.lesions import LesionMask
+from bids_lacuna.bids.index import list_images, list_paths
 from bids_lacuna.files import reached_once, read_json_object
 from bids_lacuna.transforms import TransformFile
 
@@ -76,15 +76,21 @@ def is_raw(root: Path) -> bool:
     return True
 
 
-def find_t1w_images(mask: LesionMask) -> list[Path]:
-    """Find the T1w images of a mask's participant and session in its own dataset, beside the mask."""
-    session = mask.entities.get("ses")
-    images = list_images(mask.dataset, mask.dataset_path, [mask.entities["sub"]], None)
-    return sorted(
-        image.path
-        for image in images
-        if image.name["suffix"] == "T1w"
-        and image.name.get("sub") == mask.entities["sub"]
-        and image.name.get("ses") == session
-        and "space" not in parse_name(image.path)
-    )
+def find_t1w_images(
+    dataset: str, root: Path, participants: Sequence[str] = ()
+) -> dict[tuple[str, str | None], list[Path]]:
+    """Find the T1w images of a dataset, beside which masks may lie, by the labels of participant and session.
+
+    Parameters
+    ----------
+    dataset, root
+        Name and root of the dataset.
+    participants
+        Labels; empty for all.
+    """
+    found = defaultdict(list)
+    labels = [label.removeprefix("sub-") for label in participants]
+    for image in list_images(dataset, root, labels, None):
+        if image.name["suffix"] == "T1w" and "sub" in image.name and "space" not in image.name:
+            found[image.name["sub"], image.name.get("ses")].append(image.path)
+    return {key: sorted(paths) for key, paths in found.items()}
