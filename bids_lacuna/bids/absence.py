@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_lacuna.bids.attribution import folder_label, label_of_folder
-from bids_lacuna.bids.index import NOT_UTF8, Image, fits, listing, parse_name
+from bids_lacuna.bids.index import IMAGE_SUFFIXES, NOT_UTF8, Image, fits, listing, parse_name
 from bids_lacuna.bids.metadata import Metadata
 from bids_lacuna.bids.rule import LESION_WORDS, MASK_SUFFIXES, is_lesion
-
-NIFTI = (".nii", ".nii.gz")
-"""Endings of images that are searched."""
 
 MOST_LABELS = 200
 """Participants that one warning names; lesions.tsv has all."""
@@ -221,7 +218,7 @@ def _describe_near_miss(image: Image, path: Path, search: Search, metadata: Meta
         Reason with advice, without the file's name.
     """
     stem, ending = _split(path.name)
-    ending_reason = "" if ending in NIFTI else _describe_ending(ending)
+    ending_reason = "" if ending in IMAGE_SUFFIXES else _describe_ending(ending)
     if _is_mask(image, metadata, search):
         if ending_reason:
             return 0, ending_reason
@@ -268,7 +265,7 @@ def _describe_other_name(image: Image, stem: str, ending_reason: str) -> tuple[i
 def _describe_ending(ending: str) -> str:
     if OTHER_FORMATS.search(ending):
         return f"a file's ending is {ending}: convert it to NIfTI (.nii.gz)"
-    if ending.lower() in (".nii", ".nii.gz"):
+    if ending.lower() in IMAGE_SUFFIXES:
         return f"a file's ending is {ending}: rename it to {ending.lower()}"
     return f"a file's ending is {ending!r}: save or rename it as .nii.gz"
 
@@ -294,7 +291,7 @@ def _split(name: str) -> tuple[str, str]:
 def _has_other_ending(name: str) -> bool:
     """Return whether a file's ending resembles that of a NIfTI file, or is that of another format."""
     ending = _split(name)[1]
-    return ending not in NIFTI and (".nii" in ending.lower() or OTHER_FORMATS.search(ending) is not None)
+    return ending not in IMAGE_SUFFIXES and (".nii" in ending.lower() or OTHER_FORMATS.search(ending) is not None)
 
 
 def _may_be_image(name: str) -> bool:

@@ -141,12 +141,16 @@ def list_images(
     """List the NIfTI files of a dataset: of some participants, or of all if the index is kept on disk."""
     if database_dir is not None:
         paths = _list_indexed(root, database_dir / f"{dataset}-{zlib.crc32(bytes(root)):08x}")
-    elif participants:
-        others = re.compile(rf"^/sub-(?!({'|'.join(map(re.escape, participants))})(?![a-zA-Z0-9+]))")
-        paths = list_paths(root, [*ignore, others])
     else:
-        paths = list_paths(root, ignore)
+        paths = list_paths(root, [*ignore, *of_others(participants)])
     return [Image(dataset, root, path, parse_name(path)) for path in paths]
+
+
+def of_others(participants: Sequence[str]) -> list[re.Pattern[str]]:
+    """Return a pattern of the folders of participants without these labels; none if all are wanted."""
+    if not participants:
+        return []
+    return [re.compile(rf"^/sub-(?!({'|'.join(map(re.escape, participants))})(?![a-zA-Z0-9+]))")]
 
 
 def _list_indexed(root: Path, database: Path) -> list[Path]:

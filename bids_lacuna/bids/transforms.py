@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_lacuna.bids.index import list_images, list_paths
+from bids_lacuna.bids.index import list_images, list_paths, of_others, parse_name
 from bids_lacuna.files import reached_once, read_json_object
 from bids_lacuna.transforms import TransformFile
 
@@ -43,15 +43,11 @@ def find_transforms(datasets: Mapping[str, Path], participants: Sequence[str] = 
         Labels; empty for all.
     """
     found = []
+    ignored = [*OTHER_FILES, *of_others([label.removeprefix("sub-") for label in participants])]
     for root in datasets.values():
         software = read_software(root)
-        others = []
-        if participants:
-            wanted = "|".join(re.escape(label.removeprefix("sub-")) for label in participants)
-            others = [re.compile(rf"^/sub-(?!({wanted})(?![a-zA-Z0-9+]))")]
-        for path in list_paths(root.absolute(), [*OTHER_FILES, *others], ends=("_xfm.h5", "_xfm.txt")):
-            *pairs, _ = path.name.partition(".")[0].split("_")
-            name = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
+        for path in list_paths(root.absolute(), ignored, ends=("_xfm.h5", "_xfm.txt")):
+            name = parse_name(path)
             if {"sub", "from", "to"} <= name.keys() and name.get("mode", "image") == "image":
                 entities = {key: label for key, label in name.items() if key not in OF_THE_FILE}
                 file = TransformFile(path, name["from"], name["to"], software)
