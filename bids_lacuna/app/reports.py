@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
-from bids_lacuna.derivatives import GROUP_DICTIONARY, GROUP_PAGE, group_folder, read_description
+from bids_lacuna.derivatives import FIGURES, GROUP_DICTIONARY, GROUP_PAGE, group_folder, read_description
 from bids_lacuna.derivatives.dataset import DESCRIPTION
 from bids_lacuna.files import write_json
 from bids_lacuna.report.maps_on_disk import count_lesions, count_voxels, find_participants, read_links
@@ -37,7 +37,7 @@ SAMPLED_PARTICIPANTS = 4
 def run_participant(arguments: argparse.Namespace) -> Exit:
     """Write the participants' pages again."""
     out = arguments.output_dir
-    if not (out / "dataset_description.json").is_file():
+    if not (out / DESCRIPTION).is_file():
         raise Stop(Exit.NO_INPUT, f"{out} holds no maps: run without --reports-only first")
     there = find_participants(out)
     wanted = [label.removeprefix("sub-") for label in arguments.participant_label] or there
@@ -99,9 +99,8 @@ def _measure_copies(output_dir: Path, n_lesions: Mapping[str, int], n_workers: i
         write_json(root / DESCRIPTION, read_description(output_dir) | {"DatasetLinks": links})
         for label in n_lesions:
             if (output_dir / f"sub-{label}").is_dir():
-                shutil.copytree(
-                    output_dir / f"sub-{label}", root / f"sub-{label}", ignore=shutil.ignore_patterns("figures")
-                )
+                ignored = shutil.ignore_patterns(FIGURES)
+                shutil.copytree(output_dir / f"sub-{label}", root / f"sub-{label}", ignore=ignored)
         (root / "logs").symlink_to((output_dir / "logs").resolve())
         return measure_pages(root, n_lesions, n_workers)
 

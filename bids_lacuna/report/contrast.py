@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_lacuna.citations import references
-from bids_lacuna.derivatives import FIGURES
+from bids_lacuna.derivatives import FIGURES, sidecar_path
 from bids_lacuna.files import read_json_object, read_table
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, Volume
@@ -230,7 +230,7 @@ class TestDrawing:
         found = []
         for key, name in self._record["Maps"].items():
             if key.startswith("conjunction_"):
-                sidecar = read_json_object(self._folder / f"{name.removesuffix('.nii.gz')}.json")
+                sidecar = read_json_object(sidecar_path(self._folder / name))
                 keys = ("TThreshold", "SmallestSensitivity", "NumberOfConjunctionVoxels")
                 threshold, smallest, n = (sidecar[key] for key in keys)
                 found.append((float(threshold), float(smallest), int(n)))

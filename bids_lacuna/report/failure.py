@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_lacuna.derivatives import OUTCOMES, Outcome
+from bids_lacuna.derivatives import FIGURES, OUTCOMES, Outcome
 from bids_lacuna.report import figures
 from bids_lacuna.report.maps_on_disk import find_mask
 from bids_lacuna.report.pages import anchor, position
@@ -65,7 +65,7 @@ def _draw(output_dir: Path, label: str, outcome: Outcome, links: Mapping[str, An
         return None, f"The mask is not drawn: it lies in the participant's own space {space}, not on the template."
     try:
         shape = figures.read_lesion(mask, threshold)
-        folder = output_dir / f"sub-{label}" / "figures"
+        folder = output_dir / f"sub-{label}" / FIGURES
         folder.mkdir(parents=True, exist_ok=True)
         pictures = Pictures(output_dir, folder / mask.name.removesuffix(".gz").removesuffix(".nii"))
         path = pictures.path("lesion.png")

@@ -19,6 +19,7 @@ from bids_lacuna.derivatives import (
     Run,
     group_folder,
     read_outcomes,
+    sidecar_path,
 )
 from bids_lacuna.files import read_json_object, read_table
 from bids_lacuna.report.contrast import link_tests, write_test_reports
@@ -101,8 +102,7 @@ def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesi
     for source in sources:
         if "_stat-r_" in source:
             try:
-                sidecar = output_dir / f"{source.removesuffix('.nii.gz')}.json"
-                found.append(read_mapped_lesion(output_dir, sidecar, links))
+                found.append(read_mapped_lesion(output_dir, sidecar_path(output_dir / source), links))
             except (OSError, ValueError):
                 found.append(None)
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_lacuna.derivatives import FIGURES
+from bids_lacuna.derivatives import FIGURES, sidecar_path
 from bids_lacuna.files import hash_file, read_json_object
 from bids_lacuna.lesion import LOW_COVERAGE
 from bids_lacuna.report import figures
@@ -134,8 +134,8 @@ class GroupDrawing:
         thresholds = {}
         for key, name in self._group["Maps"].items():
             if key.startswith("network") and key.endswith("_share"):
-                sidecar = self._output_dir / f"{name.removesuffix('.nii.gz')}.json"
-                thresholds[key] = float(read_json_object(sidecar)["Threshold"])
+                sidecar = read_json_object(sidecar_path(self._output_dir / name))
+                thresholds[key] = float(sidecar["Threshold"])
         return thresholds
 
     def draw_maps(self) -> list[GroupPart]:

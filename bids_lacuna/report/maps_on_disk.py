@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_lacuna.derivatives import NO_MASK, find_lesion, read_outcomes
+from bids_lacuna.derivatives.dataset import DESCRIPTION
 from bids_lacuna.files import read_json_object
 from bids_lacuna.images import unpacked_bytes
 from bids_lacuna.report.pages import anchor
@@ -98,7 +99,7 @@ def count_voxels(output_dir: Path, labels: Iterable[str]) -> int:
 
 def read_links(output_dir: Path) -> Mapping[str, Any]:
     """Read the paths of the mask datasets by their names in BIDS URIs; raises what `find_mapped_lesions` raises."""
-    links = read_json_object(output_dir / "dataset_description.json").get("DatasetLinks", {})
+    links = read_json_object(output_dir / DESCRIPTION).get("DatasetLinks", {})
     return links if isinstance(links, dict) else {}
 
 
