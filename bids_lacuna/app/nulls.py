@@ -78,8 +78,6 @@ class Nulls:
     random_seed: int
     tissue_maps: tuple[Path, Path] | None
     """Maps of grey and of white matter; None for nilearn's."""
-    is_asked: bool
-    """Whether the user asked for null lesions."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -139,9 +137,7 @@ def find_nulls(arguments: argparse.Namespace, connectome: Connectome, summary: S
             DEFAULT_N,
         )
     paths = tuple(arguments.tissue_maps) if arguments.tissue_maps else None
-    nulls = Nulls(
-        Connectivity.of(summary), summary.space, asked or DEFAULT_N, arguments.random_seed, paths, asked is not None
-    )
+    nulls = Nulls(Connectivity.of(summary), summary.space, asked or DEFAULT_N, arguments.random_seed, paths)
     if paths:
         try:
             nulls.load_tissue()

@@ -20,10 +20,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     with renamed_when_whole(path) as temporary:
-        reduce_colours(picture, 256).save(temporary, format="png")
+        _reduce_colours(picture).save(temporary, format="png")
 
 
-def reduce_colours(picture: Image.Image, n: int) -> Image.Image:
-    """Reduce the number of colours: with 256, a file has half the bytes."""
+def _reduce_colours(picture: Image.Image) -> Image.Image:
+    """Reduce the colours to 256: a file has half the bytes."""
     # Unlike the other methods, this one keeps the colours of the colour bar.
-    return picture.quantize(n, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    return picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
