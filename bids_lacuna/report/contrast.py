@@ -157,7 +157,7 @@ class TestDrawing:
         path = self._pictures.path(f"{key}t.png")
         figures.draw_map(path, volume, threshold, "t", title=(title, stamp))
         what = f"{title}; red is positive, blue negative. {extremes}. {stamp}"
-        return self._pictures.add("t", path, f"Slices of the MNI template. {what}", what)
+        return self._pictures.add_slices("t", path, what)
 
     def _draw_lesioned(self) -> Picture | str:
         volume = self._read("lesioned")
@@ -173,7 +173,7 @@ class TestDrawing:
         ticks = [0, LESIONED, *(tick for tick in (0.25, 0.5, 1) if tick <= facts.maximum), facts.maximum]
         figures.draw_overlap(path, volume, sorted(set(ticks)), "fraction", percent, (title, sentence))
         what = f"{title}: at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm. {sentence}"
-        return self._pictures.add("Lesions", path, f"Slices of the MNI template. {what}", what)
+        return self._pictures.add_slices("Lesions", path, what)
 
     def _column(self, name: str) -> list[float]:
         return [float(row[name]) for row in self._rows]

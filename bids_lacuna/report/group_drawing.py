@@ -165,7 +165,7 @@ class GroupDrawing:
         figures.draw_overlap(path, volume, whole_ticks(facts.maximum), "lesions", write, (title, OF_LESIONS))
         what = f"{title}: at most {decimal(facts.maximum)} ({percent(facts.maximum / n)})"
         what = f"{what} at {position(facts.maximum_mm)} mm. {self._describe_counting()}"
-        return self._add("Lesion overlap", path, f"{what} {OF_LESIONS}")
+        return self.pictures.add_slices("Lesion overlap", path, f"{what} {OF_LESIONS}")
 
     def _describe_counting(self) -> str:
         """Describe how much a lesion counts in a voxel: the number of lesions need not be whole."""
@@ -192,7 +192,7 @@ class GroupDrawing:
             f"A picture of the mean Fisher z, the map for statistics, would look the same: "
             f"{self._group['Maps']['mean_z']}"
         )
-        return self._add("Mean r", path, f"{what}. {STAMP}")
+        return self.pictures.add_slices("Mean r", path, f"{what}. {STAMP}")
 
     def _draw_network(self, key: str, beyond: str) -> Picture | str:
         volume = figures.read_map(self._output_dir / self._group["Maps"][key])
@@ -208,10 +208,7 @@ class GroupDrawing:
         figures.draw_overlap(path, volume, (0, 0.25, 0.5, 0.75, 1), "fraction", percent, (title, STAMP))
         most = in_all if everywhere else f"at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm"
         what = f"{title}: {most}. In each voxel, lesions whose t is undefined there are left out. {STAMP}"
-        return self._add(f"Network overlap, {beyond}", path, what)
-
-    def _add(self, name: str, path: Path, what: str) -> Picture:
-        return self.pictures.add(name, path, f"Slices of the MNI template. {what}", what)
+        return self.pictures.add_slices(f"Network overlap, {beyond}", path, what)
 
     def draw_similarity(self) -> GroupPart:
         """Draw the matrix of correlations between r-maps, in clustering order."""

@@ -58,8 +58,10 @@ def find_null_map(lesion: MappedLesion) -> Path | None:
 def draw_nulls(pictures: Pictures, lesion: MappedLesion, shape: LesionShape | None) -> ShownNulls | None:
     """Draw T among null lesions; None if the lesion has no such map, or no voxel of it is defined."""
     source = find_null_map(lesion)
-    volume = figures.read_map(source) if source else None
-    if source is None or volume is None or not volume.defined.size:
+    if source is None:
+        return None
+    volume = figures.read_map(source)
+    if not volume.defined.size:
         return None
     sidecar = read_json_object(sidecar_path(source))
     threshold = figures.strongest_tenth_threshold(volume)
@@ -125,7 +127,7 @@ def draw_chance(pictures: Pictures, maps: Mapping[str, Path]) -> Picture | str:
         f"{title}: {facts.n_above + facts.n_below} voxels. {compared}. Red: these lesions are more connected there. "
         f"Blue: less. {peaks} {NOT_SPECIFIC}"
     )
-    return pictures.add("Effect against chance places", path, f"Slices of the MNI template. {what}", what)
+    return pictures.add_slices("Effect against chance places", path, what)
 
 
 def _list_peaks(facts: figures.MapFacts) -> str:

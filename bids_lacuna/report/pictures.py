@@ -62,6 +62,10 @@ class Pictures:
             width, height = image.size
         return Picture(name, self.relative(path), alt, caption, width, height)
 
+    def add_slices(self, name: str, path: Path, what: str) -> Picture:
+        """Return the `Picture` for slices of the template that have been drawn, with what they show as caption."""
+        return self.add(name, path, f"Slices of the MNI template. {what}", what)
+
     def remove_others(self, shown: Collection[str]) -> None:
         """Remove the pictures of an earlier page that the new one does not show.
 
