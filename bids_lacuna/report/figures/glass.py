@@ -78,7 +78,7 @@ def _half(half: int) -> tuple[slice, ...]:
 def _to_pixels(view: View, flat: Array) -> Array:
     """Return the nearest values of a projection at the pixels of a view."""
     plane = Plane(view.axis, 0)
-    across, up = [axis for axis in range(3) if axis != view.axis]
+    across, up = plane.drawn_axes
     affine = template().affine
     indices = []
     for axis, n in ((across, flat.shape[0]), (up, flat.shape[1])):

@@ -52,10 +52,16 @@ class Plane:
     scale: float = 1
     """Pixels per mm."""
 
+    @property
+    def drawn_axes(self) -> tuple[int, int]:
+        """Axes across and up the slice."""
+        across, up = (axis for axis in range(3) if axis != self.axis)
+        return across, up
+
     @cached_property
     def points(self) -> tuple[Array, Array, Array]:
         """x, y and z in mm of the pixels, as a row, a column and a number, in the order of their axes."""
-        across, up = [axis for axis in range(3) if axis != self.axis]
+        across, up = self.drawn_axes
         coordinates = [np.full((1, 1), self.cut)] * 3
         for axis in (across, up):
             low, high = BOX_MM[axis]
@@ -68,7 +74,7 @@ class Plane:
 
     def pixel(self, point_mm: tuple[float, float, float]) -> tuple[int, int]:
         """Return the row and the column of a point."""
-        across, up = [axis for axis in range(3) if axis != self.axis]
+        across, up = self.drawn_axes
         row = np.abs(self.points[up][:, 0] - point_mm[up]).argmin()
         return int(row), int(np.abs(self.points[across][0] - point_mm[across]).argmin())
 
