@@ -375,12 +375,11 @@ def _write_viewer(
     pictures: Pictures, section: Section, shown: Mapping[str, _Shown], shape: LesionShape | None, title: str
 ) -> None:
     """Write the viewer of the maps that have a defined voxel."""
-    defined = {stat: each for stat, each in shown.items() if each.threshold == each.threshold}
-    if not defined:
+    if not any(each.volume.defined.size for each in shown.values()):
         return
     path = pictures.path("viewer.html")
-    maps = {stat: each.volume for stat, each in defined.items()}
-    thresholds = {stat: each.threshold for stat, each in defined.items()}
+    maps = {stat: each.volume for stat, each in shown.items()}
+    thresholds = {stat: each.threshold for stat, each in shown.items()}
     figures.write_viewer(path, maps, thresholds, shape, title)
     section.viewer = pictures.relative(path)
 

@@ -72,7 +72,7 @@ def write_viewer(
     title
         Title of the page.
     """
-    shown = {stat: volume for stat, volume in maps.items() if np.isfinite(volume.values).any()}
+    shown = {stat: volume for stat, volume in maps.items() if volume.defined.size}
     data = {
         "maps": _encode_maps(shown, thresholds),
         "template": _encode_template(),
