@@ -102,7 +102,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_connectomes_template_is_preferred(tmp_path: Path, home: Path) -> None:
-    """Of two templates, fMRIPrep's transform to the connectome's own is used, not the longer way."""
+    """With transforms to two templates, fMRIPrep's to the connectome's own is used, not the longer way."""
     write_templateflow(home)
     fmriprep = write_fmriprep(tmp_path / "prep", TO_6, TO_2009, f"sub-01_from-{DEFAULT_SPACE}_to-T1w")
     assert find(tmp_path / "raw", T1W, fmriprep) == [f"{TO_6}_mode-image_xfm.h5"]

@@ -313,7 +313,7 @@ def test_clusters_are_nilearn_s_outside_the_lesion(lesion: figures.LesionShape) 
 
 
 def test_clusters_have_at_least_three_voxels() -> None:
-    """Of rows of one to four voxels, each stronger the shorter it is, those of three and four are listed."""
+    """Rows of three and four voxels are listed, those of one and two are not, although they are stronger."""
     values = np.zeros((11, 13, 17))
     for n in range(1, 5):
         values[:n, 3 * n, 5] = 9 - n

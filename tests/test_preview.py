@@ -66,7 +66,7 @@ def test_the_arithmetic_of_more_lesions_takes_longer_and_reading_does_not() -> N
 def test_a_dry_run_says_with_how_many_lesions_it_measured(
     connectome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a larger batch, a part is mapped, and the estimate says so; of a smaller one, all, and nothing is said."""
+    """A part of a larger batch is mapped, and the estimate says so; all of a smaller one is, and nothing is said."""
     names = [f"sub-{n}/anat/sub-{n}_space-{synthetic.SPACE}_label-lesion_mask" for n in range(4)]
     bids = synthetic.write_dataset(tmp_path / "bids", dict.fromkeys(names, synthetic.box((3, 2, 3))))
     command = bids, tmp_path / "out", connectome, "--dry-run"

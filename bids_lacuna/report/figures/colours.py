@@ -113,7 +113,7 @@ class Scale:
 
 
 NO_SCALE = Scale(np.zeros((0, 3), np.uint8), 1, "")
-"""Of a picture that shows no map."""
+"""Scale of a picture that shows no map."""
 
 
 def two_colour_scale() -> Scale:
