@@ -24,7 +24,7 @@ from bids_lacuna.derivatives import (
 from bids_lacuna.files import read_json_object, read_table
 from bids_lacuna.report.contrast import link_tests, write_test_reports
 from bids_lacuna.report.group_drawing import GroupDrawing, Row
-from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion
+from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion, runs_of_maps
 from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import write_page
 
@@ -150,14 +150,11 @@ def _find_runs(lesions: Sequence[MappedLesion | None], outcomes: Sequence[Outcom
         for outcome in outcomes
         if outcome.is_mapping and outcome.run
     }
-    runs: dict[Path, Run] = {}
-    for lesion in filter(None, lesions):
-        outcome = newest.get((lesion.source, str(lesion.sidecar.get("ConnectomeName"))))
-        if outcome and outcome.run:
-            before = runs.get(outcome.log_dir)
-            thresholds = before.provenance.options.t_thresholds if before else ()
-            runs[outcome.log_dir] = outcome.run.with_thresholds({*thresholds, *lesion.binary_maps})
-    return dict(sorted(runs.items()))
+    origins = [
+        newest.get((lesion.source, str(lesion.sidecar.get("ConnectomeName")))) if lesion else None
+        for lesion in lesions
+    ]
+    return dict(sorted(runs_of_maps(lesions, origins).items()))
 
 
 def _describe_origin(

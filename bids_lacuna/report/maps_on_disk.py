@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bids_lacuna.derivatives import NO_MASK, find_lesion, read_outcomes
+from bids_lacuna.derivatives import NO_MASK, Outcome, Run, find_lesion, read_outcomes
 from bids_lacuna.derivatives.dataset import DESCRIPTION
 from bids_lacuna.files import read_json_object
 from bids_lacuna.images import unpacked_bytes
@@ -149,6 +149,23 @@ def find_mask(output_dir: Path, links: Mapping[str, Any], dataset: str, source: 
         Dataset name in BIDS URIs, and the mask's path in that dataset.
     """
     return (output_dir / str(links.get(dataset, dataset)) / source).resolve()
+
+
+def runs_of_maps(lesions: Sequence[MappedLesion | None], origins: Sequence[Outcome | None]) -> dict[Path, Run]:
+    """Return the runs that mapped lesions by log folder, with the thresholds of all masks that the lesions have.
+
+    Parameters
+    ----------
+    lesions, origins
+        Lesions, and the outcome of the mapping of each; None where a lesion or its log is missing.
+    """
+    thresholds: dict[Path, set[float]] = {}
+    runs: dict[Path, Run] = {}
+    for lesion, origin in zip(lesions, origins, strict=True):
+        if lesion and origin and origin.run:
+            thresholds.setdefault(origin.log_dir, set()).update(lesion.binary_maps)
+            runs[origin.log_dir] = origin.run.with_thresholds(thresholds[origin.log_dir])
+    return runs
 
 
 def page_anchor(lesion: MappedLesion) -> str:

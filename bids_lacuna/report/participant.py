@@ -10,7 +10,7 @@ from typing import Any
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives import OUTCOMES, Outcome, Run, read_outcomes
 from bids_lacuna.report.failure import describe_failure
-from bids_lacuna.report.maps_on_disk import MappedLesion, find_mapped_lesions, read_links
+from bids_lacuna.report.maps_on_disk import MappedLesion, find_mapped_lesions, read_links, runs_of_maps
 from bids_lacuna.report.methods import combine
 from bids_lacuna.report.pages import write_page
 from bids_lacuna.report.section import Section, describe_lesion, pictures_of
@@ -32,7 +32,7 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
     origins = [_origin(lesion, outcomes) for lesion in lesions]
     failures, links = _failures(outcomes), read_links(output_dir)
     not_mapped = [describe_failure(output_dir, label, outcome, links) for outcome in failures]
-    runs = _runs_of_maps(lesions, origins)
+    runs = runs_of_maps(lesions, origins)
     methods = combine(runs.values())
     write_page(
         output_dir / f"sub-{label}.html",
@@ -70,17 +70,6 @@ def _failures(outcomes: Sequence[Outcome]) -> list[Outcome]:
     for outcome in outcomes:
         newest[outcome.mask, outcome.run.provenance.connectome_name if outcome.run else ""] = outcome
     return [outcome for outcome in newest.values() if outcome.status in ("failed", "not run")]
-
-
-def _runs_of_maps(lesions: Sequence[MappedLesion], origins: Sequence[Outcome | None]) -> dict[Path, Run]:
-    """Return the runs that mapped lesions by log folder, with the thresholds of all masks that the lesions have."""
-    thresholds: dict[Path, set[float]] = {}
-    runs: dict[Path, Run] = {}
-    for lesion, origin in zip(lesions, origins, strict=True):
-        if origin is not None and origin.run is not None:
-            thresholds.setdefault(origin.log_dir, set()).update(lesion.binary_maps)
-            runs[origin.log_dir] = origin.run.with_thresholds(thresholds[origin.log_dir])
-    return runs
 
 
 def _describe_runs(
