@@ -210,7 +210,7 @@ def add_nulls(
 
 def is_due(record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance) -> bool:
     """Return whether a lesion has maps, and no T of these null lesions."""
-    if record.status not in ("done", "skipped") or not record.lies_in(provenance.space):
+    if not record.has_maps_in(provenance.space):
         return False
     if not sidecar_path(output_dir / map_path(record.mask, provenance, stat="z")).exists():
         return False

@@ -64,7 +64,7 @@ def add_similarity(
     """
     labels = []
     for record in records:
-        if record.status not in ("done", "skipped") or not record.lies_in(analysis.provenance.space):
+        if not record.has_maps_in(analysis.provenance.space):
             continue
         try:
             if _add(summary, record, output_dir, analysis):

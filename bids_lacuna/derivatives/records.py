@@ -63,9 +63,10 @@ class LesionRecord:
     transform: TransformChain | None = None
     """Transforms from the mask's space to the connectome's, if it needs some."""
 
-    def lies_in(self, space: str) -> bool:
-        """Return whether the mask is in a space, or is brought there by its transforms."""
-        return (self.transform.target if self.transform else self.mask.space) == space
+    def has_maps_in(self, space: str) -> bool:
+        """Return whether the lesion has been mapped in a space: its own, or that to which its transforms lead."""
+        its_space = self.transform.target if self.transform else self.mask.space
+        return self.status in ("done", "skipped") and its_space == space
 
     def set_aside(self, status: Literal["failed", "skipped", "not run"], reason: str) -> None:
         """Exclude the mask from mapping."""
