@@ -20,7 +20,7 @@ from bids_lacuna.group.chance import Chance, compare_with_chance
 from bids_lacuna.group.chance_files import ALPHA, describe_significant, write_chance
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.mapping import Summary
-from bids_lacuna.mapping.nulls import NullLesion, TooFewPlaces
+from bids_lacuna.mapping.nulls import NullLesion
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.memory import resident_bytes
 from bids_lacuna.runtime.plan import Resources
@@ -94,7 +94,7 @@ def compare_group(
             try:
                 r_map = maps_dir / lesion.maps["r"]
                 drawn[lesion.name] = lesion, nulls.prepare(lesion.mask.path, r_map, provenance.options, tissue)
-            except (TooFewPlaces, OSError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 left_out[lesion.name] = str(error)
                 logger.warning("%s: not compared with chance places: %s", lesion.name, error)
             progress.update()

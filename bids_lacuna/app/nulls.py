@@ -96,7 +96,7 @@ class Nulls:
         return load_tissue(self.connectivity.grid, self.space, self.tissue_maps)
 
     def prepare(self, mask: Path, r_map: Path, options: MappingOptions, tissue: Tissue) -> NullLesion:
-        """Read a lesion's mask, and draw its null lesions; raises TooFewPlaces, ValueError or OSError.
+        """Read a lesion's mask, and draw its null lesions; raises ValueError (`TooFewPlaces`) or OSError.
 
         Parameters
         ----------
@@ -241,15 +241,13 @@ def _batches(
         try:
             r_map = writer.output_dir / map_path(record.mask, writer.provenance, stat="r")
             lesion = nulls.prepare(record.mask.path, r_map, options, tissue)
-        except TooFewPlaces as reason:
-            logger.warning("%s: no null lesions: %s", record.mask.path.name, reason)
-            rows.append([record.mask.name, str(reason.n_places), "0", "n/a", "n/a", str(reason)])
-            writer.remove_null_map(record)
-            progress.update()
-            continue
         except (OSError, ValueError) as error:
             logger.warning("%s: no null lesions: %s", record.mask.path.name, error)
-            rows.append([record.mask.name, "n/a", "0", "n/a", "n/a", str(error)])
+            n_places = "n/a"
+            if isinstance(error, TooFewPlaces):
+                n_places = str(error.n_places)
+                writer.remove_null_map(record)
+            rows.append([record.mask.name, n_places, "0", "n/a", "n/a", str(error)])
             progress.update()
             continue
         n_bytes = lesion.n_bytes + nulls.connectivity.bytes_per_lesion
