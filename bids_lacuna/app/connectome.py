@@ -11,7 +11,7 @@ from statistics import median
 
 from bids_lacuna.app.command import Exit, Stop, ending, warn_of_space
 from bids_lacuna.app.connectome_options import PROGRAM
-from bids_lacuna.app.summaries import check_summary, describe_summary, make_summary
+from bids_lacuna.app.summaries import check_summary, count_problems, describe_summary, make_summary
 from bids_lacuna.connectome import Store
 from bids_lacuna.connectome.build import build_store, check_folder, processes_that_fit
 from bids_lacuna.connectome.compression import TOLERANCE
@@ -228,7 +228,7 @@ def describe_verification(store: Store, found: Verification, summary: str) -> di
         ),
         "mirror symmetry": mirror,
         "summary": summary,
-        "verdict": f"problems: {len(found.problems)}" if found.problems else "no problem found",
+        "verdict": count_problems(found.problems),
     }
 
 

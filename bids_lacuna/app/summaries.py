@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from bids_lacuna.app.command import Exit, ending
@@ -13,7 +14,6 @@ from bids_lacuna.connectome.exclusive import NoPlace, NoRoom
 from bids_lacuna.connectome.summary import (
     FOLDER,
     SummaryArrays,
-    SummaryRecord,
     has_summary,
     open_summary,
     verify_summary,
@@ -59,7 +59,7 @@ def make_summary(
     elsewhere = "" if folder == store / FOLDER else f" --connectome-summary {folder}"
     logger.info(
         "the summary has %s: bids-lacuna … --connectome %s%s now compares each map with degree and null lesions",
-        describe_record(summary.record, summary),
+        _describe_arrays(summary),
         store,
         elsewhere,
     )
@@ -67,18 +67,25 @@ def make_summary(
 
 def describe_summary(store: Store, given: Path | None) -> str:
     """Describe a store's summary in the given folder, by default that in the store."""
-    folder = given or store.path / FOLDER
-    if not given and not has_summary(folder):
+    folder = _find_folder(store, given)
+    if folder is None:
         return f"none: {PROGRAM} summarize {store.path}"
     try:
         arrays = open_summary(folder, store.content_hash)
     except (OSError, ValueError) as error:
         return str(error)
-    return f"{describe_record(arrays.record, arrays)}, in {folder}"
+    return f"{_describe_arrays(arrays)}, in {folder}"
 
 
-def describe_record(record: SummaryRecord, arrays: SummaryArrays) -> str:
+def _find_folder(store: Store, given: Path | None) -> Path | None:
+    """Return the folder of a summary: that given, or that in the store; None if the store has none."""
+    own = store.path / FOLDER
+    return given or (own if has_summary(own) else None)
+
+
+def _describe_arrays(arrays: SummaryArrays) -> str:
     """Describe a summary by its cells and components."""
+    record = arrays.record
     fractions = ", ".join(percent(fraction) for fraction in record.variance_fractions)
     return (
         f"{record.n_cells} cells of {record.cell_size_mm:g} mm, principal components with {fractions} of the "
@@ -96,8 +103,13 @@ def check_summary(store: Store, given: Path | None) -> tuple[str, tuple[str, ...
     problems
         One sentence per problem.
     """
-    folder = given or store.path / FOLDER
-    if not given and not has_summary(folder):
+    folder = _find_folder(store, given)
+    if folder is None:
         return "none", ()
     problems = verify_summary(folder, store.content_hash)
-    return f"problems: {len(problems)}" if problems else "no problem found", problems
+    return count_problems(problems), problems
+
+
+def count_problems(problems: Sequence[str]) -> str:
+    """Return the verdict of a check in a few words."""
+    return f"problems: {len(problems)}" if problems else "no problem found"
