@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from bids_lacuna import kernels
@@ -17,6 +16,7 @@ from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.connectome.summary import BLOCK_VOXELS
 from bids_lacuna.grid import Grid
 from bids_lacuna.mapping.analysis import Part, ReadBlock
+from bids_lacuna.mapping.moments import packed_bytes
 from bids_lacuna.provenance import MappingOptions
 from bids_lacuna.runtime.plan import Footprint
 from bids_lacuna.weights import Rows
@@ -52,7 +52,7 @@ def assign_cells(grid: Grid, cell_size_mm: float) -> Array:
     shape (n_voxels,), int32
         Cell of each voxel.
     """
-    positions = (np.argwhere(grid.mask) + 0.5) * nib.affines.voxel_sizes(grid.affine)
+    positions = (np.argwhere(grid.mask) + 0.5) * grid.voxel_sizes_mm
     # Sizes come from affines in float32: a centre on a border must not depend on their rounding.
     cubes = np.floor((positions / cell_size_mm).round(4)).astype(np.int64)
     numbers = np.ravel_multi_index(tuple(cubes.T), tuple(cubes.max(axis=0) + 1))
@@ -130,7 +130,7 @@ class CellSums:
     def blocks(self) -> tuple[Array, ...]:
         """Return all numbers as C-contiguous arrays; the last two are those of `left_out`."""
         cells, voxels = zip(*self.left_out, strict=True) if self.left_out else ((), ())
-        widths = (self.n_cells + 7) // 8, (self.n_voxels + 7) // 8
+        widths = packed_bytes(self.n_cells), packed_bytes(self.n_voxels)
         return (
             *self._sums,
             *(
