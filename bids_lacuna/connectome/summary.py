@@ -181,16 +181,6 @@ class SummaryArrays:
     operator: Operator
     """Covariances of cells and voxels, in blocks of voxels."""
 
-    @cached_property
-    def cell_counts(self) -> Array:
-        """Shape (n_cells,): number of voxels in each cell."""
-        return np.bincount(self.cells, minlength=self.record.n_cells)
-
-    @property
-    def variance_fractions(self) -> tuple[float, ...]:
-        """Fraction of the variance of each principal component."""
-        return self.record.variance_fractions
-
     @property
     def n_bytes(self) -> int:
         """Bytes of all arrays on disk."""
