@@ -1,7 +1,8 @@
-"""NumPy files, read with errors that name the damaged file."""
+"""NumPy files: their headers, and reading with errors that name the damaged file."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from tokenize import TokenError
 
@@ -40,3 +41,12 @@ def read_array_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
         advice = recognize(path) or "copy it again"
         raise ValueError(f"{path} cannot be read as a NumPy array ({error}): {advice}") from error
     return array.shape, array.dtype
+
+
+def array_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """Return what a NumPy file has before the numbers of an array in C order."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    )
+    return file.getvalue()

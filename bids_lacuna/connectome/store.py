@@ -13,7 +13,6 @@ A subject has as many components as timepoints, or fewer with the same correlati
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.connectome.arrays import read_array
+from bids_lacuna.connectome.arrays import array_header, read_array
 from bids_lacuna.files import FileState, hash_file, read_json_object, renamed_when_whole, write_json
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.images import has_usable_affine, open_image, read_brain_mask
@@ -219,7 +218,7 @@ class Store:
                 states[path] = FileState.of(path)
             except OSError as error:
                 raise ValueError(f"the store lacks {path} ({error}): {REMEDY}") from error
-            expected = len(_npy_header(shape, dtype)) + int(np.prod(shape)) * dtype.itemsize
+            expected = len(array_header(shape, dtype)) + int(np.prod(shape)) * dtype.itemsize
             if states[path].n_bytes != expected:
                 raise ValueError(f"{path} has {states[path].n_bytes} bytes instead of {expected}: {REMEDY}")
         return states
@@ -307,7 +306,7 @@ def is_subject_name(name: str) -> bool:
 
 
 def this_software() -> dict[str, str]:
-    """Return this program's name and version for `Store.software`."""
+    """Return this program's name and version for the description of what it builds."""
     return {"name": "bids-lacuna", "version": __version__}
 
 
@@ -353,14 +352,6 @@ def _write_array(path: Path, array: Array) -> str:
         with temporary.open("wb") as file:
             np.save(file, array)
         return hash_file(temporary)
-
-
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        file, {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
-    )
-    return file.getvalue()
 
 
 def _read_description(path: Path) -> dict[str, Any]:

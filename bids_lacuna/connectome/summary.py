@@ -16,7 +16,6 @@ include it, or a folder beside a store that is read-only.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -27,8 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_lacuna._version import __version__
-from bids_lacuna.connectome.arrays import read_array
+from bids_lacuna.connectome.arrays import array_header, read_array
 from bids_lacuna.files import hash_file, read_json_object, renamed_when_whole, write_json
 
 Array = np.ndarray
@@ -107,11 +105,7 @@ class Operator:
     @cached_property
     def header(self) -> bytes:
         """Bytes of the file before the numbers."""
-        file = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            file, {"shape": self.stored_shape, "fortran_order": False, "descr": "<f4"}
-        )
-        return file.getvalue()
+        return array_header(self.stored_shape, np.dtype("<f4"))
 
     @property
     def n_bytes(self) -> int:
@@ -208,11 +202,6 @@ def finish_summary(folder: Path, record: SummaryRecord) -> None:
     sha256 = {name: hash_file(array_path(folder, name)) for name in ARRAYS}
     content = asdict(record) | {"sha256": sha256}
     write_json(folder / DESCRIPTION, {"layout_version": LAYOUT_VERSION, **content})
-
-
-def this_software() -> dict[str, str]:
-    """Return this program's name and version for `SummaryRecord.software`."""
-    return {"name": "bids-lacuna", "version": __version__}
 
 
 def read_record(folder: Path) -> SummaryRecord:

@@ -13,6 +13,7 @@ import numpy as np
 from bids_lacuna import kernels
 from bids_lacuna.connectome.connectome import Connectome
 from bids_lacuna.connectome.exclusive import NoRoom, locked
+from bids_lacuna.connectome.store import this_software
 from bids_lacuna.connectome.summary import (
     ARRAYS,
     DESCRIPTION,
@@ -25,7 +26,6 @@ from bids_lacuna.connectome.summary import (
     has_summary,
     open_summary,
     read_record,
-    this_software,
     write_array,
 )
 from bids_lacuna.files import read_json_object, sync_folder, write_json
