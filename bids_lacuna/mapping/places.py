@@ -123,9 +123,7 @@ def find_places(shape: Shape, grid: Grid, tissue: Tissue) -> Places:
     own = tuple((shape.corner - first) // step)
     alike = side == side[own]
     if side[own] == "both":
-        alike &= np.isin(np.arange(len(axes[across])), own[across]).reshape(
-            [-1 if axis == across else 1 for axis in range(3)]
-        )
+        alike &= np.ix_(*axes)[across] == shape.corner[across]
     total = shape.weights.sum(dtype=float)
     inside, grey, white = _sum_at_places(shape, (np.ones(grid.shape), tissue.grey, tissue.white), grid, axes)
     # The rounding of a place without any covered voxel must not pass for tissue.
@@ -154,10 +152,7 @@ def _find_sides(shape: Shape, grid: Grid, axes: list[Array]) -> Array:
     order = np.argsort(x, kind="stable")
     x, weights = x[order], shape.weights[tuple(offsets.T)][order].astype(float)
     below = np.concatenate([[0], np.cumsum(weights)])
-    moved = sum(
-        (grid.affine[0, axis] * (axes[axis] - shape.corner[axis])).reshape([-1 if a == axis else 1 for a in range(3)])
-        for axis in range(3)
-    )
+    moved = sum(grid.affine[0, axis] * (index - shape.corner[axis]) for axis, index in enumerate(np.ix_(*axes)))
     left = below[np.searchsorted(x, -moved - HALF_ROUNDING_MM, side="right")]
     right = below[-1] - below[np.searchsorted(x, -moved + HALF_ROUNDING_MM, side="left")]
     one_sided = np.maximum(left, right) >= ONE_SIDED * (left + right) - TIE * below[-1]
