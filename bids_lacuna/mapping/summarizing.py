@@ -344,6 +344,11 @@ def _centre(vectors: Array, factors: Array) -> Array:
     return np.where(defined[:, np.newaxis], vectors - vectors[defined].mean(axis=0), 0)
 
 
+def _scale(vectors: Array, factors: Array) -> Array:
+    """Centre vectors, and multiply them by what makes the covariances of each cell r."""
+    return (factors[:, np.newaxis] * _centre(vectors, factors)).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class _CoarseCorrelations:
     """The matrix of `_CentredCorrelations` with each cell's mean in place of its voxels: close, and fast."""
@@ -356,7 +361,7 @@ class _CoarseCorrelations:
 
     def multiply(self, vectors: Array) -> Array:
         """Multiply the matrix by its transpose and by some vectors over cells, (n_cells, k)."""
-        scaled = (self.factors[:, np.newaxis] * _centre(vectors, self.factors)).astype(np.float32)
+        scaled = _scale(vectors, self.factors)
         projected = self.weights[:, np.newaxis].astype(np.float32) * (self.covariance.T @ scaled)
         return _centre(self.factors[:, np.newaxis] * (self.covariance @ projected).astype(float), self.factors)
 
@@ -373,7 +378,7 @@ class _CentredCorrelations:
 
     def multiply(self, vectors: Array) -> Array:
         """Multiply the matrix by its transpose and by some vectors over cells, (n_cells, k)."""
-        scaled = self._scale(vectors)
+        scaled = _scale(vectors, self.factors)
         products = np.zeros((self.operator.n_blocks, *vectors.shape), np.float32)
 
         def work(first: int, last: int) -> None:
@@ -386,7 +391,7 @@ class _CentredCorrelations:
 
     def components(self, values: Array, vectors: Array, degree: Array, total: float) -> tuple[Array, Array]:
         """Project voxels on the first eigenvectors: components (3, n_voxels) and their fractions of the variance."""
-        scaled = self._scale(vectors[:, :N_COMPONENTS])
+        scaled = _scale(vectors[:, :N_COMPONENTS], self.factors)
         components = np.full((N_COMPONENTS, self.operator.n_voxels), np.nan)
         fractions = np.zeros(N_COMPONENTS)
         # A matrix of few cells has fewer components; rounding leaves them a little variance.
@@ -402,9 +407,6 @@ class _CentredCorrelations:
             components[number] *= (-1 if centred @ values_at < 0 else 1) / norm if norm > 0 else np.nan
             fractions[number] = values[number] / total if total > 0 else 0
         return components.astype(np.float32), fractions
-
-    def _scale(self, vectors: Array) -> Array:
-        return (self.factors[:, np.newaxis] * _centre(vectors, self.factors)).astype(np.float32)
 
     def _block(self, index: int) -> Array:
         complete = self.complete[self.operator.voxels(index)]
