@@ -137,7 +137,8 @@ def map_nulls(lesions: Sequence[NullLesion], connectivity: Connectivity) -> list
         for lesion, sums in zip(lesions, running, strict=True):
             sums.add(lesion, operator, block, connectivity)
     x = connectivity.measures.astype(float)
-    return [sums.finish(lesion, x @ x.T, connectivity) for lesion, sums in zip(lesions, running, strict=True)]
+    of_measures = x @ x.T
+    return [sums.finish(lesion, of_measures, connectivity) for lesion, sums in zip(lesions, running, strict=True)]
 
 
 @dataclass(eq=False)

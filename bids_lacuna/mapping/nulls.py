@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -88,6 +89,15 @@ class Connectivity:
     def bytes_per_lesion(self) -> int:
         """Memory of the sums of one lesion's map and null maps, in bytes: see `null_maps`."""
         return VOXEL_BYTES * self.grid.n_voxels
+
+    @cached_property
+    def reach_of_cells(self) -> tuple[Array, Array]:
+        """Shape (n_cells,) each: first and last index along the first axis of each cell's voxels."""
+        x, cell_of = self.positions[:, 0], self.summary.arrays.cells
+        lowest, highest = np.full(self.n_cells, np.iinfo(np.int32).max), np.full(self.n_cells, -1)
+        np.minimum.at(lowest, cell_of, x)
+        np.maximum.at(highest, cell_of, x)
+        return lowest, highest
 
     def voxels(self, block: slice) -> tuple[Array, Array, Array]:
         """Return a block's voxels as the kernels need them: positions, cells, and whether they are usable."""
@@ -312,10 +322,7 @@ def leave_out(
     low, high = filled.min(axis=0), filled.max(axis=0) + 1
     near = np.ascontiguousarray(inside[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
     first_corner = (corners + distances[0] + low).astype(np.int32)
-    x, cell_of = connectivity.positions[:, 0], connectivity.summary.arrays.cells
-    lowest, highest = np.full(connectivity.n_cells, np.iinfo(np.int32).max), np.full(connectivity.n_cells, -1)
-    np.minimum.at(lowest, cell_of, x)
-    np.maximum.at(highest, cell_of, x)
+    lowest, highest = connectivity.reach_of_cells
     reach = np.stack(
         [
             np.minimum(np.minimum.reduceat(lowest[cells], starts[:-1]), first_corner[:, 0]),
