@@ -74,7 +74,7 @@ def explain(error: Exception, path: Path) -> str:
     if "unable to lock" in str(error):
         damaged = f"the file system has no locks; set {LOCKING}=FALSE"
     elif "signature not found" in str(error):
-        damaged = recognize(path) or "it may be truncated or of another kind; copy it again"
+        damaged = recognize(path) or damaged
     elif "filter" in str(error) and "register" in str(error):
         damaged = "it needs a filter of HDF5 that is not installed; repack the file with gzip (h5repack -f GZIP=1)"
     return f"{path} cannot be read as HDF5 ({error}): {advise(error, damaged)}"
