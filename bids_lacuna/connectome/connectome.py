@@ -6,10 +6,10 @@ import os
 import re
 import shlex
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -233,6 +233,21 @@ class Connectome:
                     raise changed from None
                 recordings.states[file] = now
         return any(recordings.states[file] != state for file, state in before.items())
+
+
+def opener_of(connectome: Connectome) -> Callable[[], Connectome]:
+    """Return a small function that opens the same connectome in another process, on any machine.
+
+    The function raises ValueError or OSError if the data there are missing or differ.
+    """
+    return partial(_open_same, connectome.path.absolute(), connectome.name, connectome.space, connectome.content_hash)
+
+
+def _open_same(path: Path, name: str, space: str, content_hash: str) -> Connectome:
+    connectome = Connectome.open(path, name=name, space=space)
+    if connectome.content_hash != content_hash:
+        raise ValueError(f"{path} is another connectome than the client's: give all machines the same one")
+    return connectome
 
 
 def _choose_space(path: Path, given: str | None, recorded: str | None) -> str:

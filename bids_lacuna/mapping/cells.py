@@ -6,13 +6,12 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from bids_lacuna import kernels
 from bids_lacuna._version import __version__
-from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
+from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject, opener_of
 from bids_lacuna.connectome.summary import BLOCK_VOXELS
 from bids_lacuna.grid import Grid
 from bids_lacuna.mapping.analysis import Part, ReadBlock
@@ -243,8 +242,7 @@ class CellCovariances:
 
     def opener(self) -> Callable[[], CellCovariances]:
         """Return a small function that opens the same analysis in another process, on any machine."""
-        connectome = self.connectome
-        return partial(_open_same, connectome.path.absolute(), connectome.content_hash, self.cell_size_mm)
+        return partial(_open_same, opener_of(self.connectome), self.cell_size_mm)
 
     def subjects(
         self, first: int, n_ahead: int, keep_cached: bool = True
@@ -287,9 +285,5 @@ class CellCovariances:
         return series
 
 
-def _open_same(path: Path, content_hash: str, cell_size_mm: float) -> CellCovariances:
-    """Open a connectome by its path, and check that it is the same."""
-    connectome = Connectome.open(path)
-    if connectome.content_hash != content_hash:
-        raise ValueError(f"{path} is another connectome than the client's: give all machines the same one")
-    return CellCovariances(connectome, cell_size_mm)
+def _open_same(open_connectome: Callable[[], Connectome], cell_size_mm: float) -> CellCovariances:
+    return CellCovariances(open_connectome(), cell_size_mm)

@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from bids_lacuna import kernels
 from bids_lacuna._version import __version__
-from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject
+from bids_lacuna.connectome.connectome import Connectome, ConnectomeSubject, opener_of
 from bids_lacuna.lesion import LesionData, load_lesion
 from bids_lacuna.mapping.analysis import NoResults
 from bids_lacuna.mapping.maps import NetworkMaps
@@ -159,15 +158,7 @@ class FunctionalNetworkMapping:
 
     def opener(self) -> Callable[[], FunctionalNetworkMapping]:
         """Return a small function that opens the same analysis in another process, on any machine."""
-        connectome = self.connectome
-        return partial(
-            _open_same,
-            connectome.path.absolute(),
-            connectome.name,
-            connectome.space,
-            connectome.content_hash,
-            self.options,
-        )
+        return partial(_open_same, opener_of(self.connectome), self.options)
 
     def subjects(
         self, first: int, n_ahead: int, keep_cached: bool = True
@@ -244,11 +235,5 @@ class FunctionalNetworkMapping:
             )
 
 
-def _open_same(
-    path: Path, name: str, space: str, content_hash: str, options: MappingOptions
-) -> FunctionalNetworkMapping:
-    """Open a connectome by its path, and check that it is the same."""
-    connectome = Connectome.open(path, name=name, space=space)
-    if connectome.content_hash != content_hash:
-        raise ValueError(f"{path} is another connectome than the client's: give all machines the same one")
-    return FunctionalNetworkMapping.of(connectome, options)
+def _open_same(open_connectome: Callable[[], Connectome], options: MappingOptions) -> FunctionalNetworkMapping:
+    return FunctionalNetworkMapping.of(open_connectome(), options)
