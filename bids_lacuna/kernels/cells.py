@@ -18,6 +18,7 @@ from bids_lacuna.kernels.cpu import (
     PIECES_PER_THREAD,
     TILE,
     as_float32,
+    complete_group,
     distribute,
     fisher_z,
     seeds_and_norms,
@@ -45,14 +46,10 @@ def add_products(cells: Sequence[Array], series: Sequence[Array], scale: Sequenc
     total : shape (n_cells, n_voxels), float32
         Sums over connectome subjects, read and written once per call.
     """
-    # Tuples of one length have one type, which is compiled once.
-    absent = GROUP - len(series)
-    all_cells = (*cells, *[np.empty((0, 0), np.float32)] * absent)
-    all_series = (*series, *[np.empty((0, 0), series[0].dtype)] * absent)
-    all_scale = (*scale, *[np.empty(0, np.float32)] * absent)
+    group = complete_group(cells, series, scale)
 
     def work(first: int, last: int) -> None:
-        add_product_tiles(all_cells, all_series, all_scale, total, first, last)
+        add_product_tiles(*group, total, first, last)
 
     distribute(work, math.ceil(total.shape[1] / TILE), PIECES_PER_THREAD)
 

@@ -303,16 +303,24 @@ def add_fisher_z(
     total, total_of_squares : shape (n_lesions, n_voxels), float64
         Sums of z and of z² over connectome subjects, read and written once per call.
     """
-    # Tuples of one length have one type, which is compiled once.
-    absent = GROUP - len(series)
-    all_seeds = (*seeds, *[np.empty((0, 0), np.float32)] * absent)
-    all_series = (*series, *[np.empty((0, 0), series[0].dtype)] * absent)
-    all_scale = (*scale, *[np.empty(0, np.float32)] * absent)
+    group = complete_group(seeds, series, scale)
 
     def work(first: int, last: int) -> None:
-        add_tiles(all_seeds, all_series, all_scale, total, total_of_squares, first, last)
+        add_tiles(*group, total, total_of_squares, first, last)
 
     distribute(work, math.ceil(total.shape[1] / TILE), PIECES_PER_THREAD)
+
+
+def complete_group(
+    seeds: Sequence[Array], series: Sequence[Array], scale: Sequence[Array]
+) -> tuple[Arrays, Arrays, Arrays]:
+    """Add arrays without rows for absent subjects: tuples of one length have one type, which is compiled once."""
+    absent = GROUP - len(series)
+    return (
+        (*seeds, *[np.empty((0, 0), np.float32)] * absent),
+        (*series, *[np.empty((0, 0), series[0].dtype)] * absent),
+        (*scale, *[np.empty(0, np.float32)] * absent),
+    )
 
 
 @cached_njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
