@@ -114,7 +114,7 @@ class ContrastWriter:
         Parameters
         ----------
         sensitivities
-            Of the cases, for each threshold; none for a score.
+            Sensitivity of the cases for each threshold; none for a score.
         lesioned : shape (n_voxels,)
             Fraction of the patients who are lesioned in each voxel.
         summary

@@ -50,11 +50,11 @@ class Prediction:
     similarity: Array
     """Shape (n_patients,): correlation of each map with the effect map of the others."""
     maps: Accuracy
-    """Of the similarity."""
+    """Accuracy of the similarity."""
     baseline: Accuracy | None
-    """Of least squares on the simple predictors, in the same folds; None without predictors."""
+    """Accuracy of least squares on the simple predictors, in the same folds; None without predictors."""
     difference: Accuracy | None
-    """Of the maps' accuracy minus the baseline's."""
+    """The maps' accuracy minus the baseline's; None without predictors."""
     n_permutations: int
 
 
@@ -171,7 +171,7 @@ def predict(
     nuisance : shape (n_patients, n)
         Orthonormal basis of covariates and blocks, which adjust the effect map.
     permutations
-        Of the labels: chosen without covariates.
+        Permutations of the labels, chosen without covariates.
     measure
         AUC for two groups, r for a score.
     predictors : shape (n_patients, n)
