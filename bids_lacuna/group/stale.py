@@ -9,7 +9,7 @@ from typing import Any
 from bids_lacuna.files import read_json_object
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast_files import RECORDS, hash_design, hash_maps, remove_test
-from bids_lacuna.group.design import BadDesign, Question, make_design
+from bids_lacuna.group.design import COVERAGE, VOLUME, BadDesign, Question, make_design
 from bids_lacuna.group.table import BadTable, Key, Table
 
 
@@ -20,7 +20,7 @@ def list_keys(lesions: Sequence[GroupLesion]) -> list[Key]:
 
 def list_measures(lesions: Sequence[GroupLesion]) -> dict[str, list[float]]:
     """Return what the maps' sidecars know of each lesion, for covariates."""
-    keys = {"lesion_volume": "LesionVolume", "coverage": "LesionCoverage"}
+    keys = {VOLUME: "LesionVolume", COVERAGE: "LesionCoverage"}
     return {name: [float(lesion.sidecar[key]) for lesion in lesions] for name, key in keys.items()}
 
 
