@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
+from bids_lacuna.derivatives import sidecar_path
 from bids_lacuna.files import renamed_when_whole, write_json
 from bids_lacuna.group.chance import Chance
 from bids_lacuna.group.cohort import GroupLesion
@@ -109,9 +110,7 @@ def write_chance(
         image = make_image(getattr(chance, name), np.nan, summary.grid, provenance.space)
         with renamed_when_whole(path) as temporary:
             save_gzipped(image, temporary)
-        write_json(
-            path.with_name(path.name.removesuffix(".nii.gz") + ".json"), {"Description": description, **common}
-        )
+        write_json(sidecar_path(path), {"Description": description, **common})
         paths.append(path)
     return paths
 
