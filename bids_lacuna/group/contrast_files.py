@@ -14,15 +14,14 @@ import numpy as np
 
 from bids_lacuna._version import __version__
 from bids_lacuna.derivatives import FIGURES, number_label
-from bids_lacuna.files import hash_file, renamed_when_whole, write_json, write_table
+from bids_lacuna.files import hash_file, write_json, write_table
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast import GroupTest, count_significant, effect_of, logp_of
 from bids_lacuna.group.design import VOLUME, Design
 from bids_lacuna.group.inference import Inference
 from bids_lacuna.group.prediction import Accuracy
 from bids_lacuna.group.sensitivity import LESIONED, Sensitivity
-from bids_lacuna.group.writer import format_cell
-from bids_lacuna.images import open_image, save_gzipped
+from bids_lacuna.group.writer import format_cell, save_like
 from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
 
@@ -206,11 +205,8 @@ class ContrastWriter:
         label, provenance, folder = self._test.design.label, self._provenance, self._source.folder
         desc = f"{provenance.connectome_name}{what}"
         stem = f"space-{provenance.space}_contrast-{label}_stat-{stat}_desc-{desc}_statmap"
-        like = open_image(self._source.maps_dir / self._lesions[0].maps["r"], "map")
-        # The header provides the codes of the space; its dtype is replaced, which nibabel would otherwise keep.
-        image = nib.Nifti1Image(self._test.volume(values), like.affine, like.header, dtype=np.float32)
-        with renamed_when_whole(folder / f"{stem}.nii.gz") as temporary:
-            save_gzipped(image, temporary)
+        like = self._source.maps_dir / self._lesions[0].maps["r"]
+        save_like(like, self._test.volume(values), folder / f"{stem}.nii.gz")
         write_json(folder / f"{stem}.json", {"Description": description, **self._common, **more, **self._sources()})
         self._maps[key] = f"{stem}.nii.gz"
 

@@ -243,12 +243,8 @@ class GroupWriter:
         self, stat: str, what: str, values: Array, description: str, sources: Sequence[str], **more: Any
     ) -> Path:
         path = self.folder / f"{self._stem(stat, what)}_statmap.nii.gz"
-        like = open_image(self.maps_dir / self.lesions[0].maps["r"], "map")
-        # The header provides the codes of the space; its dtype is replaced, which nibabel would otherwise keep.
         dtype = np.int32 if values.dtype.kind == "i" else np.float32
-        image = nib.Nifti1Image(values.astype(dtype), like.affine, like.header, dtype=dtype)
-        with renamed_when_whole(path) as temporary:
-            save_gzipped(image, temporary)
+        save_like(self.maps_dir / self.lesions[0].maps["r"], values.astype(dtype), path)
         self._write_sidecar(path, description, sources, **more)
         return path
 
@@ -270,6 +266,25 @@ class GroupWriter:
             **more,
             "Sources": list(sources),
         }
+
+
+def save_like(map_path: Path, values: Array, path: Path) -> None:
+    """Save values as a map on the grid and in the space of another map.
+
+    Parameters
+    ----------
+    map_path
+        Path of the other map.
+    values : shape (x, y, z)
+        Values in the dtype of the file.
+    path
+        Path of the new map.
+    """
+    like = open_image(map_path, "map")
+    # The header provides the codes of the space; its dtype is replaced, which nibabel would otherwise keep.
+    image = nib.Nifti1Image(values, like.affine, like.header, dtype=values.dtype)
+    with renamed_when_whole(path) as temporary:
+        save_gzipped(image, temporary)
 
 
 def format_cell(value: object) -> str:
