@@ -13,7 +13,7 @@ from bids_lacuna._version import __version__
 from bids_lacuna.derivatives import sidecar_path
 from bids_lacuna.files import renamed_when_whole, write_json
 from bids_lacuna.group.chance import Chance
-from bids_lacuna.group.cohort import GroupLesion
+from bids_lacuna.group.cohort import GroupLesion, describe_settings
 from bids_lacuna.images import save_gzipped
 from bids_lacuna.mapping.maps import make_image
 from bids_lacuna.mapping.nulls import NullLesion
@@ -97,10 +97,7 @@ def write_chance(
         "SmallestP": chance.p,
         "Alpha": ALPHA,
         **describe_significant(chance, summary),
-        "SpatialReference": provenance.space,
-        "ConnectomeName": provenance.connectome_name,
-        "ConnectomeHash": provenance.connectome_hash,
-        **provenance.options.sidecar,
+        **describe_settings(provenance),
         "SoftwareVersion": __version__,
         "Sources": [f"bids::{lesion.maps['z']}" for lesion, _ in lesions.values()],
     }

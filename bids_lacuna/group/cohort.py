@@ -157,6 +157,16 @@ def choose_group(
     return Group(with_thresholds, tuple(lesions), tuple(left_out), tuple(not_asked), others, tuple(without_mask))
 
 
+def describe_settings(provenance: Provenance) -> dict[str, Any]:
+    """Return what the sidecar of each file of a group says about the settings of the participants' maps."""
+    return {
+        "SpatialReference": provenance.space,
+        "ConnectomeName": provenance.connectome_name,
+        "ConnectomeHash": provenance.connectome_hash,
+        **provenance.options.sidecar,
+    }
+
+
 def refuse(left_out: Collection[LeftOut], n_lesions: int, ignored: Collection[str]) -> None:
     """Refuse a group from which lesions are missing, unless the user ignores this kind of reason.
 

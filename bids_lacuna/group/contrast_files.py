@@ -15,7 +15,7 @@ import numpy as np
 from bids_lacuna._version import __version__
 from bids_lacuna.derivatives import FIGURES, number_label
 from bids_lacuna.files import hash_file, write_json, write_table
-from bids_lacuna.group.cohort import GroupLesion
+from bids_lacuna.group.cohort import GroupLesion, describe_settings
 from bids_lacuna.group.contrast import GroupTest, count_significant, effect_of, logp_of
 from bids_lacuna.group.design import VOLUME, Design
 from bids_lacuna.group.inference import Inference
@@ -284,10 +284,7 @@ def describe_test(
         "InputStatistic": source.stat,
         "NumberOfVoxels": int(np.isfinite(test.result.t).sum()),
         "FractionOfVoxels": test.fraction_of_voxels,
-        "SpatialReference": provenance.space,
-        "ConnectomeName": provenance.connectome_name,
-        "ConnectomeHash": provenance.connectome_hash,
-        **provenance.options.sidecar,
+        **describe_settings(provenance),
         "MapsHash": hash_maps(lesions, source.maps_dir, source.stat),
         "TableHash": hash_design(design),
         "SoftwareVersion": __version__,

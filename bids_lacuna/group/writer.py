@@ -15,7 +15,7 @@ import numpy as np
 from bids_lacuna._version import __version__
 from bids_lacuna.derivatives import FIGURES, GROUP_DICTIONARY, GROUP_PAGE, GROUP_TABLE, number_label
 from bids_lacuna.files import read_json_object, read_table, renamed_when_whole, write_json, write_table
-from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut
+from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut, describe_settings
 from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
 from bids_lacuna.images import open_image, save_gzipped
 from bids_lacuna.lesion import ONE_SIDED
@@ -258,10 +258,7 @@ class GroupWriter:
             "Descriptive": True,
             "Interpretation": INTERPRETATION,
             "NumberOfLesions": len(self.lesions),
-            "SpatialReference": self.provenance.space,
-            "ConnectomeName": self.provenance.connectome_name,
-            "ConnectomeHash": self.provenance.connectome_hash,
-            **self.provenance.options.sidecar,
+            **describe_settings(self.provenance),
             "SoftwareVersion": __version__,
             **more,
             "Sources": list(sources),
