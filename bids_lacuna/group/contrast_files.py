@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ class ContrastWriter:
             "participant_id": [f"sub-{key[0]}" for key in design.keys],
             "session_id": [f"ses-{key[1]}" if key[1] else "n/a" for key in design.keys],
             "tested": design.tested.tolist(),
-            **dict(_constants(design)),
+            **{name or "constant": values.tolist() for name, values in design.constants.items()},
             **{name: values.tolist() for name, values in zip(design.covariates, design.values.T, strict=True)},
             "similarity": self._test.prediction.similarity.tolist(),
         }
@@ -311,7 +311,7 @@ def describe_columns(design: Design) -> dict[str, dict[str, Any]]:
         "participant_id": {"Description": "Participant"},
         "session_id": {"Description": "Session of the map; n/a where it has none"},
         "tested": tested,
-        **{name: {"Description": "Constant"} for name, _ in _constants(design)},
+        **{name or "constant": {"Description": "Constant"} for name in design.constants},
         **{name: {"Description": f"Covariate: {_name_covariate(name)}"} for name in design.covariates},
         "similarity": {
             "Description": "Spatial correlation of the patient's map with the effect map fitted without this patient"
@@ -321,13 +321,6 @@ def describe_columns(design: Design) -> dict[str, dict[str, Any]]:
 
 def _name_covariate(name: str) -> str:
     return f"{name} (cube root)" if name == VOLUME else name
-
-
-def _constants(design: Design) -> Iterator[tuple[str, list[float]]]:
-    """Yield the constants of a model: one for each block, or one."""
-    for block in sorted(set(design.block_of)):
-        name = f"{design.block_column}={block}" if design.block_column else "constant"
-        yield name, [float(of == block) for of in design.block_of]
 
 
 def _describe_accuracy(accuracy: Accuracy | None) -> dict[str, float] | None:

@@ -106,6 +106,14 @@ class Design:
         return np.unique(self.block_of, return_inverse=True)[1].reshape(-1)
 
     @property
+    def constants(self) -> dict[str, Array]:
+        """Constants of the model, each of shape (n_patients,): one for each block, or one without a name."""
+        if not self.block_column:
+            return {"": np.ones(len(self.tested))}
+        block_of = np.array(self.block_of)
+        return {f"{self.block_column}={block}": (block_of == block).astype(float) for block in np.unique(block_of)}
+
+    @property
     def n_cases(self) -> int:
         """Number of cases; with a score, of all patients."""
         return int(self.tested.sum()) if self.levels else len(self.tested)
@@ -375,11 +383,7 @@ def _list_notes(
 def _check_rank(design: Design) -> None:
     """Raise BadDesign if a column follows from others; the message names them."""
     n = len(design.tested)
-    if design.block_column:
-        blocks = sorted(set(design.block_of))
-        known = {f"{design.block_column}={block}": np.array(design.block_of) == block for block in blocks}
-    else:
-        known = {"": np.ones(n, dtype=bool)}
+    known = design.constants
     later = {**dict(zip(design.covariates, design.values.T, strict=True)), design.column: design.tested}
     if (n_columns := len(known) + len(later)) >= n:
         names = [name or "a constant" for name in (*known, *later)]
@@ -387,7 +391,7 @@ def _check_rank(design: Design) -> None:
             f"the model has {n_columns} columns ({name_some(names)}) for {n} patients: leave out covariates or blocks"
         )
     for name, values in later.items():
-        columns = np.array(list(known.values()), float).T
+        columns = np.array(list(known.values())).T
         columns /= np.linalg.norm(columns, axis=0)
         coefficients, *_ = np.linalg.lstsq(columns, values, rcond=None)
         if np.linalg.norm(values - columns @ coefficients) <= DEPENDENT * np.linalg.norm(values - values.mean()):
