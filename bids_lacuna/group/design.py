@@ -244,6 +244,11 @@ def _number(cell: Cell) -> float | None:
         return None
 
 
+def _number_or_word(cell: Cell) -> float | str:
+    number = _number(cell)
+    return str(cell) if number is None else number
+
+
 def _read_numbers(name: str, cells: Sequence[Cell]) -> Array | None:
     """Read a column of numbers; None if it has only words.
 
@@ -271,10 +276,8 @@ def _read_numbers(name: str, cells: Sequence[Cell]) -> Array | None:
 
 def _read_tested(column: str, case: str | None, cells: Sequence[Cell]) -> tuple[Array, tuple[str, str] | None]:
     """Return the tested column, and the values of both groups if there are two."""
-    counts: dict[float | str, int] = Counter()
-    for cell in cells:
-        number = _number(cell)
-        counts[str(cell) if number is None else number] += 1
+    read = [_number_or_word(cell) for cell in cells]
+    counts = Counter(read)
     if len(counts) == 1:
         raise BadDesign(
             f"{column} is {cells[0]} for all {len(cells)} patients: a column with two groups, or a score, is needed"
@@ -285,8 +288,7 @@ def _read_tested(column: str, case: str | None, cells: Sequence[Cell]) -> tuple[
     ordered = sorted(counts, key=lambda value: (isinstance(value, str), value))
     names = [value if isinstance(value, str) else f"{value:g}" for value in ordered]
     if case is not None:
-        number = _number(case)
-        wanted = case if number is None else number
+        wanted = _number_or_word(case)
         if wanted not in counts:
             raise BadDesign(
                 f"{column} is never {one_line(case)}: its values are {' and '.join(names)}{suggest(case, names)}"
@@ -299,8 +301,7 @@ def _read_tested(column: str, case: str | None, cells: Sequence[Cell]) -> tuple[
         raise BadDesign(
             f"{column} has {found}: at least {SMALLEST_GROUP} patients in each of the two groups are needed"
         )
-    is_case = [(str(cell) if (number := _number(cell)) is None else number) == ordered[1] for cell in cells]
-    return np.array(is_case, float), (names[1], names[0])
+    return np.array([value == ordered[1] for value in read], float), (names[1], names[0])
 
 
 def _read_score(column: str, case: str | None, cells: Sequence[Cell]) -> Array:
