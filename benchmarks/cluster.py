@@ -8,12 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.data import Data
-from benchmarks.job import job_seconds
+from benchmarks.job import job_seconds, load_rows
 from benchmarks.kernel import UNLIMITED
 from benchmarks.measure import N_THREADS, Figure, medians
 from bids_lacuna import FunctionalNetworkMapping, LesionData
 from bids_lacuna.cluster import ClusterPass, connect, tree, worker
-from bids_lacuna.weights import Rows
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -61,8 +60,7 @@ def measure(data: Data) -> Iterator[Figure]:
 def tasks(data: Data) -> Iterator[Figure]:
     """Measure a task's overhead beside its mapping: the round trip to the worker, and one merge."""
     analysis = FunctionalNetworkMapping(data.store(SLICE_SUBJECTS))
-    loaded = [analysis.load(LesionData.from_nifti(mask.path)) for mask in data.masks(N_LESIONS)]
-    rows = Rows.of({str(row): analysis.row(lesion) for row, lesion in enumerate(loaded)})
+    rows = load_rows(analysis, data.masks(N_LESIONS))
     with connect(None, 1, N_THREADS) as client:
         pass_ = ClusterPass(analysis, client, UNLIMITED)
         plan, pool = pass_.plan(N_LESIONS, None), pass_.pool

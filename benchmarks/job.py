@@ -71,14 +71,25 @@ def job_seconds(
     return seconds(job)
 
 
+def load_rows(analysis: FunctionalNetworkMapping, masks: Sequence[LesionMask]) -> Rows:
+    """Load lesions as the rows of a pass."""
+    lesions = [analysis.load(LesionRecord(mask).as_lesion()) for mask in masks]
+    return Rows.of({str(row): analysis.row(lesion) for row, lesion in enumerate(lesions)})
+
+
+def open_writer(data: Data, masks: Sequence[LesionMask], output_dir: Path) -> DerivativesWriter:
+    """Return the app's own callback, which writes the maps of lesions."""
+    provenance = FunctionalNetworkMapping(data.store()).provenance
+    records = [LesionRecord(mask) for mask in masks]
+    logs, links = output_dir / "logs", {"source": "source"}
+    return DerivativesWriter(output_dir, provenance, records, logs, links, n_threads=N_THREADS)
+
+
 class TimedWriter:
-    """The app's own callback, which writes the maps of the first lesions; keeps the seconds that it takes."""
+    """Writes the maps of the first lesions, and keeps the seconds that it takes."""
 
     def __init__(self, data: Data, masks: Sequence[LesionMask], output_dir: Path, n_lesions: int) -> None:
-        provenance = FunctionalNetworkMapping(data.store()).provenance
-        records = [LesionRecord(mask) for mask in masks]
-        logs, links = output_dir / "logs", {"source": "source"}
-        self.write = DerivativesWriter(output_dir, provenance, records, logs, links, n_threads=N_THREADS)
+        self.write = open_writer(data, masks, output_dir)
         self.n_lesions = n_lesions
         self.seconds = 0.0
 
@@ -124,13 +135,10 @@ def subjects_exponent(data: Data, masks: Sequence[LesionMask]) -> Figure:
 
     def pass_seconds(n_subjects: int) -> float:
         analysis = FunctionalNetworkMapping(data.store(n_first + n_subjects + n_first))
-        loaded = [analysis.load(LesionRecord(mask).as_lesion()) for mask in masks]
+        rows = load_rows(analysis, masks)
         ends: list[float] = []
         pass_ = LocalPass(analysis, UNLIMITED)
-        rows, plan = (
-            Rows.of({str(row): analysis.row(lesion) for row, lesion in enumerate(loaded)}),
-            pass_.plan(len(loaded)),
-        )
+        plan = pass_.plan(len(masks))
         seconds(lambda: pass_.run(rows, plan, on_subject=lambda: ends.append(time.perf_counter())))
         return ends[-1 - n_first] - ends[n_first - 1]
 

@@ -16,15 +16,12 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.data import Data
-from benchmarks.job import job_seconds
+from benchmarks.job import job_seconds, load_rows, open_writer
 from benchmarks.kernel import UNLIMITED
 from benchmarks.measure import N_THREADS, Figure, Timed, undisturbed
 from bids_lacuna import FunctionalNetworkMapping, LesionData
 from bids_lacuna.bids import LesionMask
-from bids_lacuna.derivatives.records import LesionRecord
-from bids_lacuna.derivatives.writer import DerivativesWriter
 from bids_lacuna.mapping.local import LocalPass
-from bids_lacuna.weights import Rows
 
 APP = Path(__file__).parent.parent / "run.py"
 
@@ -78,8 +75,7 @@ def run_app(app: Path, data: Data, masks: Sequence[LesionMask], store: Path, *op
 def prepared_pass(masks: Sequence[LesionMask], store: Path) -> partial[object]:
     """Load lesions, and return their pass over the connectome, which is yet to run."""
     analysis = FunctionalNetworkMapping(store)
-    loaded = [analysis.load(LesionRecord(mask).as_lesion()) for mask in masks]
-    rows = Rows.of({str(row): analysis.row(lesion) for row, lesion in enumerate(loaded)})
+    rows = load_rows(analysis, masks)
     analysis.prepare(N_THREADS)
     pass_ = LocalPass(analysis, UNLIMITED)
     return partial(pass_.run, rows, pass_.plan(len(masks), None))
@@ -87,17 +83,14 @@ def prepared_pass(masks: Sequence[LesionMask], store: Path) -> partial[object]:
 
 def files(data: Data, masks: Sequence[LesionMask]) -> Iterator[Figure]:
     """Measure the statistics, maps and sidecars of lesions alone."""
-    store, output_dir, found = data.store(), data.folder / "files", list[Timed]()
-    provenance = FunctionalNetworkMapping(store).provenance
+    output_dir, found = data.folder / "files", list[Timed]()
 
     def write(results: list[LesionData]) -> None:
-        records = [LesionRecord(mask) for mask in masks]
-        links = {"source": "source"}
-        writer = DerivativesWriter(output_dir, provenance, records, output_dir, links, n_threads=N_THREADS)
+        writer = open_writer(data, masks, output_dir)
         writer(results[:5])
         found.append(undisturbed(partial(writer, results)))
 
-    job_seconds(store, masks, write)
+    job_seconds(data.store(), masks, write)
     shutil.rmtree(output_dir)
     timed, note = found[0], f"{len(masks)} lesions, {N_THREADS} threads"
     per_lesion = timed.seconds * timed.processors / len(masks)
