@@ -57,6 +57,13 @@ class Figure:
         high = float("inf") if self.at_most is None else self.at_most
         return (self.at_least or 0) <= self.value <= high
 
+    @property
+    def row(self) -> str:
+        """As a row of the table."""
+        reached = "" if not self.goal else "reached" if self.is_reached else "MISSED"
+        value = f"{self.value:.3g}" if self.value < 1000 else f"{self.value:.0f}"
+        return f"{self.name:28}{self.case:>10}{value:>12}{self.goal:>18}  {reached:9}{self.note}".rstrip()
+
 
 def seconds(function: Callable[[], object], blas_threads: int = 1) -> float:
     """Time one call, after the threads of the call before it have gone to sleep."""

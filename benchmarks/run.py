@@ -48,18 +48,11 @@ def main() -> None:
         data = Data(Path(folder))
         for theme in themes:
             for figure in THEMES[theme](data):
-                print(row(figure), flush=True)
+                print(figure.row, flush=True)
                 figures.append(figure)
     if set(themes) == set(THEMES):
         RESULTS.parent.mkdir(exist_ok=True)
         write_json(RESULTS, description | collect(figures))
-
-
-def row(figure: Figure) -> str:
-    """Lay one figure out as a row of the table."""
-    reached = "" if not figure.goal else "reached" if figure.is_reached else "MISSED"
-    value = f"{figure.value:.3g}" if figure.value < 1000 else f"{figure.value:.0f}"
-    return f"{figure.name:28}{figure.case:>10}{value:>12}{figure.goal:>18}  {reached:9}{figure.note}".rstrip()
 
 
 def collect(figures: Iterable[Figure]) -> dict[str, object]:

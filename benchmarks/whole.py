@@ -101,6 +101,4 @@ def files(data: Data, masks: Sequence[LesionMask]) -> Iterator[Figure]:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         for figure in measure(Data(Path(folder)), Path(sys.argv[1]) if sys.argv[1:] else APP, rounds=1):
-            print(
-                f"{figure.name:28}{figure.case:>10}{figure.value:>12.4g}{figure.goal:>18}  {figure.note}", flush=True
-            )
+            print(figure.row, flush=True)
