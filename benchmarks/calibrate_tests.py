@@ -7,7 +7,6 @@ that whatever it finds is false. Power is measured with scores that follow from 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bids_lacuna import Connectome, FunctionalNetworkMapping, LesionData, Summary, batch_process
+from benchmarks.calibration import open_summary
+from bids_lacuna import Connectome, FunctionalNetworkMapping, LesionData, batch_process
 from bids_lacuna.bids import find_lesion_masks
-from bids_lacuna.connectome.summary import FOLDER, has_summary
 from bids_lacuna.group.inference import Inference, infer, make_model
 from bids_lacuna.group.permutations import choose_permutations
-from bids_lacuna.mapping import summarize
 from bids_lacuna.runtime.memory import find_resources
 
 Array = np.ndarray
@@ -79,12 +77,8 @@ def read_maps(dataset: Path, store: Path) -> Maps:
     lesions = [LesionData.from_nifti(mask.path, metadata={"space": mask.space}) for mask in masks]
     batch_process(lesions, FunctionalNetworkMapping(connectome), batch_result_callback=keep, show_progress=False)
     z, t = (np.array(rows, np.float32) for rows in found.values())
-    with tempfile.TemporaryDirectory() as folder:
-        summary_dir = connectome.path / FOLDER
-        if not has_summary(summary_dir):
-            summary_dir = Path(folder) / FOLDER
-            summarize(connectome, summary_dir, find_resources(), show_progress=False)
-        degree = np.array(Summary.open(connectome, summary_dir).arrays.degree)
+    with open_summary(connectome, find_resources()) as summary:
+        degree = np.array(summary.arrays.degree)
     common = np.isfinite(np.vstack([z, degree])).all(axis=0)
     positions = nib.affines.apply_affine(connectome.grid.affine, np.argwhere(connectome.grid.mask))
     return Maps(z[:, common], t[:, common], positions[common], degree[common])

@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from bids_lacuna.mapping.nulls import Connectivity, NullLesion, TooFewPlaces, dr
 from bids_lacuna.mapping.places import Shape
 from bids_lacuna.mapping.tissue import load_tissue
 from bids_lacuna.runtime.memory import find_resources
+from bids_lacuna.runtime.plan import Resources
 
 Array = np.ndarray
 
@@ -94,13 +96,8 @@ def main() -> None:
     parser.add_argument("--random-seed", type=int, default=0)
     arguments = parser.parse_args()
     start, resources = time.monotonic(), find_resources(None, None)
-    with tempfile.TemporaryDirectory() as folder, kernels.threads(resources.n_threads):
-        connectome = Connectome.open(arguments.connectome)
-        summary_dir = connectome.path / FOLDER
-        if not has_summary(summary_dir):
-            summary_dir = Path(folder) / FOLDER
-            summarize(connectome, summary_dir, resources)
-        summary = Summary.open(connectome, summary_dir)
+    connectome = Connectome.open(arguments.connectome)
+    with kernels.threads(resources.n_threads), open_summary(connectome, resources) as summary:
         shapes = list(read_shapes(arguments.lesions, summary.grid))
         for name, each in (("connectome", summary), ("dominated", dominate(summary))):
             connectivity = Connectivity.of(each)
@@ -109,6 +106,17 @@ def main() -> None:
             print(f"lesions with null places: {len(lesions)} of {len(shapes)}; places: {count_places(lesions)}")
             calibrate(lesions, connectivity, arguments)
             print(f"minutes so far: {(time.monotonic() - start) / 60:.1f}", flush=True)
+
+
+@contextmanager
+def open_summary(connectome: Connectome, resources: Resources) -> Iterator[Summary]:
+    """Open a connectome's summary; if it has none, one is made, which is removed after the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        summary_dir = connectome.path / FOLDER
+        if not has_summary(summary_dir):
+            summary_dir = Path(folder) / FOLDER
+            summarize(connectome, summary_dir, resources)
+        yield Summary.open(connectome, summary_dir)
 
 
 def read_shapes(dataset: Path, grid: Grid) -> Iterator[Shape]:
