@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from difflib import get_close_matches
 from fractions import Fraction
@@ -83,6 +83,18 @@ def format_bytes(n: int) -> str:
             break
         size /= 1024
     return f"{size:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def layout_rows(rows: Mapping[str, str], width: int | None = None) -> str:
+    """Format names and values as a table, one row for each.
+
+    Parameters
+    ----------
+    width
+        Characters of the column of names; by default two more than the longest name has.
+    """
+    width = width or max(map(len, rows)) + 2
+    return "".join(f"{name:{width}}{value}\n" for name, value in rows.items())
 
 
 def percent(fraction: float, digits: int = 3) -> str:

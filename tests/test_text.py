@@ -7,6 +7,7 @@ import pytest
 from bids_lacuna.text import (
     format_bytes,
     format_seconds,
+    layout_rows,
     one_line,
     parse_bytes,
     percent,
@@ -180,3 +181,10 @@ def test_suggested_labels(labels: list[str], words: str) -> None:
 def test_a_duration_has_the_unit_that_people_use(seconds: float, text: str) -> None:
     """Durations are whole seconds or minutes, or hours with a decimal."""
     assert format_seconds(seconds) == text
+
+
+def test_rows_are_laid_out_in_two_columns() -> None:
+    """All values begin two characters after the longest name, or at the given width."""
+    rows = {"disk": "1 GiB", "passes": "3"}
+    assert layout_rows(rows) == "disk    1 GiB\npasses  3\n"
+    assert layout_rows(rows, 10) == "disk      1 GiB\npasses    3\n"

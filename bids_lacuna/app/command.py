@@ -27,6 +27,9 @@ from bids_lacuna.spaces import nearest_template
 
 logger = logging.getLogger("bids_lacuna")
 
+NAMES_WIDTH = 20
+"""Characters of the column of names in what a dry run prints."""
+
 
 class Main(Protocol):
     """The main function of a program."""

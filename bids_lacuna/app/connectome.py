@@ -25,7 +25,7 @@ from bids_lacuna.connectome.workers import DamagedSource
 from bids_lacuna.runtime.memory import available_cpus, find_resources, memory_budget
 from bids_lacuna.runtime.progress import Progress, above_the_bar
 from bids_lacuna.spaces import TEMPLATES, check_template, nearest_template
-from bids_lacuna.text import format_bytes, percent
+from bids_lacuna.text import format_bytes, layout_rows, percent
 
 logger = logging.getLogger("bids_lacuna")
 
@@ -230,9 +230,3 @@ def describe_verification(store: Store, found: Verification, summary: str) -> di
         "summary": summary,
         "verdict": count_problems(found.problems),
     }
-
-
-def layout_rows(rows: dict[str, str]) -> str:
-    """Format rows as a table."""
-    width = max(map(len, rows)) + 2
-    return "".join(f"{name:{width}}{value}\n" for name, value in rows.items())

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from bids_lacuna import kernels
-from bids_lacuna.app.command import Exit, ending
+from bids_lacuna.app.command import NAMES_WIDTH, Exit, ending
 from bids_lacuna.app.nulls import estimate_seconds
 from bids_lacuna.batch import load_lesions
 from bids_lacuna.connectome import Connectome, ConnectomeSubject
@@ -27,7 +27,7 @@ from bids_lacuna.report.pool import PageCost, measure_pages
 from bids_lacuna.runtime.logs import kind_of
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import Progress, above_the_bar
-from bids_lacuna.text import format_bytes, format_seconds, one_line, percent
+from bids_lacuna.text import format_bytes, format_seconds, layout_rows, one_line, percent
 from bids_lacuna.weights import Rows
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
         out, n_threads = job.arguments.output_dir, job.resources.n_threads
         seconds = estimate_seconds(job.nulls, job.records, out, job.provenance, n_threads)
         words = f"{job.nulls.n} for each lesion, about {format_seconds(seconds)} more for the lesions that lack them"
-        sys.stdout.write(_layout({"null lesions": words}))
+        sys.stdout.write(layout_rows({"null lesions": words}, NAMES_WIDTH))
     return Exit.OK
 
 
@@ -300,7 +300,7 @@ def _shared(reasons: Sequence[str]) -> str:
 def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str:
     """Return a summary of batches and memory."""
     reserved = format_bytes(resources.reserved_bytes)
-    return _layout(
+    return layout_rows(
         {
             "lesions to map": f"{plan.n_rows}",
             "batch size": f"{plan.batch_size}",
@@ -309,7 +309,8 @@ def describe_plan(plan: BatchPlan, resources: Resources, n_subjects: int) -> str
             "memory, per lesion": format_bytes(plan.bytes_per_row),
             "memory, peak": format_bytes(plan.peak_bytes),
             "memory, available": f"{format_bytes(plan.available_bytes)} ({resources.source})",
-        }
+        },
+        NAMES_WIDTH,
     )
 
 
@@ -330,13 +331,10 @@ def describe_cost(sample: Sample, plan: BatchPlan, seconds: float, n_connectome_
             f"; {pages.seconds_per_lesion:.2g} s per lesion for reports, in {n_workers} "
             f"process{'es' if n_workers > 1 else ''}"
         )
-    return _layout(
+    return layout_rows(
         {
             "disk": f"about {format_bytes(round(n_bytes))}; {format_bytes(free_bytes)} are free",
             "time": f"about {format_seconds(seconds)} ({what})",
-        }
+        },
+        NAMES_WIDTH,
     )
-
-
-def _layout(rows: dict[str, str]) -> str:
-    return "".join(f"{name:20}{value}\n" for name, value in rows.items())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bids_lacuna.app.command import Exit, Stop, ending
+from bids_lacuna.app.command import NAMES_WIDTH, Exit, Stop, ending
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.derivatives import FIGURES, GROUP_DICTIONARY, GROUP_PAGE, group_folder, read_description
 from bids_lacuna.derivatives.dataset import DESCRIPTION
@@ -26,7 +26,7 @@ from bids_lacuna.report.pool import (
 )
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.plan import Resources
-from bids_lacuna.text import format_bytes, format_seconds, suggest_labels
+from bids_lacuna.text import format_bytes, format_seconds, layout_rows, suggest_labels
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run_participant(arguments: argparse.Namespace) -> Exit:
 def describe_cost(output_dir: Path, labels: Sequence[str], n_workers: int) -> str:
     """Describe what the pages of some participants would cost, by those of a few of them."""
     if not labels:
-        return "reports             0\n"
+        return layout_rows({"reports": "0"}, NAMES_WIDTH)
     n_lesions = {label: count_lesions(output_dir, label) for label in labels}
     step = max(1, len(labels) // SAMPLED_PARTICIPANTS)
     try:
@@ -83,11 +83,14 @@ def describe_cost(output_dir: Path, labels: Sequence[str], n_workers: int) -> st
         ) from error
     n = sum(n_lesions.values())
     seconds = format_seconds(cost.seconds(n, n_workers))
-    return (
-        f"reports             {len(labels)}, of {n} lesions\n"
-        f"disk                about {format_bytes(round(n * cost.bytes_per_lesion))}\n"
-        f"time                about {seconds} ({cost.seconds_per_lesion:.2g} s per "
-        f"lesion, in {n_workers} process{'es' if n_workers > 1 else ''})\n"
+    processes = f"{n_workers} process{'es' if n_workers > 1 else ''}"
+    return layout_rows(
+        {
+            "reports": f"{len(labels)}, of {n} lesions",
+            "disk": f"about {format_bytes(round(n * cost.bytes_per_lesion))}",
+            "time": f"about {seconds} ({cost.seconds_per_lesion:.2g} s per lesion, in {processes})",
+        },
+        NAMES_WIDTH,
     )
 
 
@@ -111,7 +114,8 @@ def run_group(arguments: argparse.Namespace) -> Exit:
     if not (folder / GROUP_DICTIONARY).is_file():
         raise Stop(Exit.NO_INPUT, f"{folder} holds no group: run without --reports-only first")
     if arguments.dry_run:
-        sys.stdout.write(f"reports             {(folder / GROUP_PAGE).relative_to(arguments.output_dir)}\n")
+        page = (folder / GROUP_PAGE).relative_to(arguments.output_dir)
+        sys.stdout.write(layout_rows({"reports": str(page)}, NAMES_WIDTH))
         return Exit.OK
     written = write_group_page(arguments.output_dir, find_resources(arguments.mem, arguments.nprocs), arguments.name)
     return Exit.OK if written else Exit.FAILED
