@@ -189,7 +189,8 @@ def load_lesion(
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
     volume_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
     if chain:
-        first, weights, whole_mm3 = _weigh_through(chain, lesion.name, box, affine, grid)
+        first, weights, whole_mm3 = _weigh_through(chain, box, affine, grid)
+        _warn_of_changed_volume(lesion.name, whole_mm3 / volume_mm3)
     else:
         (first, weights), whole_mm3 = weigh(box, affine, grid), volume_mm3
     indices = grid.voxel_indices[_region(first, weights.shape)]
@@ -220,24 +221,24 @@ def load_lesion(
     )
 
 
-def _weigh_through(
-    chain: TransformChain, name: str, box: Array, affine: Array, grid: Grid
-) -> tuple[Array, Array, float]:
-    """Weigh a lesion through its transforms, and warn if these change its volume much."""
+def _weigh_through(chain: TransformChain, box: Array, affine: Array, grid: Grid) -> tuple[Array, Array, float]:
+    """Weigh a lesion through its transforms."""
     # SimpleITK takes time to import, and few runs need it.
     from bids_lacuna.transforms.resampling import weigh_through
 
-    first, weights, whole_mm3 = weigh_through(chain, box, affine, grid)
-    ratio = whole_mm3 / float(box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3])))
+    return weigh_through(chain, box, affine, grid)
+
+
+def _warn_of_changed_volume(name: str, ratio: float) -> None:
+    """Warn if a lesion's transforms change its volume much; a lesion of which nothing remains fails."""
     low, high = VOLUME_RATIOS
-    if whole_mm3 and not low <= ratio <= high:
+    if ratio and not low <= ratio <= high:
         logger.warning(
             "%s: its transforms change the lesion's volume by a factor of %.2g: check them, and look at the lesion "
             "on the participant's page",
             name,
             ratio,
         )
-    return first, weights, whole_mm3
 
 
 def _open_mask(mask: Path | SpatialImage) -> tuple[SpatialImage, FileState | None]:

@@ -13,7 +13,8 @@ from bids_lacuna.grid import Grid
 from bids_lacuna.weights import Weighting
 
 PROGRAM = "bids-lacuna"
-"""The program's name among the software, and in dataset_description.json."""
+"""The program's name among the software, and in dataset_description.json; BIDS requires it in the folder's name in
+`derivatives/<folder>/`."""
 
 
 def _option(words: str, key: str = "") -> dict[str, str]:

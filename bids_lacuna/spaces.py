@@ -36,6 +36,11 @@ def is_own(space: str) -> bool:
     return space.lower() in {name.lower() for name in OWN_SPACES}
 
 
+def is_ambiguous(space: str) -> bool:
+    """Return whether a name stands for several templates."""
+    return space.lower() in {name.lower() for name in AMBIGUOUS}
+
+
 def check_template(space: str) -> None:
     """Raise ValueError if a connectome cannot be in a space: the participant's own, or one of several templates."""
     if is_own(space):
@@ -44,7 +49,7 @@ def check_template(space: str) -> None:
             f"template, such as {DEFAULT_SPACE} or MNI152NLin2009cAsym: name the template that its images were "
             "registered to"
         )
-    if space.lower() in {name.lower() for name in AMBIGUOUS}:
+    if is_ambiguous(space):
         raise ValueError(f"{describe_ambiguity(space)}: name the template that its images were registered to")
 
 

@@ -15,7 +15,7 @@ from bids_lacuna.bids import AnatomicalTransform, LesionMask, find_t1w_images, f
 from bids_lacuna.derivatives import LesionRecord
 from bids_lacuna.grid import is_same_place
 from bids_lacuna.images import open_image
-from bids_lacuna.spaces import AMBIGUOUS, OWN_SPACES, describe_ambiguity, is_own
+from bids_lacuna.spaces import OWN_SPACES, describe_ambiguity, is_ambiguous, is_own
 from bids_lacuna.transforms import TransformChain, TransformFile, check_format
 from bids_lacuna.transforms.templateflow import PAIRS, MissingTransform, find_between
 
@@ -103,7 +103,7 @@ class ChainFinder:
                 f"space-T1w (fMRIPrep's T1w), space-{RAW} (the raw T1w) or by its template, or set SpatialReference "
                 "in its sidecar"
             )
-        if mask.space.lower() in {name.lower() for name in AMBIGUOUS}:
+        if is_ambiguous(mask.space):
             raise ValueError(f"{describe_ambiguity(mask.space)}: name the mask by its template")
         own = {name.lower(): name for name in OWN_SPACES}
         return own.get(mask.space.lower(), mask.space)

@@ -12,10 +12,8 @@ from typing import Any
 from bids_lacuna._version import __version__
 from bids_lacuna.derivatives.names import before_statistic, is_of_lesion
 from bids_lacuna.files import read_json_object, remove_unfinished, renamed_when_whole, write_json
+from bids_lacuna.provenance import PROGRAM
 from bids_lacuna.runtime.locks import Claim
-
-PROGRAM = "bids-lacuna"
-"""Program name in dataset_description.json; BIDS requires it in the folder's name in `derivatives/<folder>/`."""
 
 DESCRIPTION = "dataset_description.json"
 

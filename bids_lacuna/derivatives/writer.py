@@ -176,10 +176,8 @@ class DerivativesWriter:
         write_sidecars({sidecar_path(path): {**sidecar, "Description": NULL_DESCRIPTION, **own}})
 
     def remove_null_map(self, record: LesionRecord) -> None:
-        """Remove a lesion's T among its null lesions, its sidecar first."""
-        path = self.null_map(record)
-        sidecar_path(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        """Remove a lesion's T among its null lesions."""
+        _remove(self.null_map(record))
 
     def record(self, lesion: LesionData) -> LesionRecord:
         """Return the record of a lesion."""
@@ -224,8 +222,7 @@ class DerivativesWriter:
         path = lesion_path(self.output_dir / map_path(mask, self.provenance, stat="r"))
         if not lesion.transform:
             # An earlier run may have mapped the lesion from another space.
-            path.unlink(missing_ok=True)
-            sidecar_path(path).unlink(missing_ok=True)
+            _remove(path)
             return {}
         image = lesion.results[ANALYSIS].weights_image(lesion.weights)
         self._write_map(PurePosixPath(path.relative_to(self.output_dir)), lambda: image)
@@ -258,3 +255,9 @@ class DerivativesWriter:
         with renamed_when_whole(path, sync=False) as temporary, self._processors:
             save_gzipped(compute(), temporary)
         return path
+
+
+def _remove(path: Path) -> None:
+    """Remove an image, its sidecar first, without which it counts as incomplete."""
+    sidecar_path(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
