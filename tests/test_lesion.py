@@ -13,11 +13,11 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from synthetic import OBLIQUE, RADIOLOGICAL, SHAPE, SPACE, box, make_mask, write_mask
 
-from bids_lacuna import LesionData, images
-from bids_lacuna import lesion as lesion_module
+from bids_lacuna import LesionData, images, lesion_masks
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
-from bids_lacuna.lesion import LesionOutsideGrid, load_lesion, read_mask
+from bids_lacuna.lesion import LesionOutsideGrid, load_lesion
+from bids_lacuna.lesion_masks import read_mask
 from bids_lacuna.weights import weigh
 
 Array = np.ndarray
@@ -400,7 +400,7 @@ def test_rounded_probabilities() -> None:
 @pytest.mark.parametrize("places", [[(0, 0, 0), (4, 6, 10)], [(i, j, 5) for i in range(5) for j in range(7)]])
 def test_a_box_that_is_too_large(monkeypatch: pytest.MonkeyPatch, places: list[tuple[int, int, int]]) -> None:
     """A lesion whose box would take more memory than any brain's is refused, whatever its header is."""
-    monkeypatch.setattr(lesion_module, "LARGEST_VOLUME", 34)
+    monkeypatch.setattr(lesion_masks, "LARGEST_VOLUME", 34)
     voxels = np.zeros(SHAPE)
     voxels[tuple(np.transpose(places))] = 1
     with pytest.raises(ValueError, match=r"bounding box has .* at most 34 are read"):

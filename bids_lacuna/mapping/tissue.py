@@ -12,7 +12,7 @@ from scipy.ndimage import binary_closing
 
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import has_usable_affine, open_image, read_volume
-from bids_lacuna.lesion import PROBABILITY_TOLERANCE
+from bids_lacuna.lesion_masks import PROBABILITY_TOLERANCE
 from bids_lacuna.mapping.places import Tissue
 from bids_lacuna.weights import weigh
 

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna.images import open_image, read_volume
-from bids_lacuna.lesion import read_mask
+from bids_lacuna.lesion_masks import read_mask
 
 Array = np.ndarray
 
@@ -158,7 +158,7 @@ def read_lesion(path: Path, threshold: float | None = None) -> LesionShape:
     Raises
     ------
     OSError, ValueError
-        As raised by `lesion.read_mask`.
+        As raised by `lesion_masks.read_mask`.
     """
     image = open_image(path, "mask")
     corner, weights = read_mask(image, threshold)
