@@ -268,6 +268,16 @@ def test_sums_are_bit_identical() -> None:
             np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.parametrize("n_voxels", [521, 1031])
+def test_sums_do_not_depend_on_other_lesions(n_voxels: int) -> None:
+    """A lesion has the same bits alone, with another, in a batch, and beyond the last full group of lesions."""
+    subjects = [signal(n, n_voxels, seed=n).astype(np.float32) for n in (83, 64, 200)]
+    weights = np.tile(make_weights(n_voxels), (13, 1))[: kernels.LESIONS + 3]
+    whole = np.array(add_subjects(weights, subjects, n_threads=1))
+    for rows in (slice(0, 1), slice(1, 3), slice(0, 9), slice(509, 514)):
+        np.testing.assert_array_equal(add_subjects(weights[rows], subjects, n_threads=1), whole[:, rows])
+
+
 def blas_threads() -> set[int]:
     """Return the numbers of threads that BLAS libraries may use."""
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}

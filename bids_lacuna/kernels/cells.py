@@ -68,7 +68,7 @@ def add_product_tiles(cells: Arrays, series: Arrays, scale: Arrays, total: Array
             last_cell = min(first_cell + CELLS, n_cells)
             for subject in range(GROUP):
                 if len(series[subject]) > 0:
-                    rows = as_float32(series[subject][start:stop])
+                    rows = as_float32(series[subject][start:stop], stop - start)
                     np.dot(cells[subject][first_cell:last_cell], rows.T, products[subject][: last_cell - first_cell])
             for row in range(last_cell - first_cell):
                 sums = total[first_cell + row, start:stop]

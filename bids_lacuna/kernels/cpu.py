@@ -58,6 +58,10 @@ TILE = 512
 LESIONS = 512
 """Number of lesions whose z are in cache at a time: 4 MB for a group of subjects in a tile."""
 
+FEWEST_LESIONS = 8
+"""Smallest number of rows in a product of seeds and series; the last are 0. OpenBLAS adds the terms of small products
+in another order, so that a lesion alone and the same lesion in a batch would differ in the last bit."""
+
 ROWS = 512
 """Number of voxels whose series are in cache while seeds are summed."""
 
@@ -291,7 +295,7 @@ def add_fisher_z(
 
     Each tile of voxels is correlated, clipped, transformed and added while it is in cache. One thread at a time adds
     to a voxel's sums, in the order of subjects, so that results are bit-identical on one machine whatever the number
-    of threads, which `threads` sets.
+    of threads, which `threads` sets, and of lesions.
 
     Parameters
     ----------
@@ -303,7 +307,7 @@ def add_fisher_z(
     total, total_of_squares : shape (n_lesions, n_voxels), float64
         Sums of z and of z² over connectome subjects, read and written once per call.
     """
-    group = complete_group(seeds, series, scale)
+    group = complete_group([_pad_seeds(each) for each in seeds], series, scale)
 
     def work(first: int, last: int) -> None:
         add_tiles(*group, total, total_of_squares, first, last)
@@ -323,6 +327,12 @@ def complete_group(
     )
 
 
+def _pad_seeds(seeds: Array) -> Array:
+    """Add seeds of 0, if the last group of up to `LESIONS` seeds would be a small one."""
+    n_missing = max(0, FEWEST_LESIONS - len(seeds) % LESIONS) if len(seeds) % LESIONS else 0
+    return np.pad(seeds, ((0, n_missing), (0, 0))) if n_missing else seeds
+
+
 @cached_njit(nogil=True, error_model="numpy", fastmath=CONTRACT)
 def add_tiles(
     seeds: Arrays,
@@ -336,33 +346,34 @@ def add_tiles(
     """Add some tiles of `add_fisher_z`; absent subjects come last, with arrays without rows."""
     n_lesions, n_voxels = total.shape
     # Absent subjects keep z = 0 and add nothing.
-    z = np.zeros((GROUP, min(n_lesions, LESIONS), TILE), dtype=np.float32)
+    z = np.zeros((GROUP, min(len(seeds[0]), LESIONS), TILE), dtype=np.float32)
     for tile in range(first, last):
         start, stop = tile * TILE, min((tile + 1) * TILE, n_voxels)
-        if stop - start < TILE:
-            z = np.zeros((GROUP, min(n_lesions, LESIONS), stop - start), dtype=np.float32)
         for first_lesion in range(0, n_lesions, LESIONS):
             last_lesion = min(first_lesion + LESIONS, n_lesions)
             for subject in range(GROUP):
                 if len(series[subject]) > 0:
-                    rows = as_float32(series[subject][start:stop])
-                    np.dot(seeds[subject][first_lesion:last_lesion], rows.T, z[subject][: last_lesion - first_lesion])
+                    rows = as_float32(series[subject][start:stop], TILE)
+                    some = seeds[subject][first_lesion : first_lesion + LESIONS]
+                    np.dot(some, rows.T, z[subject][: len(some)])
             for row in range(last_lesion - first_lesion):
                 for subject in range(GROUP):
                     if len(series[subject]) > 0:
-                        scale_to_fisher_z(z[subject, row], scale[subject][start:stop])
+                        scale_to_fisher_z(z[subject, row, : stop - start], scale[subject][start:stop])
                 sums = total[first_lesion + row, start:stop], total_of_squares[first_lesion + row, start:stop]
                 add_z(z[0, row], z[1, row], z[2, row], z[3, row], *sums)
 
 
 @cached_njit(nogil=True, error_model="numpy")
-def as_float32(series: Array) -> Array:
-    """Convert some voxels' series to float32."""
-    rows = np.empty(series.shape, dtype=np.float32)
+def as_float32(series: Array, n_rows: int) -> Array:
+    """Convert some voxels' series to float32, and add rows of 0 up to a number of rows."""
+    rows = np.empty((n_rows, series.shape[1]), dtype=np.float32)
     # One flat loop: loops over rows are too short for wide vector instructions.
     flat, flat_rows = series.reshape(-1), rows.reshape(-1)
     for i in range(len(flat)):
         flat_rows[i] = np.float32(flat[i])
+    for i in range(len(flat), len(flat_rows)):
+        flat_rows[i] = np.float32(0)
     return rows
 
 
