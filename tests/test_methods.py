@@ -12,6 +12,7 @@ from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import Run
 from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.report.methods import combine, describe_group_methods, describe_methods, write_citation
+from bids_lacuna.report.similarity import ShownSimilarity
 
 RUN = Run(
     command="bids-lacuna /data /out participant --connectome /GSP",
@@ -155,6 +156,10 @@ def test_a_group_is_described() -> None:
     assert (
         f"fraction of lesions with t > 5, t > 7.5, t < {minus}5 and t < {minus}7.5, of those with a t there." in text
     )
+    similarity = ShownSimilarity((("Degree", 0.75), ("Principal component 1", -0.25)), 0.625)
+    compared = describe_group_methods(40, [], "1.2.3", similarity)
+    assert f"degree (r = 0.75) and principal component 1 (r = {minus}0.25), which explain 62.5" in compared
+    assert "connectome as a whole" not in text
     alone = describe_group_methods(1, [], "1.2.3")
     assert "The maps of 1 lesion were" in alone
     assert "fraction" not in alone

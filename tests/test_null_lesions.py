@@ -25,6 +25,7 @@ from bids_lacuna.report.group import write_group_report
 from bids_lacuna.report.nulls import draw_chance, find_chance_maps
 from bids_lacuna.report.participant import write_participant_report
 from bids_lacuna.report.pictures import Picture, Pictures
+from bids_lacuna.text import percent
 
 Array = np.ndarray
 
@@ -97,6 +98,12 @@ def null_map(out: Path, label: str) -> Path:
     return out / f"sub-{label}" / "func" / name
 
 
+def r_map(out: Path, label: str) -> Path:
+    """Return the path of a lesion's r-map."""
+    path = null_map(out, label)
+    return path.with_name(path.name.replace("zscore_desc-GSP3null", "r_desc-GSP3"))
+
+
 def read_sidecar(path: Path) -> dict[str, object]:
     """Read the sidecar of a map."""
     return json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
@@ -153,6 +160,9 @@ def test_lesion_without_places(out: tuple[Path, str]) -> None:
     (reason,) = [row[5] for row in rows if row[2] == "0"]
     (n_places,) = [row[1] for row in rows if row[2] == "0"]
     assert reason == f"too large to be moved: {n_places} places like its own, 100 are needed"
+    why = read_sidecar(r_map(out[0], "03"))["WithoutNullLesions"]
+    assert (why["Reason"], why["NumberOfPlaces"], why["RequestedNullLesions"]) == (reason, int(n_places), N)
+    assert "WithoutNullLesions" not in read_sidecar(r_map(out[0], "01"))
 
 
 def test_group_against_chance(out: tuple[Path, str]) -> None:
@@ -187,13 +197,17 @@ def test_rerun_changes_nothing(
     """The same command makes no map again; without nulls the maps are the same; another seed changes T alone."""
     folder = shutil.copytree(out[0], tmp_path / "out")
     before = state_of(folder)
-    assert map_lesions(bids, folder, store, *options, "--nprocs", "2").returncode == 0
+    ended = map_lesions(bids, folder, store, *options, "--nprocs", "2")
+    assert (ended.returncode, "null lesions" in ended.stderr) == (0, False)
     assert state_of(folder) == before
     none = tmp_path / "none"
     assert map_lesions(bids, none, store, "--null-lesions", "0").returncode == 0
-    assert {name: content for name, (content, _) in state_of(none).items()} == {
-        name: content for name, (content, _) in before.items() if "null" not in name
-    }
+    maps = {name: content for name, (content, _) in before.items() if "null" not in name}
+    too_large = r_map(out[0], "03").name.replace(".nii.gz", ".json")
+    without = {name: content for name, (content, _) in state_of(none).items()}
+    tried, untried = json.loads(maps.pop(too_large)), json.loads(without.pop(too_large))
+    tried.pop("WithoutNullLesions")
+    assert (without, untried) == (maps, tried)
     two = tmp_path / "two"
     assert map_lesions(bids, two, store, *options, "--nprocs", "2").returncode == 0
     assert {name: content for name, (content, _) in state_of(two).items()} == {
@@ -206,7 +220,7 @@ def test_rerun_changes_nothing(
         null_map(folder, label).name.replace(".nii.gz", ending)
         for label in ("01", "02")
         for ending in (".nii.gz", ".json")
-    }
+    } | {too_large}
 
 
 def test_a_page_waits_for_its_null_lesions(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
@@ -227,11 +241,19 @@ def test_pages(out: tuple[Path, str], tmp_path: Path) -> None:
     assert "It is a description, not a test" in page
     assert next((folder / "sub-01" / "figures").glob("*_null.png")).name in page
     assert null_map(folder, "01").name in page
-    assert "Compared with null lesions" not in (folder / "sub-03.html").read_text()
+    page = (folder / "sub-03.html").read_text()
+    assert "Compared with null lesions" not in page
+    assert "There is no T among null lesions: too large to be moved: " in page
     write_group_report(folder)
     page = (folder / "group.html").read_text()
     assert "Against lesions at chance places" in page
     assert f"compared with {N} sets of lesions of the same sizes at chance places" in page
+    of_mean = read_sidecar(folder / f"space-{synthetic.SPACE}_stat-z_desc-GSP3mean_statmap.nii.gz")
+    similarity = of_mean["ConnectomeSimilarity"]
+    assert "<caption>Spatial correlation of the mean z-map</caption>" in page
+    assert f'<td class="number">{similarity["PC2"]:.3f}</td>'.replace("-", "\N{MINUS SIGN}") in page
+    assert f"degree (r = {similarity['Degree']:.3g})" in page
+    assert page.count(f"explain {percent(similarity['RSquared'])} of") == 2
 
 
 @pytest.mark.parametrize("significant", [False, True])
@@ -253,9 +275,15 @@ def test_effect_on_the_page(significant: bool, out: tuple[Path, str], tmp_path: 
 
 
 def test_dry_run_tells_the_time(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
-    """A dry run has a line about null lesions, also of maps that lack them, unless there are none."""
+    """A dry run has a line about null lesions, also of maps that lack them, unless there are none.
+
+    One of the three lesions has none, since it cannot be moved.
+    """
     dry = map_lesions(bids, tmp_path / "out", store, *options, "--dry-run")
-    assert f"null lesions        {N} for each lesion, about " in dry.stdout
+    line = (
+        f"null lesions        {N} for each lesion, {2 * N / 3:.0f} on average by their places; lesions to compare: 3,"
+    )
+    assert line in dry.stdout
     mapped = tmp_path / "mapped"
     assert map_lesions(bids, mapped, store, "--null-lesions", "0").returncode == 0
     later = map_lesions(bids, mapped, store, *options, "--dry-run")
@@ -264,6 +292,20 @@ def test_dry_run_tells_the_time(bids: Path, store: Path, options: list[object], 
     assert "null lesions are few" not in dry.stderr + later.stderr
     dry = map_lesions(bids, tmp_path / "out", store, "--null-lesions", "0", "--dry-run")
     assert "null lesions" not in dry.stdout + dry.stderr
+    group = run(bids, mapped, "group", "--connectome", store, *options, "--dry-run")
+    assert group.stdout.splitlines()[-1].startswith(f"null lesions: {N} for each lesion, {2 * N / 3:.0f} on average")
+
+
+def test_finished_null_lesions_take_no_time(
+    bids: Path, store: Path, options: list[object], out: tuple[Path, str]
+) -> None:
+    """A dry run says that all lesions have been compared, one of them without places."""
+    dry = map_lesions(bids, out[0], store, *options, "--dry-run")
+    assert f"null lesions        {N} for each lesion; no lesion lacks them\n" in dry.stdout
+    fewer = map_lesions(
+        bids, out[0], store, *options, "--null-lesions", "101", "--dry-run", "--participant-label", "02"
+    )
+    assert "null lesions        101 for each lesion; lesions to compare: 1, in about " in fewer.stdout
 
 
 def test_few_null_lesions_are_a_warning(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
@@ -379,6 +421,12 @@ def test_summary_that_fits_badly(
     assert ended.returncode == 0, ended.stderr
     assert null_map(folder, "01").exists() == is_there
     assert ("T is approximate" in ended.stderr, "no T among null lesions" in ended.stderr) == (is_there, not is_there)
+    recorded = read_sidecar(r_map(folder, "01")).get("WithoutNullLesions", {})
+    assert recorded.get("ApproximationR") == (None if is_there else r)
+    again = map_lesions(bids, folder, store, *options, "--random-seed", "3", "--participant-label", "01")
+    assert "null lesions" not in again.stderr
+    other = map_lesions(bids, folder, store, *options, "--random-seed", "4", "--participant-label", "01")
+    assert ("no T among null lesions" in other.stderr) == (not is_there)
 
 
 def test_fit_is_outside_the_lesion(store: Path) -> None:

@@ -6,12 +6,13 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, Stop
-from bids_lacuna.app.nulls import Nulls, find_nulls
+from bids_lacuna.app.nulls import Movable, Nulls, find_nulls
 from bids_lacuna.connectome import Connectome
 from bids_lacuna.connectome.summary import BLOCK_VOXELS
 from bids_lacuna.derivatives import null_map_path, sidecar_path
@@ -59,6 +60,19 @@ def find_group_nulls(
             "--connectome",
         )
     return None
+
+
+def find_movable(
+    nulls: Nulls, lesions: Sequence[GroupLesion], provenance: Provenance, maps_dir: Path
+) -> list[Movable]:
+    """List the lesions of a group for an estimate of time."""
+    return [
+        Movable(
+            float(lesion.sidecar["LesionVolume"]),
+            partial(nulls.read, lesion.mask.path, maps_dir / lesion.maps["r"], provenance.options),
+        )
+        for lesion in lesions
+    ]
 
 
 def compare_group(

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from bids_lacuna._version import __version__
-from bids_lacuna.app.chance import compare_group, find_group_nulls
+from bids_lacuna.app.chance import compare_group, find_group_nulls, find_movable
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.contrast import read_named_table, read_question, run_test
 from bids_lacuna.app.inputs import find_masks, open_connectome
+from bids_lacuna.app.nulls import describe_time
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.similarity import find_summary
@@ -52,6 +53,10 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     if arguments.dry_run:
         tested = f"test: {asked.design.direction}, by {asked.design.statistic} statistics\n" if asked else ""
         sys.stdout.write(tested + describe(group, arguments.ignore, folder, arguments.overwrite))
+        if nulls:
+            movable = find_movable(nulls, group.lesions, group.provenance, out)
+            n_threads = find_resources(arguments.mem, arguments.nprocs).n_threads
+            sys.stdout.write(f"null lesions: {describe_time(nulls, movable, n_threads)}\n")
         return Exit.OK
     with ending(Exit.BAD_DATA, UnfitLesions):
         refuse(group.left_out, len(group.lesions), arguments.ignore)

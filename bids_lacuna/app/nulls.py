@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from bids_lacuna.app.command import Exit, Stop
 from bids_lacuna.connectome import Connectome
 from bids_lacuna.derivatives import (
     TRANSFORMS,
+    WITHOUT_NULLS,
     DerivativesWriter,
     LesionRecord,
     file_hash,
@@ -32,12 +35,13 @@ from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
 from bids_lacuna.mapping.maps import make_image
 from bids_lacuna.mapping.null_maps import NullMaps, map_nulls, read_shape
 from bids_lacuna.mapping.nulls import Connectivity, NullLesion, TooFewPlaces, make_nulls
-from bids_lacuna.mapping.places import COVERAGE_EDGES, FEWEST_PLACES, TISSUE_BIN, Tissue
+from bids_lacuna.mapping.places import COVERAGE_EDGES, FEWEST_PLACES, TISSUE_BIN, Shape, Tissue, find_places
 from bids_lacuna.mapping.tissue import load_tissue
 from bids_lacuna.provenance import MappingOptions, Provenance
 from bids_lacuna.runtime.memory import resident_bytes
 from bids_lacuna.runtime.plan import Resources
 from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.text import format_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,9 @@ LOW_R, LOWEST_R = 0.98, 0.95
 
 SECONDS_PER_LESION, SECONDS_PER_VOXEL, SECONDS_PER_CELL = 1.0, 17e-9, 7e-11
 """Measured processor time to draw null lesions, and of each null lesion for each voxel, and for each cell in it."""
+
+SAMPLED = 8
+"""Lesions whose places are counted, at most, for an estimate of time."""
 
 MOST_TOGETHER = 16
 """Largest number of lesions that are compared in one reading of the summary: an interrupted run loses no more, and
@@ -103,12 +110,16 @@ class Nulls:
         mask, r_map
             A lesion's mask, and its r-map, beside which lies the lesion if it has been transformed.
         """
+        shape = self.read(mask, r_map, options)
+        return make_nulls(shape, self.connectivity, tissue, self.n, self.random_seed)
+
+    def read(self, mask: Path, r_map: Path, options: MappingOptions) -> Shape:
+        """Read the mask of a lesion that has maps; raises ValueError or OSError."""
         sidecar = read_json_object(sidecar_path(r_map))
         path, lowest = find_lesion(mask, r_map, sidecar)
         # After transforms, the file has the weights themselves, whatever the weighting.
         weighting = "volume" if TRANSFORMS in sidecar else options.weighting
-        shape = read_shape(LesionData.from_nifti(path), self.connectivity.grid, weighting, lowest)
-        return make_nulls(shape, self.connectivity, tissue, self.n, self.random_seed)
+        return read_shape(LesionData.from_nifti(path), self.connectivity.grid, weighting, lowest)
 
 
 def find_nulls(arguments: argparse.Namespace, connectome: Connectome, summary: Summary | None) -> Nulls | None:
@@ -146,12 +157,20 @@ def find_nulls(arguments: argparse.Namespace, connectome: Connectome, summary: S
     return nulls
 
 
-def estimate_seconds(
-    nulls: Nulls, records: Sequence[LesionRecord], output_dir: Path, provenance: Provenance, n_threads: int
-) -> float:
-    """Estimate the time of the null lesions of lesions that will be mapped, or that have maps without them."""
-    cell_mm = nulls.connectivity.summary.arrays.record.cell_size_mm
-    seconds = 0.0
+@dataclass(frozen=True)
+class Movable:
+    """A lesion whose null lesions take time."""
+
+    volume_mm3: float
+    read: Callable[[], Shape]
+    """Reads its mask; raises ValueError or OSError."""
+
+
+def find_due(
+    nulls: Nulls, records: Sequence[LesionRecord], output_dir: Path, provenance: Provenance
+) -> list[Movable]:
+    """List the lesions that will be mapped, and those with maps that lack null lesions."""
+    due = []
     for record in records:
         volume_mm3 = record.volume_mm3 if record.status == "pending" else None
         if is_due(record, nulls, output_dir, provenance):
@@ -159,10 +178,42 @@ def estimate_seconds(
             with suppress(OSError, ValueError):
                 volume_mm3 = read_json_object(z_map).get("LesionVolume")
         if volume_mm3:
-            n_cells = (np.cbrt(volume_mm3) / cell_mm + 1) ** 3
-            each = SECONDS_PER_VOXEL + SECONDS_PER_CELL * n_cells
-            seconds += SECONDS_PER_LESION + each * nulls.n * nulls.connectivity.grid.n_voxels / n_threads
-    return float(seconds)
+            options, grid = provenance.options, nulls.connectivity.grid
+            read = partial(read_shape, record.as_lesion(), grid, options.weighting, options.lesion_threshold)
+            due.append(Movable(volume_mm3, read))
+    return due
+
+
+def describe_time(nulls: Nulls, lesions: Sequence[Movable], n_threads: int) -> str:
+    """Return how many null lesions some lesions have, and about how long that takes."""
+    count = f"{nulls.n} for each lesion"
+    if not lesions:
+        return f"{count}; no lesion lacks them"
+    some = lesions[:: math.ceil(len(lesions) / SAMPLED)]
+    mean = count_nulls(nulls, some)
+    if mean < nulls.n:
+        of_some = "their places" if len(some) == len(lesions) else f"the places of {len(some)} of them"
+        count += f", {mean:.0f} on average by {of_some}"
+    cell_mm = nulls.connectivity.summary.arrays.record.cell_size_mm
+    seconds = 0.0
+    for lesion in lesions:
+        n_cells = (np.cbrt(lesion.volume_mm3) / cell_mm + 1) ** 3
+        each = SECONDS_PER_VOXEL + SECONDS_PER_CELL * n_cells
+        seconds += SECONDS_PER_LESION + each * mean * nulls.connectivity.grid.n_voxels / n_threads
+    return f"{count}; lesions to compare: {len(lesions)}, in about {format_seconds(seconds)}"
+
+
+def count_nulls(nulls: Nulls, lesions: Sequence[Movable]) -> float:
+    """Return the mean number of null lesions: fewer than asked for where there are fewer places, and 0 without."""
+    counts = []
+    # The run itself says what is wrong with a file.
+    with suppress(OSError, ValueError):
+        tissue = nulls.load_tissue()
+        for lesion in lesions:
+            with suppress(OSError, ValueError):
+                n_places = len(find_places(lesion.read(), nulls.connectivity.grid, tissue).corners)
+                counts.append(min(n_places, nulls.n) if n_places >= FEWEST_PLACES else 0)
+    return float(np.mean(counts)) if counts else 0.0
 
 
 def add_nulls(
@@ -177,7 +228,7 @@ def add_nulls(
     Returns
     -------
     list of str
-        Labels of the participants with a new map.
+        Labels of the participants with a new map, or a new reason why there is none.
     """
     records = [record for record in writer.records if is_due(record, nulls, writer.output_dir, writer.provenance)]
     if not records:
@@ -188,53 +239,53 @@ def add_nulls(
         logger.warning("there are no null lesions: %s", error)
         return []
     logger.info("null lesions: %d for each of %d lesions, from the connectome's summary", nulls.n, len(records))
-    rows: list[list[str]] = []
-    labels = []
     with (
         kernels.threads(resources.n_threads),
         Progress(len(records), "null lesions", "lesion", shown=show_progress) as progress,
     ):
-        batches = _batches(records, nulls, tissue, analysis.options, resources, rows, writer, progress)
-        for batch in batches:
+        outcomes = _Outcomes(nulls, writer, progress)
+        for batch in _batches(records, tissue, analysis.options, resources, outcomes):
             mapped = map_nulls([lesion for _, lesion in batch], nulls.connectivity)
             for (record, lesion), maps in zip(batch, mapped, strict=True):
-                if _write(record, lesion, maps, nulls, writer, analysis, rows):
-                    labels.append(record.mask.entities["sub"])
-                progress.update()
+                outcomes.write(record, lesion, maps)
     try:
-        write_table(writer.log_dir / TABLE, COLUMNS, rows)
+        write_table(writer.log_dir / TABLE, COLUMNS, outcomes.rows)
     except OSError as error:
         logger.warning("the table of null lesions could not be written: %s", error)
-    return labels
+    return outcomes.labels
 
 
 def is_due(record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance) -> bool:
-    """Return whether a lesion has maps, and no T of these null lesions."""
+    """Return whether a lesion has maps, and neither a T of these null lesions nor a reason why it cannot have one."""
     if not record.has_maps_in(provenance.space):
         return False
-    if not sidecar_path(output_dir / map_path(record.mask, provenance, stat="z")).exists():
+    z_map, r_map = (output_dir / map_path(record.mask, provenance, stat=stat) for stat in "zr")
+    if not sidecar_path(z_map).exists():
         return False
     path = output_dir / null_map_path(record.mask, provenance)
-    try:
-        there = read_json_object(sidecar_path(path))
-    except (OSError, ValueError):
-        return True
-    return not path.exists() or any(there.get(key) != value for key, value in nulls.identity.items())
+    decided: list[Any] = []
+    with suppress(OSError, ValueError):
+        decided.append(read_json_object(sidecar_path(r_map)).get(WITHOUT_NULLS))
+    if path.exists():
+        with suppress(OSError, ValueError):
+            decided.append(read_json_object(sidecar_path(path)))
+    return not any(
+        isinstance(there, dict) and all(there.get(key) == value for key, value in nulls.identity.items())
+        for there in decided
+    )
 
 
 def _batches(
     records: Sequence[LesionRecord],
-    nulls: Nulls,
     tissue: Tissue,
     options: MappingOptions,
     resources: Resources,
-    rows: list[list[str]],
-    writer: DerivativesWriter,
-    progress: Progress,
+    outcomes: _Outcomes,
 ) -> Iterator[list[tuple[LesionRecord, NullLesion]]]:
     """Draw null lesions, for as many lesions at a time as fit the memory; list those that have none."""
     # Pages are written meanwhile.
     free_bytes = resources.available_bytes - resources.reserved_bytes - resident_bytes()
+    nulls, writer = outcomes.nulls, outcomes.writer
     batch: list[tuple[LesionRecord, NullLesion]] = []
     occupied = 0
     for record in records:
@@ -242,13 +293,7 @@ def _batches(
             r_map = writer.output_dir / map_path(record.mask, writer.provenance, stat="r")
             lesion = nulls.prepare(record.mask.path, r_map, options, tissue)
         except (OSError, ValueError) as error:
-            logger.warning("%s: no null lesions: %s", record.mask.path.name, error)
-            n_places = "n/a"
-            if isinstance(error, TooFewPlaces):
-                n_places = str(error.n_places)
-                writer.remove_null_map(record)
-            rows.append([record.mask.name, n_places, "0", "n/a", "n/a", str(error)])
-            progress.update()
+            outcomes.close_without_places(record, error)
             continue
         n_bytes = lesion.n_bytes + nulls.connectivity.bytes_per_lesion
         if len(batch) == MOST_TOGETHER or (batch and occupied + n_bytes > free_bytes):
@@ -260,36 +305,62 @@ def _batches(
         yield batch
 
 
-def _write(
-    record: LesionRecord,
-    lesion: NullLesion,
-    maps: NullMaps,
-    nulls: Nulls,
-    writer: DerivativesWriter,
-    analysis: FunctionalNetworkMapping,
-    rows: list[list[str]],
-) -> bool:
-    """Write one lesion's T and its row of the table; return whether there is a T."""
-    name, grid = record.mask.path.name, nulls.connectivity.grid
-    try:
-        path = writer.output_dir / map_path(record.mask, analysis.provenance, stat="z")
-        exact = grid.vector(read_volume(open_image(path, "map"), "map"))
-        r = correlate_outside(exact, maps.approximation, lesion, nulls.connectivity)
-        reason = "" if r >= LOWEST_R else f"its map and the approximation by the summary differ (r = {r:.3f})"
-        if reason:
-            logger.warning("%s: no T among null lesions: %s", name, reason)
-            writer.remove_null_map(record)
-        else:
-            if r < LOW_R:
-                logger.warning("%s: T is approximate: its map and the summary's have r = %.3f", name, r)
-            image = make_image(maps.t, np.nan, grid, analysis.provenance.space)
-            writer.write_null_map(record, image, nulls.identity | describe(lesion, maps, r))
-    except (OSError, ValueError) as error:
-        logger.warning("%s: no T among null lesions: %s", name, error)
-        r, reason = float("nan"), str(error)
-    numbers = (len(lesion.places.corners), lesion.n_nulls, f"{r:.4f}", f"{maps.degree_percentile:.1f}")
-    rows.append([record.mask.name, *map(str, numbers), reason or "n/a"])
-    return not reason
+@dataclass(frozen=True, eq=False)
+class _Outcomes:
+    """What became of the lesions: their maps, or why there is none, rows of a table, and pages to be written."""
+
+    nulls: Nulls
+    writer: DerivativesWriter
+    progress: Progress
+    rows: list[list[str]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+    def write(self, record: LesionRecord, lesion: NullLesion, maps: NullMaps) -> None:
+        """Write one lesion's T, or why it has none, and its row of the table."""
+        r, reason = float("nan"), ""
+        try:
+            r = self._compare(record, lesion, maps)
+            if not r >= LOWEST_R:
+                reason = f"its map and the approximation by the summary differ (r = {r:.3f})"
+                logger.warning("%s: no T among null lesions: %s", record.mask.path.name, reason)
+                self._decline(record, reason, {"ApproximationR": rounded(r)})
+            else:
+                self._write_map(record, lesion, maps, r)
+            self.labels.append(record.mask.entities["sub"])
+        except (OSError, ValueError) as error:
+            logger.warning("%s: no T among null lesions: %s", record.mask.path.name, error)
+            reason = str(error)
+        numbers = (len(lesion.places.corners), lesion.n_nulls, f"{r:.4f}", f"{maps.degree_percentile:.1f}")
+        self.rows.append([record.mask.name, *map(str, numbers), reason or "n/a"])
+        self.progress.update()
+
+    def close_without_places(self, record: LesionRecord, error: Exception) -> None:
+        """Record a lesion that has no null lesions; the reason stays where it cannot change by itself."""
+        logger.warning("%s: no null lesions: %s", record.mask.path.name, error)
+        n_places = "n/a"
+        if isinstance(error, TooFewPlaces):
+            n_places = str(error.n_places)
+            try:
+                self._decline(record, str(error), {"NumberOfPlaces": error.n_places})
+                self.labels.append(record.mask.entities["sub"])
+            except (OSError, ValueError) as unwritten:
+                logger.warning("%s: this could not be recorded: %s", record.mask.path.name, unwritten)
+        self.rows.append([record.mask.name, n_places, "0", "n/a", "n/a", str(error)])
+        self.progress.update()
+
+    def _decline(self, record: LesionRecord, reason: str, numbers: Mapping[str, Any]) -> None:
+        self.writer.remove_null_map(record, {**self.nulls.identity, **numbers, "Reason": reason})
+
+    def _compare(self, record: LesionRecord, lesion: NullLesion, maps: NullMaps) -> float:
+        path = self.writer.output_dir / map_path(record.mask, self.writer.provenance, stat="z")
+        exact = self.nulls.connectivity.grid.vector(read_volume(open_image(path, "map"), "map"))
+        return correlate_outside(exact, maps.approximation, lesion, self.nulls.connectivity)
+
+    def _write_map(self, record: LesionRecord, lesion: NullLesion, maps: NullMaps, r: float) -> None:
+        if r < LOW_R:
+            logger.warning("%s: T is approximate: its map and the summary's have r = %.3f", record.mask.path.name, r)
+        image = make_image(maps.t, np.nan, self.nulls.connectivity.grid, self.writer.provenance.space)
+        self.writer.write_null_map(record, image, self.nulls.identity | describe(lesion, maps, r))
 
 
 def correlate_outside(exact: Array, approximation: Array, lesion: NullLesion, connectivity: Connectivity) -> float:
@@ -321,12 +392,13 @@ def describe(lesion: NullLesion, maps: NullMaps, r: float) -> dict[str, Any]:
         "NullMeanZRingWidth": width_mm,
         "NullMaximaWithin10mmOfNeighbourhood": round(maps.maxima_nearby, 4),
         "ApproximationR": round(r, 4),
-        "DegreeR": _rounded(maps.degree_r[0]),
-        "DegreeRPercentile": _rounded(maps.degree_percentile),
-        "RSquared": _rounded(maps.r_squared[0]),
-        "RSquaredPercentile": _rounded(maps.r_squared_percentile),
+        "DegreeR": rounded(maps.degree_r[0]),
+        "DegreeRPercentile": rounded(maps.degree_percentile),
+        "RSquared": rounded(maps.r_squared[0]),
+        "RSquaredPercentile": rounded(maps.r_squared_percentile),
     }
 
 
-def _rounded(value: float) -> float | None:
+def rounded(value: float) -> float | None:
+    """Return a number as a sidecar has it: with four decimals, and None if it is undefined."""
     return round(float(value), 4) if np.isfinite(value) else None

@@ -88,8 +88,8 @@ def _add_connectome(parser: Parser) -> None:
         "--connectome-summary",
         type=Path,
         metavar="DIR",
-        help="summary of the connectome made by bids-lacuna-connectome summarize --output DIR: maps are compared to "
-        "its degree and principal components (default: summary in the store, if it has one)",
+        help="summary of the connectome made by bids-lacuna-connectome summarize --output DIR: maps are compared "
+        "with its degree and principal components, and with null lesions (default: that in the store)",
     )
 
 

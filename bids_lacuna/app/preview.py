@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bids_lacuna import kernels
 from bids_lacuna.app.command import NAMES_WIDTH, Exit, ending
-from bids_lacuna.app.nulls import estimate_seconds
+from bids_lacuna.app.nulls import describe_time, find_due
 from bids_lacuna.batch import load_lesions
 from bids_lacuna.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, prepare_dataset
@@ -120,9 +120,8 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
         seconds = seconds_of_start + sample.seconds(left, n_subjects, job.n_report_workers)
         sys.stdout.write(describe_cost(sample, left, seconds, n_subjects, job))
     if job.nulls:
-        out, n_threads = job.arguments.output_dir, job.resources.n_threads
-        seconds = estimate_seconds(job.nulls, job.records, out, job.provenance, n_threads)
-        words = f"{job.nulls.n} for each lesion, about {format_seconds(seconds)} more for the lesions that lack them"
+        due = find_due(job.nulls, job.records, job.arguments.output_dir, job.provenance)
+        words = describe_time(job.nulls, due, job.resources.n_threads)
         sys.stdout.write(layout_rows({"null lesions": words}, NAMES_WIDTH))
     return Exit.OK
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 
 from bids_lacuna.derivatives.history import OUTCOMES
-from bids_lacuna.derivatives.names import expected_masks, lesion_path, map_path, null_map_path, sidecar_path
+from bids_lacuna.derivatives.names import (
+    WITHOUT_NULLS,
+    expected_masks,
+    lesion_path,
+    map_path,
+    null_map_path,
+    sidecar_path,
+)
 from bids_lacuna.derivatives.records import (
     LesionRecord,
     Sidecars,
@@ -27,6 +34,7 @@ from bids_lacuna.files import (
     check_unchanged,
     read_json_object,
     renamed_when_whole,
+    write_json,
 )
 from bids_lacuna.images import save_gzipped
 from bids_lacuna.lesion import LesionData
@@ -159,25 +167,38 @@ class DerivativesWriter:
             for key in ("LesionVolume", "LesionCoverage")
         )
 
-    def null_map(self, record: LesionRecord) -> Path:
-        """Return the path of a lesion's T among its null lesions."""
-        return self.output_dir / null_map_path(record.mask, self.provenance)
-
     def write_null_map(self, record: LesionRecord, image: nib.Nifti1Image, own: Mapping[str, Any]) -> None:
         """Write a lesion's T among its null lesions, with what the sidecar of its z-map says.
 
         Raises
         ------
         OSError, ValueError
-            The z-map's sidecar cannot be read, or the map cannot be written.
+            A sidecar of its maps cannot be read, or a file cannot be written.
         """
         sidecar = read_json_object(sidecar_path(self.output_dir / map_path(record.mask, self.provenance, stat="z")))
         path = self._write_map(null_map_path(record.mask, self.provenance), lambda: image)
         write_sidecars({sidecar_path(path): {**sidecar, "Description": NULL_DESCRIPTION, **own}})
+        self._record_why_not(record, None)
 
-    def remove_null_map(self, record: LesionRecord) -> None:
-        """Remove a lesion's T among its null lesions."""
-        _remove(self.null_map(record))
+    def remove_null_map(self, record: LesionRecord, why: Mapping[str, Any]) -> None:
+        """Remove a lesion's T among its null lesions, and record in its r-map's sidecar why it has none.
+
+        Raises
+        ------
+        OSError, ValueError
+            The sidecar cannot be read or written.
+        """
+        _remove(self.output_dir / null_map_path(record.mask, self.provenance))
+        self._record_why_not(record, why)
+
+    def _record_why_not(self, record: LesionRecord, why: Mapping[str, Any] | None) -> None:
+        sidecar = sidecar_path(self.output_dir / map_path(record.mask, self.provenance, stat="r"))
+        before = read_json_object(sidecar)
+        after = {key: value for key, value in before.items() if key != WITHOUT_NULLS}
+        if why is not None:
+            after[WITHOUT_NULLS] = dict(why)
+        if after != before:
+            write_json(sidecar, after)
 
     def record(self, lesion: LesionData) -> LesionRecord:
         """Return the record of a lesion."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from bids_lacuna.report.group_drawing import GroupDrawing, Row
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion, runs_of_maps
 from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import write_page
+from bids_lacuna.report.similarity import ShownSimilarity, read_similarity
 
 
 def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
@@ -62,9 +64,11 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
     drawing.draw_tiles(lesions)
     runs = _find_runs(lesions, read_outcomes(output_dir))
     methods = combine(runs.values())
+    of_mean = _compare_mean(folder / group["Maps"]["mean_z"])
     if methods:
         version = str(group["SoftwareVersion"])
-        methods = f"{methods.rstrip()}\n\n{describe_group_methods(len(rows), drawing.thresholds, version)}"
+        of_group = describe_group_methods(len(rows), drawing.thresholds, version, of_mean)
+        methods = f"{methods.rstrip()}\n\n{of_group}"
     write_page(
         folder / GROUP_PAGE,
         "group.html.jinja",
@@ -81,6 +85,7 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
         tests=link_tests(folder),
         maps=maps,
         similarity=similarity,
+        of_mean=of_mean,
         distributions=distributions,
         problems=drawing.problems,
         facts=_describe_origin(group, rows, lesions, drawing.thresholds),
@@ -92,6 +97,13 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
     drawn = [part.picture.path for part in (*maps, similarity, distributions) if part.picture]
     drawing.pictures.remove_others({*drawn, *(row.tile.sheet for row in rows if row.tile)})
     return [*drawing.problems, *write_test_reports(folder)]
+
+
+def _compare_mean(mean_z: Path) -> ShownSimilarity | None:
+    """Return the similarity of the mean z-map to the connectome; None if its sidecar has none, or cannot be read."""
+    with suppress(OSError, ValueError):
+        return read_similarity(read_json_object(sidecar_path(mean_z)))
+    return None
 
 
 def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesion | None]:

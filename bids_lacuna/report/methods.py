@@ -10,6 +10,9 @@ from bids_lacuna.citations import references
 from bids_lacuna.derivatives import Run
 from bids_lacuna.files import renamed_when_whole
 from bids_lacuna.provenance import MappingOptions
+from bids_lacuna.report.pages import decimal
+from bids_lacuna.report.similarity import ShownSimilarity
+from bids_lacuna.text import percent
 
 DRAWING_LIBRARIES = ("matplotlib", "nilearn")
 """Libraries that only pictures come from."""
@@ -55,8 +58,16 @@ def describe_methods(run: Run, *, with_pictures: bool) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def describe_group_methods(n_lesions: int, t_thresholds: Sequence[float], version: str) -> str:
-    """Describe in Markdown how the maps of a group were summarized."""
+def describe_group_methods(
+    n_lesions: int, t_thresholds: Sequence[float], version: str, of_mean: ShownSimilarity | None = None
+) -> str:
+    """Describe in Markdown how the maps of a group were summarized.
+
+    Parameters
+    ----------
+    of_mean
+        Similarity of the mean z-map to the connectome as a whole.
+    """
     above = [f"t > {threshold:g}" for threshold in t_thresholds]
     below = [f"t < \N{MINUS SIGN}{threshold:g}" for threshold in t_thresholds]
     fractions = (
@@ -69,7 +80,20 @@ def describe_group_methods(n_lesions: int, t_thresholds: Sequence[float], versio
         "[@bids_lacuna]: the number of lesions at each voxel, the mean r and the mean Fisher z over the lesions "
         f"with a value there{fractions}. The r-maps were correlated with each other and with their mean "
         "(Pearson's r over the voxels that all of them have), and ordered by average linkage of the distances "
-        "1 \N{MINUS SIGN} r. These are descriptions: they allow no inference about a symptom."
+        f"1 \N{MINUS SIGN} r. {_similarity(of_mean)}These are descriptions: they allow no inference about a symptom."
+    )
+
+
+def _similarity(of_mean: ShownSimilarity | None) -> str:
+    if of_mean is None:
+        return ""
+    with_r = [f"{name[0].lower()}{name[1:]} (r = {decimal(r)})" for name, r in of_mean.bars]
+    together = ""
+    if of_mean.explained is not None:
+        together = f", which explain {percent(of_mean.explained)} of its variance together (linear least squares)"
+    return (
+        "The mean Fisher z was correlated over all voxels (Pearson's r) with maps of the connectome as a whole: "
+        f"{_listing(with_r)}{together}. "
     )
 
 

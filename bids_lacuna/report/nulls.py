@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_lacuna.derivatives import sidecar_path
+from bids_lacuna.derivatives import WITHOUT_NULLS, sidecar_path
 from bids_lacuna.files import read_json_object
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import LesionShape, Row, Volume
@@ -53,6 +53,12 @@ def find_null_map(lesion: MappedLesion) -> Path | None:
         return None
     same = read_json_object(sidecar).get("LesionHash") == lesion.sidecar.get("LesionHash")
     return path if same else None
+
+
+def explain_no_nulls(sidecar: Mapping[str, Any]) -> str:
+    """Return the reason why a lesion has no T among null lesions, from its r-map's sidecar; "" if it has none."""
+    recorded = sidecar.get(WITHOUT_NULLS)
+    return str(recorded.get("Reason", "")) if isinstance(recorded, Mapping) else ""
 
 
 def draw_nulls(pictures: Pictures, lesion: MappedLesion, shape: LesionShape | None) -> ShownNulls | None:

@@ -17,7 +17,7 @@ from bids_lacuna.lesion import LOW_COVERAGE, VOLUME_RATIOS, name_side
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
-from bids_lacuna.report.nulls import ShownNulls, draw_nulls, find_null_map
+from bids_lacuna.report.nulls import ShownNulls, draw_nulls, explain_no_nulls, find_null_map
 from bids_lacuna.report.pages import decimal, position
 from bids_lacuna.report.pictures import Part, Picture, Pictures
 from bids_lacuna.report.similarity import ShownSimilarity, read_similarity
@@ -70,6 +70,8 @@ class Section:
     """Similarity of the map to the connectome as a whole; None without the connectome's summary."""
     nulls: ShownNulls | None = None
     """T among null lesions; None if there is none."""
+    why_no_nulls: str = ""
+    """Why there is none, if that is known."""
     files: list[tuple[str, str]] = field(default_factory=list)
     """Paths relative to the output's root, and what they contain."""
 
@@ -216,6 +218,7 @@ def _draw(pictures: Pictures, lesion: MappedLesion, section: Section) -> None:
     _write_viewer(pictures, section, shown, shape, f"Maps of sub-{lesion.entities['sub']}: {section.heading}")
     section.has_t = t_map is not None
     section.nulls = draw_nulls(pictures, lesion, shape)
+    section.why_no_nulls = "" if section.nulls else explain_no_nulls(lesion.sidecar)
     if section.maps:
         section.clusters = {**_write_clusters(pictures, t_map, clusters), "missing": missing}
 
