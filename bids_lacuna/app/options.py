@@ -25,6 +25,7 @@ def build_parser() -> Parser:
     _add_connectome(parser)
     _add_lesions(parser)
     _add_maps(parser)
+    _add_targets(parser)
     _add_nulls(parser)
     _add_group(parser)
     _add_test(parser)
@@ -194,6 +195,21 @@ def _add_maps(parser: Parser) -> None:
         action="store_true",
         help="map lesions again that have maps already; at the group level, replace the files of a group of other "
         "lesions or another connectome",
+    )
+
+
+def _add_targets(parser: Parser) -> None:
+    group = parser.add_argument_group("target networks")
+    group.add_argument(
+        "--target",
+        type=target,
+        nargs="+",
+        default=[],
+        metavar="NAME=MAP",
+        action="extend",
+        help="compare each lesion with a map, such as a published network: spatial correlation with its z-map, and "
+        "mean of the map over the lesion. The map's space is that of its name or sidecar, if transforms lead from "
+        "there to the connectome's (default: the connectome's)",
     )
 
 
@@ -415,6 +431,18 @@ def transform(text: str) -> str:
     source, colon, target = spaces.partition(":")
     if not (equals and colon and path and source.isalnum() and target.isalnum()):
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B=FILE, as in T1w:MNI152NLin6Asym=sub-01_xfm.h5")
+    return text
+
+
+def target(text: str) -> str:
+    """Check that a text is NAME=MAP; the file of a run's options repeats it."""
+    name, equals, path = text.partition("=")
+    if not (equals and path and name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MAP, as in depression=depression_circuit.nii.gz")
+    if not (name.isascii() and name.isalnum()):
+        raise argparse.ArgumentTypeError(
+            f"the name {name!r} of a target becomes part of a column's name: use letters and digits only"
+        )
     return text
 
 

@@ -85,8 +85,35 @@ class ChainFinder:
             if is_own(start):
                 raise ValueError(self._describe_missing(mask, start, steps))
             return None
-        files = [file for step in route if (file := self._resolve(step, steps[step], mask))]
+        files = [file for step in route if (file := self._resolve(step, steps[step], mask.path.name))]
         return TransformChain(tuple(_relabel(files, start)))
+
+    def of_template(self, space: str) -> TransformChain | None:
+        """Return the chain of an image of no participant, such as an atlas; None in the connectome's own space.
+
+        Raises
+        ------
+        ValueError
+            Its space is no template's, or no transform leads from there to the connectome's.
+        """
+        if space == self.space:
+            return None
+        if is_ambiguous(space):
+            raise ValueError(f"{describe_ambiguity(space)}: name the file by its template")
+        if is_own(space):
+            raise ValueError(f"{space} is a participant's own space: an image in a template's space is needed")
+        steps: dict[tuple[str, str], list[TransformFile | None]] = {pair: [] for pair in PAIRS}
+        for given in self.given:
+            if not is_own(given.source) and "{" not in given.pattern:
+                steps[given.source, given.target] = [TransformFile(Path(given.pattern), given.source, given.target)]
+        route = _shortest(steps, space, self.space)
+        if route is None:
+            raise ValueError(
+                f"it is in space {space}, and no transform leads from there to the connectome's {self.space}: give "
+                f"--transform {space}:{self.space}=FILE, or an image in {self.space}"
+            )
+        files = [file for step in route if (file := self._resolve(step, steps[step], f"an image in {space}"))]
+        return TransformChain(tuple(files))
 
     @cached_property
     def anatomical(self) -> list[AnatomicalTransform]:
@@ -129,13 +156,13 @@ class ChainFinder:
         return {pair: files for pair, files in steps.items() if files or pair in PAIRS}
 
     def _resolve(
-        self, step: tuple[str, str], files: Sequence[TransformFile | None], mask: LesionMask
+        self, step: tuple[str, str], files: Sequence[TransformFile | None], name: str
     ) -> TransformFile | None:
         """Return the one file of a step; None where there is nothing to transform."""
         if len(files) > 1:
             names = " and ".join(str(file.path) for file in files if file)
             raise ValueError(
-                f"{len(files)} transforms fit {mask.path.name}, from {step[0]} to {step[1]}: {names}: name one by "
+                f"{len(files)} transforms fit {name}, from {step[0]} to {step[1]}: {names}: name one by "
                 f"--transform {step[0]}:{step[1]}=FILE, or leave out a dataset"
             )
         if files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -78,6 +79,18 @@ class Metadata:
         if path not in self._contents:
             self._contents[path] = _read_keys(path)
         return self._contents[path]
+
+
+def read_space(path: Path) -> str | None:
+    """Return the space of an image that need not lie in a dataset, such as a map or an atlas from elsewhere.
+
+    It is the one in the image's name (`space`, or TemplateFlow's `tpl`), or else the SpatialReference in the JSON
+    file beside it, or else None.
+    """
+    stem = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    entities = dict(part.split("-", 1) for part in stem.split("_") if "-" in part)
+    named = entities.get("space") or entities.get("tpl") or _read_keys(path.with_name(f"{stem}.json")).get(KEYS[0])
+    return named if named and isinstance(named, str) else None
 
 
 def _read_keys(path: Path) -> dict[str, Any]:

@@ -94,6 +94,40 @@ def weigh_through(chain: TransformChain, lesion: Array, affine: Array, grid: Gri
     return first, weights[inside], volume_mm3
 
 
+def average_through(chain: TransformChain, values: Array, affine: Array, grid: Grid) -> Array:
+    """Average a map over each grid voxel after a chain of transforms, by linear interpolation.
+
+    Parameters
+    ----------
+    chain
+        Transforms from the map's space to the grid's.
+    values : shape (x, y, z)
+        The map; it counts as 0 outside its volume.
+    affine : shape (4, 4)
+        Affine from the map's voxel indices to positions in mm.
+    grid
+        Grid of the connectome; its brain mask is not applied.
+
+    Returns
+    -------
+    shape (x, y, z), float64
+
+    Raises
+    ------
+    ValueError
+        A file holds no transform that ITK can read.
+    """
+    with _one_at_a_time:
+        to_map, image = _compose(chain, affine, grid.affine), _as_image(values)
+        n_pieces = _count_pieces(grid, nib.affines.voxel_sizes(affine).min())
+        means = np.zeros(grid.shape)
+        # The pieces of a whole volume of 2 mm would take 64 times its memory from a map of 0.5 mm.
+        for start in range(0, grid.shape[2], BLOCK):
+            part = means[:, :, start : start + BLOCK]
+            part[:] = _resample(image, to_map, np.array([0, 0, start]), np.array(part.shape), n_pieces)
+    return means
+
+
 def read_transform(path: Path) -> sitk.Transform:
     """Read a transform: a file of ITK's, or a displacement field in NIfTI."""
     try:
