@@ -298,7 +298,7 @@ class _Batches:
                 results = list(usable.values())
                 _isolate(partial(_hand_over, results, self.analysis.name, self.callback), results)
         for lesion in batch.values():
-            lesion.weights = None
+            lesion.weights = lesion.outside = None
         self.observer.on_finished(list(batch.values()))
         return batch
 
@@ -312,7 +312,7 @@ class _Batches:
                 results = {self.analysis.name: self.analysis.results(lesion, accumulator, row)}
                 mapped[key] = replace(lesion, results=results)
             except NoResults as error:
-                mapped[key] = replace(lesion, weights=None, error=str(error))
+                mapped[key] = replace(lesion, weights=None, outside=None, error=str(error))
                 log_failure(logger, [lesion.name], str(error))
         return mapped
 

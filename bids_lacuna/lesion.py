@@ -73,6 +73,9 @@ class LesionData:
     """Transforms from the mask's space to the connectome's; None for a mask in the connectome's space."""
     template_volume_mm3: float | None = None
     """Volume after the transforms in mm³, after reading; None without transforms."""
+    outside: LesionWeights | None = None
+    """After transforms, weights of the voxels outside the connectome's mask, by their indices in the volume in
+    C order, while the lesion's batch is mapped; otherwise None."""
 
     @classmethod
     def from_nifti(
@@ -144,7 +147,7 @@ def load_lesion(
     Returns
     -------
     LesionData
-        A copy with `weights`, `volume_mm3` and `coverage`, and after transforms `template_volume_mm3`.
+        A copy with `weights`, `volume_mm3` and `coverage`, and after transforms `template_volume_mm3` and `outside`.
 
     Raises
     ------
@@ -176,6 +179,7 @@ def load_lesion(
     else:
         (first, weights), whole_mm3 = weigh(box, affine, grid), volume_mm3
     indices = grid.voxel_indices[region(first, weights.shape)]
+    outside = _select(weights * (indices < 0), first, grid, weighting) if chain else None
     covered = (weights > 0) & (indices >= 0)
     voxels, weights = indices[covered], weights[covered]
     n_covered, n_brain = (
@@ -200,7 +204,16 @@ def load_lesion(
         coverage=min(coverage, 1.0),
         state=state,
         template_volume_mm3=whole_mm3 if chain else None,
+        outside=outside,
     )
+
+
+def _select(weights: Array, first: Array, grid: Grid, weighting: Weighting) -> LesionWeights:
+    """Return the weights of a box, by the indices of its voxels in the volume."""
+    kept = weights >= 0.5 if weighting == "binary" else weights > 0
+    voxels = np.ravel_multi_index(tuple(np.argwhere(kept).T + first[:, np.newaxis]), grid.shape)
+    values = np.ones(len(voxels)) if weighting == "binary" else weights[kept]
+    return LesionWeights(voxels.astype(np.int32), values.astype(np.float32))
 
 
 def _weigh_through(chain: TransformChain, box: Array, affine: Array, grid: Grid) -> tuple[Array, Array, float]:

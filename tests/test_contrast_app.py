@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -153,6 +154,31 @@ def test_where_patients_are_lesioned(tested: Path) -> None:
     assert record["NumberOfLesionedVoxels"] == marked.sum()
     significant = read_map(tested, "logp_desc-GSPFWE") >= -np.log10(0.05) - 1e-6
     assert record["NumberOfSignificantLesionedVoxels"] == (marked & significant).sum() > 0
+
+
+def test_lesions_in_another_space(mapped: Path, tested: Path, tmp_path: Path) -> None:
+    """A test shows lesions where their transforms put them: its maps are those of the same masks in the template."""
+    root = shutil.copytree(mapped, tmp_path / "all")
+    for mask in root.glob("bids/sub-*/anat/*_mask.nii.gz"):
+        folder = root / "out" / mask.name[:6] / "func"
+        weights = mask.name.replace("_mask", "_desc-GSP_probseg")
+        nib.save(nib.Nifti1Image(nib.load(mask).get_fdata(dtype=np.float32), synthetic.RADIOLOGICAL), folder / weights)
+        elsewhere = mask.rename(mask.with_name(mask.name.replace(synthetic.SPACE, "T1w")))
+        synthetic.write_mask(elsewhere, synthetic.box((3, 3, 3)), np.diag([3.0, 3, 3, 1]))
+        for sidecar in folder.glob("*_statmap.json"):
+            changes = {
+                "LesionHash": hashlib.sha256(elsewhere.read_bytes()).hexdigest(),
+                "LesionTransforms": [{"File": "a.h5", "From": "T1w", "To": synthetic.SPACE, "SHA256": "0"}],
+                "Sources": [f"bids:source:{elsewhere.relative_to(root / 'bids').as_posix()}"],
+            }
+            sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | changes))
+    ended = group(root, "--test", "depressed", "--covariates", "lesion_volume", "--t-threshold", "7", "15")
+    assert ended.returncode == 0, ended.stderr
+    names = {path.name for path in tested.glob("space-*.nii.gz")}
+    assert f"{STEM}-share_desc-GSPlesions_statmap.nii.gz" in names
+    for name in names:
+        found, expected = (nib.load(folder / name).get_fdata() for folder in (root / "out", tested))
+        np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
 def test_design_and_record(tested: Path) -> None:

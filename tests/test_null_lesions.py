@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813  its own documentation's name
 import synthetic
 from nulls import SHAPE, make_grid
 from program import capture, map_lesions, run
@@ -189,6 +190,33 @@ def test_group_against_chance(out: tuple[Path, str]) -> None:
     assert min(of_lesions) > 0.9
     assert "chance places" in sidecar["Interpretation"]
     assert f"compared with {N} sets of lesions at chance places" in out[1]
+
+
+def test_lesions_in_another_space(
+    bids: Path, store: Path, options: list[object], out: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Lesions brought from elsewhere have the null lesions, T and overlap of the same lesions in the template."""
+    moved, folder = tmp_path / "bids", tmp_path / "out"
+    synthetic.write_images(moved)
+    away = nib.affines.from_matvec(np.eye(3), [-8.0, 12, 4])
+    for path in bids.glob("sub-*/anat/*_mask.nii.gz"):
+        voxels = nib.load(path).get_fdata()
+        name = path.relative_to(bids).as_posix().replace(synthetic.SPACE, "T1w")
+        synthetic.write_mask(moved / name, voxels.astype(np.uint8), away @ GRID.affine)
+    # Points are LPS: what is at x in the template is at x - 8 in the T1w, thus 8 further to the left.
+    for label in BOXES:
+        sitk.WriteTransform(sitk.TranslationTransform(3, [8.0, -12, 4]), str(tmp_path / f"{label}.txt"))
+    given = f"T1w:{synthetic.SPACE}={tmp_path}/{{sub}}.txt"
+    ended = map_lesions(moved, folder, store, *options, "--transform", given)
+    assert ended.returncode == 0, ended.stderr
+    group = run(moved, folder, "group", "--connectome", store, *options, "--no-reports")
+    assert group.returncode == 0, group.stderr
+    names = {path.relative_to(out[0]) for path in out[0].rglob("*.nii.gz")}
+    assert null_map(Path(), "01") in names
+    assert Path(f"space-{synthetic.SPACE}_stat-zscore_desc-GSP3chance_statmap.nii.gz") in names
+    for name in names:
+        expected, found = (nib.load(root / name).get_fdata() for root in (out[0], folder))
+        np.testing.assert_array_equal(found, expected, err_msg=str(name))
 
 
 def test_rerun_changes_nothing(

@@ -66,7 +66,7 @@ NULL_DESCRIPTION = (
 )
 
 
-WEIGHTS_DESCRIPTION = "The lesion after its transforms: its weight in each voxel inside the connectome's brain mask"
+WEIGHTS_DESCRIPTION = "The lesion after its transforms: its weight in each voxel, also outside the brain mask"
 
 
 class DerivativesWriter:
@@ -245,7 +245,7 @@ class DerivativesWriter:
             # An earlier run may have mapped the lesion from another space.
             _remove(path)
             return {}
-        image = lesion.results[ANALYSIS].weights_image(lesion.weights)
+        image = lesion.results[ANALYSIS].weights_image(lesion)
         self._write_map(PurePosixPath(path.relative_to(self.output_dir)), lambda: image)
         return {sidecar_path(path): {"Description": WEIGHTS_DESCRIPTION, **sidecar}}
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_volume
+from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import MappingOptions
 from bids_lacuna.spaces import nifti_code
 from bids_lacuna.statistics import LesionStatistics, fdr_threshold, minus_log10_p
-from bids_lacuna.weights import LesionWeights
 
 Array = np.ndarray
 
@@ -131,11 +131,16 @@ class NetworkMaps(Mapping[str, Any]):
             if self._read_statistics is not None:
                 self._kept = None
 
-    def weights_image(self, weights: LesionWeights) -> nib.Nifti1Image:
-        """Return the weights of the lesion as an image; 0 where it is not."""
+    def weights_image(self, lesion: LesionData) -> nib.Nifti1Image:
+        """Return the weights of the lesion as an image, also outside the brain mask; 0 where it is not."""
         values = np.zeros(self._grid.n_voxels, np.float32)
-        values[weights.voxels] = weights.weights
-        return self._image(values, outside=0)
+        if lesion.weights:
+            values[lesion.weights.voxels] = lesion.weights.weights
+        image = self._image(values, outside=0)
+        if lesion.outside:
+            places = np.unravel_index(lesion.outside.voxels, self._grid.shape)
+            np.asanyarray(image.dataobj)[places] = lesion.outside.weights
+        return image
 
     def keep(self) -> None:
         """Keep a copy of the lesion's voxel vectors instead of a reference to the batch's moments."""
