@@ -157,12 +157,14 @@ def test_where_patients_are_lesioned(tested: Path) -> None:
 
 
 def test_lesions_in_another_space(mapped: Path, tested: Path, tmp_path: Path) -> None:
-    """A test shows lesions where their transforms put them: its maps are those of the same masks in the template."""
+    """A test shows lesions where their transforms put them: its maps are those of masks in the template."""
     root = shutil.copytree(mapped, tmp_path / "all")
     for mask in root.glob("bids/sub-*/anat/*_mask.nii.gz"):
         folder = root / "out" / mask.name[:6] / "func"
         weights = mask.name.replace("_mask", "_desc-GSP_probseg")
-        nib.save(nib.Nifti1Image(nib.load(mask).get_fdata(dtype=np.float32), synthetic.RADIOLOGICAL), folder / weights)
+        nib.save(
+            nib.Nifti1Image(nib.load(mask).get_fdata(dtype=np.float32), synthetic.RADIOLOGICAL), folder / weights
+        )
         elsewhere = mask.rename(mask.with_name(mask.name.replace(synthetic.SPACE, "T1w")))
         synthetic.write_mask(elsewhere, synthetic.box((3, 3, 3)), np.diag([3.0, 3, 3, 1]))
         for sidecar in folder.glob("*_statmap.json"):
