@@ -318,18 +318,21 @@ class _Batches:
 
 
 def load_lesions(lesions: list[LesionData], analysis: LesionAnalysis, n_threads: int) -> list[LesionData]:
-    """Load lesions, several at a time; one that cannot be loaded gets its reason."""
-    with (
-        # A lesion's matrices are so small that BLAS's threads would wait for each other.
-        single_threaded_blas(),
-        ThreadPoolExecutor(_n_loaders(lesions, n_threads), thread_name_prefix="lesion") as pool,
-    ):
-        loads = [pool.submit(analysis.load, lesion) for lesion in lesions]
-        try:
-            return [_isolate(load.result, [lesion]) or lesion for load, lesion in zip(loads, lesions, strict=True)]
-        finally:
-            # After Ctrl-C, those that wait need not be loaded.
-            pool.shutdown(cancel_futures=True)
+    """Load lesions, large masks several at a time; one that cannot be loaded gets its reason."""
+    n_loaders = _n_loaders(lesions, n_threads)
+    # A lesion's matrices are so small that BLAS's threads would wait for each other.
+    with single_threaded_blas():
+        if n_loaders == 1:
+            # A thread would wait for this one's lock, and this one for the thread's, with each mask.
+            return [_isolate(partial(analysis.load, lesion), [lesion]) or lesion for lesion in lesions]
+        with ThreadPoolExecutor(n_loaders, thread_name_prefix="lesion") as pool:
+            loads = [pool.submit(analysis.load, lesion) for lesion in lesions]
+            try:
+                results = [load.result for load in loads]
+                return [_isolate(result, [lesion]) or lesion for result, lesion in zip(results, lesions, strict=True)]
+            finally:
+                # After Ctrl-C, those that wait need not be loaded.
+                pool.shutdown(cancel_futures=True)
 
 
 def _n_loaders(lesions: Sequence[LesionData], n_threads: int) -> int:

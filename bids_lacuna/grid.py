@@ -48,7 +48,7 @@ class Grid:
         """Shape (n_voxels,): index of each voxel of a voxel vector in a volume in Fortran order."""
         return np.ravel_multi_index(np.nonzero(self.mask), self.shape, order="F")
 
-    @property
+    @cached_property
     def voxel_volume_mm3(self) -> float:
         """Volume of one voxel in mm³."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))

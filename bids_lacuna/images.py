@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -80,6 +80,24 @@ QUATERNION_TOLERANCE = 1e-5
 
 _opened: ContextVar[Path | None] = ContextVar("_opened", default=None)
 """The file whose header nibabel reads in this thread."""
+
+
+class _CheckedHeader(nib.Nifti1Header):
+    """A header that nibabel checked when it was read: an image takes it as it is, without a copy and second check."""
+
+    @classmethod
+    def from_header(cls, header: Any = None, check: bool = True) -> nib.Nifti1Header:  # type: ignore[override]
+        """Return a header that has been checked, or convert another one."""
+        return header if type(header) is cls else super().from_header(header, check)
+
+
+class _CheckedImage(nib.Nifti1Image):
+    """An image with the affine of its header, which need not be compared with it."""
+
+    header_class = _CheckedHeader
+
+    def update_header(self) -> None:
+        """Do nothing."""
 
 
 class _WithFileName(logging.Filter):
@@ -214,12 +232,13 @@ def _read_usual_header(path: Path, start: bytes) -> nib.Nifti1Header | None:
     # The first flag says whether extensions follow.
     if len(flags) < 4 or flags[0] or not nib.Nifti1Header.may_contain_header(start):
         return None
-    return nib.Nifti1Header.from_fileobj(BytesIO(start))
+    return _CheckedHeader(start[: nib.Nifti1Header.sizeof_hdr])
 
 
 def _with_header(path: Path, header: nib.Nifti1Header) -> nib.Nifti1Image:
     """Return the image of a file whose header has been read."""
-    return nib.Nifti1Image(ArrayProxy(str(path), header.copy()), header.get_best_affine(), header)
+    image_type = _CheckedImage if isinstance(header, _CheckedHeader) else nib.Nifti1Image
+    return image_type(ArrayProxy(str(path), header), header.get_best_affine(), header)
 
 
 def _load_rounded(path: Path) -> nib.Nifti1Image | None:

@@ -130,11 +130,15 @@ def read_mask(image: SpatialImage, threshold: float | None = None) -> tuple[Arra
         raise
 
 
-def _read_box(image: SpatialImage, weigh_slab: Callable[[Array], Array], nothing: str) -> tuple[Array, Array]:
+def _read_box(
+    image: SpatialImage, weigh_slab: Callable[[Array], tuple[Array, Array] | None], nothing: str
+) -> tuple[Array, Array]:
     """Read a mask slab by slab, and join what a function returns for them in the lesion's bounding box.
 
     Parameters
     ----------
+    weigh_slab
+        Returns the first voxel and the weights of the box that the lesion fills in a slab, as `_crop`.
     nothing
         Describes a mask of which nothing remains.
     """
@@ -143,8 +147,8 @@ def _read_box(image: SpatialImage, weigh_slab: Callable[[Array], Array], nothing
     # Axes are z, y, x here: searching an array in its memory order is fast.
     for values in read_slabs(image, "mask"):
         lesion = weigh_slab(values)
-        if lesion.any():
-            corner, piece = _crop(lesion)
+        if lesion is not None:
+            corner, piece = lesion
             corner[0] += n_read
             pieces.append((corner, piece))
             _check_box(sum(piece.size for _, piece in pieces))
@@ -160,29 +164,31 @@ def _read_box(image: SpatialImage, weigh_slab: Callable[[Array], Array], nothing
     return first[::-1], box.T
 
 
-def _find_one_value(values: Array, found: set[float]) -> Array:
-    """Return where a mask is not 0; raise if it has more than one value there, or one not in `found` so far."""
+def _find_one_value(values: Array, found: set[float]) -> tuple[Array, Array] | None:
+    """Find where a mask is not 0; raise if it has more than one value there, or one not in `found` so far."""
     lesion = values != 0
-    if lesion.any():
-        inside = values[lesion]
-        found |= {float(inside.min()), float(inside.max())}
-        if len(found) > 1 or not 0 < min(found) < np.inf:
-            raise _SeveralValues(_describe_values(found | set(np.unique(inside).tolist())))
-    return lesion
+    if (cropped := _crop(lesion)) is None:
+        return None
+    corner, piece = cropped
+    inside = values[region(corner, piece.shape)][piece]
+    found |= {float(inside.min()), float(inside.max())}
+    if len(found) > 1 or not 0 < min(found) < np.inf:
+        raise _SeveralValues(_describe_values(found | set(np.unique(inside).tolist())))
+    return cropped
 
 
-def _find_rounded(values: Array, largest: float) -> Array:
-    """Return where a mask has its largest value; raise if others are, apart from rounding, neither that nor 0."""
+def _find_rounded(values: Array, largest: float) -> tuple[Array, Array] | None:
+    """Find where a mask has its largest value; raise if others are, apart from rounding, neither that nor 0."""
     tolerance = ROUNDING * largest if values.dtype.kind == "f" else 0.0
     is_largest, is_zero = values >= largest - tolerance, np.abs(values) <= tolerance
     # NaN is neither.
     if not 0 < largest < np.inf or not (is_largest | is_zero).all():
         raise _SeveralValues
-    return is_largest
+    return _crop(is_largest)
 
 
-def _weigh_probabilities(values: Array, threshold: float) -> Array:
-    """Return values of at least the threshold, and 0 elsewhere, as float32."""
+def _weigh_probabilities(values: Array, threshold: float) -> tuple[Array, Array] | None:
+    """Find values of at least the threshold, and 0 elsewhere, as float32."""
     low, high = values.min(), values.max()
     # The condition is negated so that NaN raises.
     if not (low >= -PROBABILITY_TOLERANCE and high <= 1 + PROBABILITY_TOLERANCE):
@@ -190,7 +196,7 @@ def _weigh_probabilities(values: Array, threshold: float) -> Array:
             f"the mask contains values from {low:g} to {high:g}, but a lesion threshold needs probabilities from 0 "
             "to 1: divide percentages by 100, and replace NaN by 0"
         )
-    return np.where(values >= threshold, np.minimum(values, 1), 0).astype(np.float32)
+    return _crop(np.where(values >= threshold, np.minimum(values, 1), 0).astype(np.float32))
 
 
 def _check_box(n_voxels: int) -> None:
@@ -201,9 +207,11 @@ def _check_box(n_voxels: int) -> None:
         )
 
 
-def _crop(lesion: Array) -> tuple[Array, Array]:
-    """Return the first voxel of the lesion's bounding box, and a copy of the box."""
+def _crop(lesion: Array) -> tuple[Array, Array] | None:
+    """Return the first voxel of the lesion's bounding box, and a copy of the box; None without a lesion."""
     slices = np.flatnonzero(np.any(lesion, axis=(1, 2)))
+    if not len(slices):
+        return None
     plane = np.any(lesion[slices[0] : slices[-1] + 1], axis=0)
     filled = [slices, np.flatnonzero(np.any(plane, axis=1)), np.flatnonzero(np.any(plane, axis=0))]
     corner = np.array([indices[0] for indices in filled])

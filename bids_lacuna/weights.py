@@ -135,9 +135,9 @@ def _weigh_aligned(lesion: Array, to_box: Array, axis_of: Array, shape: Array) -
         overlaps.append(np.maximum(np.minimum(high, grid_low + 1) - np.maximum(low, grid_low), 0))
     along_x, along_y, along_z = overlaps
     # One plane at a time: the whole lesion in float64 would take eight times the memory of its mask.
-    planes = np.moveaxis(lesion.transpose(axis_of), 2, 0)
+    planes = lesion.transpose(axis_of).transpose(2, 0, 1)
     flat = np.stack([along_x @ plane.astype(float) @ along_y.T for plane in planes])
-    return np.moveaxis(np.tensordot(along_z, flat, axes=1), 0, 2)
+    return np.tensordot(along_z, flat, axes=1).transpose(1, 2, 0)
 
 
 def _weigh_oblique(lesion: Array, to_box: Array, shape: Array) -> Array:

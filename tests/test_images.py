@@ -206,7 +206,8 @@ def test_an_image_has_the_format_of_its_content(
     header = image_type.header_class(endianness=byte_order)
     nib.save(image_type(values, synthetic.OBLIQUE, header), tmp_path / name)
     image = open_image(tmp_path / name, "map")
-    assert type(image) is image_type
+    assert isinstance(image, image_type)
+    assert image.header.sizeof_hdr == image_type.header_class.sizeof_hdr
     assert image.header.endianness == byte_order
     np.testing.assert_array_equal(read_volume(image, "map"), values)
     np.testing.assert_allclose(image.affine, synthetic.OBLIQUE, rtol=1e-5)
