@@ -268,12 +268,17 @@ def renamed_when_whole(path: Path, *, sync: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        if sync:
-            sync_folder(path.parent)
+        put_in_place(temporary, path, sync=sync)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path, *, sync: bool = True) -> None:
+    """Give a file that is complete its final name; `sync` as for `renamed_when_whole`."""
+    _sync(temporary)
+    temporary.replace(path)
+    if sync:
+        sync_folder(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -25,7 +25,7 @@ class NoRoom(OSError):  # noqa: N818  a fact about the disk, not a defect of the
 
 
 @contextmanager
-def locked(folder: Path, building: str, what: str) -> Iterator[Path]:
+def locked(folder: Path, building: str, what: str, doing: str = "building") -> Iterator[Path]:
     """Lock a folder against other builds; the system releases the lock when the process ends.
 
     A build that has written nothing removes what it created.
@@ -38,6 +38,8 @@ def locked(folder: Path, building: str, what: str) -> Iterator[Path]:
         Name of the folder within it that holds the lock and records of what was written.
     what
         What is built, for error messages: "the store".
+    doing
+        What a process does there, for error messages.
 
     Yields
     ------
@@ -61,7 +63,7 @@ def locked(folder: Path, building: str, what: str) -> Iterator[Path]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FileExistsError(f"another process is building {what} {folder}: wait for it or stop it") from error
+            raise FileExistsError(f"another process is {doing} {what} {folder}: wait for it or stop it") from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
