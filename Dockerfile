@@ -49,7 +49,7 @@ for kind, of in (("int16", ["float32", "float64"]), ("float32", []))]; compile_f
 # Bytecode of what runs import: that of all that is installed is 110 MB.
 RUN MPLCONFIGDIR=/tmp NUMBA_CACHE_DIR=/tmp bin/python -c 'import bids_lacuna.cli, bids_lacuna.demo, \
 bids_lacuna.app.participant, bids_lacuna.app.group, bids_lacuna.app.reports, bids_lacuna.app.connectome, \
-bids_lacuna.cluster, bids_lacuna.connectome.importers.bids, bids_lacuna.connectome.importers.layouts, \
+bids_lacuna.app.fetch, bids_lacuna.cluster, bids_lacuna.connectome.importers.bids, bids_lacuna.connectome.importers.layouts, \
 bids_lacuna.report.participant, bids_lacuna.report.group, bids_lacuna.transforms.resampling, distributed.deploy.local'
 
 FROM ${BASE_IMAGE}

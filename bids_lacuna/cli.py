@@ -90,9 +90,10 @@ def connectome_main(argv: Sequence[str] | None = None) -> int:
 
     def run(arguments: argparse.Namespace) -> Exit:
         # Not at the top: --help and --version need not wait for numba and scipy.
-        from bids_lacuna.app import connectome, summaries
+        from bids_lacuna.app import connectome, fetch, summaries
 
         commands = {
+            "fetch": fetch.run_fetch,
             "build": connectome.run_build,
             "summarize": summaries.run_summarize,
             "info": connectome.run_info,

@@ -53,7 +53,7 @@ class Exit(IntEnum):
     CANNOT_CREATE = 73
     INPUT_OUTPUT = 74
     TEMPORARY = 75
-    """The Dask cluster cannot be reached; rerunning the same command resumes."""
+    """The Dask cluster, or the server of a download, cannot be reached; rerunning the same command resumes."""
     INTERRUPTED = 130
     BROKEN_PIPE = 141
     """The reader of stdout has ended, as `head` does."""

@@ -10,7 +10,10 @@ from bids_lacuna.app.options import memory, positive_number
 
 PROGRAM = "bids-lacuna-connectome"
 
-INTERRUPTED = "interrupted: finished subjects are on disk; rerun the same command to resume"
+TOKEN_VARIABLE = "BIDS_LACUNA_DATAVERSE_TOKEN"  # noqa: S105  the name of a variable
+"""Environment variable with the token of a Dataverse server."""
+
+INTERRUPTED = "interrupted: finished subjects and received bytes are on disk; rerun the same command to resume"
 """Message after Ctrl-C or SIGTERM."""
 
 
@@ -18,10 +21,16 @@ def build_parser() -> Parser:
     """Build the argument parser; `command` in its result is the command's name."""
     parser = Parser(
         prog=PROGRAM,
-        description="Build and check stores of normative functional connectomes, which bids-lacuna reads at the "
-        "speed of the disk.",
+        description="Fetch normative functional connectomes, and build and check stores of them, which bids-lacuna "
+        "reads at the speed of the disk.",
     )
-    commands = parser.add_subparsers(required=True, metavar="{build,summarize,info,verify,rename-space}")
+    commands = parser.add_subparsers(required=True, metavar="{fetch,build,summarize,info,verify,rename-space}")
+    fetch = commands.add_parser(
+        "fetch",
+        help="fetch a connectome",
+        description="Fetch the files of a connectome from a Dataverse server, and verify their checksums. If the "
+        "download is interrupted, rerun the same command to resume: received bytes are not fetched again.",
+    )
     build = commands.add_parser("build", help="build a store", description="Build a store of a connectome.")
     summarize = commands.add_parser(
         "summarize",
@@ -43,7 +52,14 @@ def build_parser() -> Parser:
         description="Correct the name of the template space that a store records. The series and the grid stay as "
         "they are, and the store keeps the former name as well: nothing is transformed.",
     )
-    named = {"build": build, "summarize": summarize, "info": info, "verify": verify, "rename-space": rename}
+    named = {
+        "fetch": fetch,
+        "build": build,
+        "summarize": summarize,
+        "info": info,
+        "verify": verify,
+        "rename-space": rename,
+    }
     for name, command in named.items():
         command.set_defaults(command=name, parser=command)
     for command in (summarize, info, verify, rename):
@@ -56,10 +72,51 @@ def build_parser() -> Parser:
             help="folder of the store's summary (default: summary in STORE)",
         )
     rename.add_argument("space", type=label, metavar="SPACE", help="BIDS name of the template space")
+    _add_download(fetch)
     _add_summary(summarize)
     _add_source(build)
     _add_numbers(build)
     return parser
+
+
+def _add_download(fetch: argparse.ArgumentParser) -> None:
+    """Add the options of a download."""
+    fetch.add_argument(
+        "dataset", metavar="DATASET", help="gsp1000, or the DOI of another dataset, as in doi:10.7910/…"
+    )
+    fetch.add_argument("folder", type=Path, metavar="DIR", help="a new folder, or that of an unfinished download")
+    fetch.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file that holds your token of the server, which it shows under API Token (default: the environment "
+        f"variable {TOKEN_VARIABLE})",
+    )
+    fetch.add_argument(
+        "--files",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="names or paths of the files to fetch, with * for any characters (default: all)",
+    )
+    fetch.add_argument(
+        "--server",
+        default="https://dataverse.harvard.edu",
+        metavar="URL",
+        help="address of the Dataverse server (default: %(default)s)",
+    )
+    fetch.add_argument(
+        "--jobs",
+        type=positive_integer,
+        default=4,
+        metavar="N",
+        help="number of files to fetch at the same time (default: %(default)s)",
+    )
+    fetch.add_argument(
+        "--accept-terms",
+        action="store_true",
+        help="accept the dataset's terms of use, which are printed, without being asked",
+    )
 
 
 def _add_source(build: argparse.ArgumentParser) -> None:

@@ -29,10 +29,10 @@ FILE_NAME = re.compile(r"\S*/\S*|\S+\.nii(\.gz)?\b")
 """A path, or the name of an image, in a sentence."""
 
 ENVIRONMENT = re.compile(
-    "(SLURM_(JOB|ARRAY|MEM|CPUS|N|TASKS)|OMP_|OPENBLAS_|MKL_|NUMBA_|BIDS_LACUNA_|APPTAINER_CONTAINER|"
+    "(SLURM_(JOB|ARRAY|MEM|CPUS|N|TASKS)|OMP_|OPENBLAS_|MKL_|NUMBA_|BIDS_LACUNA_(?!DATAVERSE_TOKEN)|APPTAINER_CONTAINER|"
     "SINGULARITY_CONTAINER|PYTHON[A-Z]*$|(TMPDIR|HOME|LANG|LC_[A-Z]+)$)"
 )
-"""Names of environment variables that determine memory, threads, folders and text encoding."""
+"""Names of environment variables that determine memory, threads, folders and text encoding, but not the token."""
 
 NAMES_SHOWN = 3
 """Lesions that are named if many fail together, up to a whole batch."""

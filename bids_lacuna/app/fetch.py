@@ -1,0 +1,196 @@
+"""bids-lacuna-connectome fetch: a connectome from a Dataverse server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bids_lacuna.app.command import Exit, Stop, ending
+from bids_lacuna.app.connectome_options import PROGRAM, TOKEN_VARIABLE
+from bids_lacuna.connectome.exclusive import NoPlace, NoRoom, locked
+from bids_lacuna.connectome.fetch.client import Client, Missing, Refused, Server, Unexpected, Unreachable
+from bids_lacuna.connectome.fetch.dataverse import Dataset, RemoteFile, read_dataset
+from bids_lacuna.connectome.fetch.download import DamagedFile, received_bytes
+from bids_lacuna.connectome.fetch.folder import RECORDS, Folder, OtherDataset, select_files
+from bids_lacuna.connectome.fetch.jobs import fetch_files
+from bids_lacuna.files import decode_text
+from bids_lacuna.runtime.progress import Progress, above_the_bar
+from bids_lacuna.text import format_bytes, one_line
+
+logger = logging.getLogger("bids_lacuna")
+
+DATASETS = {"gsp1000": "doi:10.7910/DVN/ILXIKS"}
+"""Names of datasets."""
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""Hosts that a token reaches without a network."""
+
+MOST_NAMED = 5
+"""Files that a message names."""
+
+
+def run_fetch(arguments: argparse.Namespace) -> Exit:
+    """Fetch files of a dataset, or complete an unfinished download."""
+    doi = DATASETS.get(arguments.dataset.lower(), arguments.dataset)
+    if not re.fullmatch(r"doi:10\.\d+/\S+", doi):
+        raise Stop(Exit.USAGE, f"{doi!r} is neither {' nor '.join(DATASETS)} nor a DOI, as in {DATASETS['gsp1000']}")
+    with _reading_token(arguments.token_file) as token:
+        server = Server(arguments.server.rstrip("/"), token)
+        _check_address(server)
+        with _ending_with_the_server(), closing(Client(server)) as client:
+            dataset = read_dataset(client, doi)
+        files = _select(dataset, arguments.files, server)
+        folder = Folder(arguments.folder)
+        with (
+            ending(Exit.CANNOT_CREATE, FileExistsError, NoPlace, NoRoom),
+            locked(folder.path, RECORDS, "into the folder", "fetching"),
+        ):
+            with ending(Exit.BAD_DATA, ValueError):
+                if not folder.check_dataset(dataset):
+                    _accept(dataset, arguments.accept_terms)
+                    folder.accept(dataset)
+            _fetch(server, files, folder, arguments)
+    return Exit.OK
+
+
+def _fetch(server: Server, files: Sequence[RemoteFile], folder: Folder, arguments: argparse.Namespace) -> None:
+    """Fetch the files that are missing."""
+    with _ending_with_the_disk(folder):
+        missing = [file for file in files if not folder.has(file)]
+        n_bytes = sum(file.n_bytes for file in files)
+        n_missing = sum(file.n_bytes - received_bytes(file, folder.path) for file in missing)
+        folder.check_room(n_missing)
+    logger.info(
+        "fetching %d of %d files from %s, %s of %s",
+        len(missing),
+        len(files),
+        server.host,
+        format_bytes(n_missing),
+        format_bytes(n_bytes),
+    )
+    with (
+        above_the_bar(),
+        Progress(
+            n_bytes, "fetching", "B", initial=n_bytes - n_missing, shown=not arguments.quiet, in_bytes=True
+        ) as progress,
+        _ending_with_the_server(),
+        _ending_with_the_disk(folder),
+        closing(fetch_files(server, missing, folder, arguments.jobs, progress)) as fetched,
+    ):
+        for file in fetched:
+            logger.debug("%s is whole", file.path)
+    logger.info(
+        "%s has all %d files: unpack its archives, and convert them with %s build %s STORE",
+        folder.path,
+        len(files),
+        PROGRAM,
+        folder.path,
+    )
+
+
+@contextmanager
+def _reading_token(file: Path | None) -> Iterator[str | None]:
+    """Read the token from a file, or take it out of the environment, which worker processes inherit."""
+    token = os.environ.pop(TOKEN_VARIABLE, None)
+    try:
+        yield _read_token(file) if file else _check_token(token, TOKEN_VARIABLE) if token else None
+    finally:
+        if token is not None:
+            os.environ[TOKEN_VARIABLE] = token
+
+
+def _read_token(file: Path) -> str:
+    with (
+        ending(Exit.NO_INPUT, OSError, saying=f"the token file {file} cannot be read: check its path"),
+        ending(Exit.USAGE, ValueError, saying=f"the token file {file} is not text"),
+    ):
+        return _check_token(decode_text(file.read_bytes()), str(file))
+
+
+def _check_token(text: str, origin: str) -> str:
+    """Return a token without white space around it; messages never have the token itself."""
+    token = text.strip()
+    if not re.fullmatch(r"[!-~]+", token):
+        raise Stop(Exit.USAGE, f"{origin} holds no token: one word is needed, as the server shows it under API Token")
+    return token
+
+
+def _check_address(server: Server) -> None:
+    """Raise Stop for an address that is none, or at which a network would see the token."""
+    parts = urlsplit(server.address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise Stop(Exit.USAGE, f"--server {server.address} is not an address as in https://dataverse.harvard.edu")
+    if server.token and parts.scheme == "http" and parts.hostname not in LOCAL:
+        raise Stop(Exit.USAGE, f"--server {server.address} would send the token unencrypted: use https://")
+
+
+def _select(dataset: Dataset, patterns: Sequence[str], server: Server) -> list[RemoteFile]:
+    """Return the files that the command line names, all by default."""
+    files = select_files(dataset.files, patterns)
+    if not files:
+        names = [file.path for file in dataset.files]
+        listed = ", ".join(names[:MOST_NAMED]) + (
+            f" and {len(names) - MOST_NAMED} more" if names[MOST_NAMED:] else ""
+        )
+        raise Stop(
+            Exit.NO_FILES_SELECTED,
+            f"none of the {len(names)} files of {dataset.doi} matches {' or '.join(patterns) or 'anything'}: it has "
+            f"{listed or 'no files'}",
+        )
+    if not server.token and any(file.is_restricted for file in files):
+        raise Stop(
+            Exit.NO_INPUT,
+            f"the files of {dataset.doi} are restricted, which needs a token: request access on "
+            f"https://doi.org/{dataset.doi.removeprefix('doi:')}, create a token there (API Token in the menu), and "
+            f"name a file that holds it with --token-file, or set {TOKEN_VARIABLE}",
+        )
+    return files
+
+
+def _accept(dataset: Dataset, accepted: bool) -> None:
+    """Print what the dataset's owners ask for, and ask the user to accept it."""
+    terms = dataset.terms or ("The dataset has no terms of use of its own.",)
+    rows = [f"{dataset.doi}, version {dataset.version}, of {dataset.server}", "", *terms, ""]
+    sys.stdout.write("\n".join(map(one_line, [*rows, f"Please cite: {dataset.citation}"])) + "\n")
+    sys.stdout.flush()
+    if accepted:
+        return
+    if not sys.stdin or not sys.stdin.isatty():
+        raise Stop(Exit.USAGE, "the terms above must be accepted: rerun the command with --accept-terms")
+    sys.stdout.write("Do you accept these terms? [yes/no] ")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Stop(Exit.USAGE, "the terms were not accepted: nothing was fetched")
+
+
+@contextmanager
+def _ending_with_the_server() -> Iterator[None]:
+    """Turn errors of the server and of the network into exit statuses."""
+    with (
+        ending(Exit.TEMPORARY, Unreachable),
+        ending(Exit.NO_INPUT, Refused, Missing),
+        ending(Exit.BAD_DATA, Unexpected, DamagedFile),
+    ):
+        yield
+
+
+@contextmanager
+def _ending_with_the_disk(folder: Folder) -> Iterator[None]:
+    """Turn errors of the disk into exit statuses."""
+    try:
+        yield
+    except (OtherDataset, NoRoom, PermissionError):
+        raise
+    except OSError as error:
+        raise Stop(
+            Exit.INPUT_OUTPUT,
+            f"the download cannot be written to {folder.path} ({error.strerror or error}): free some space, or check "
+            "the disk, and rerun the same command to resume",
+        ) from error

@@ -1,0 +1,1 @@
+"""Downloads of connectomes from Dataverse servers, resumable at any byte."""

@@ -1,0 +1,128 @@
+"""The folder of a download: which version of which dataset it holds, and which of its files are verified."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from bids_lacuna.connectome.exclusive import NoRoom
+from bids_lacuna.connectome.fetch.dataverse import Dataset, RemoteFile
+from bids_lacuna.files import read_json_object, write_json
+from bids_lacuna.text import tell_bytes_apart
+
+logger = logging.getLogger(__name__)
+
+RECORDS = ".fetch"
+"""Folder within the download with its lock, the dataset, and a record of each verified file."""
+
+DATASET = "dataset.json"
+
+
+class OtherDataset(FileExistsError):  # noqa: N818  a fact about the folder, not a defect of the program
+    """The folder holds another dataset or another version, or a file of the same name that is not the dataset's."""
+
+
+class Folder:
+    """The folder of a download."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check_dataset(self, dataset: Dataset) -> bool:
+        """Return whether the terms of this dataset were accepted before, for this folder.
+
+        Raises
+        ------
+        OtherDataset
+            The folder holds another dataset, or another version.
+        """
+        record = self._record(DATASET)
+        if not record.exists():
+            return False
+        before = read_json_object(record)
+        held = f"{before.get('doi')} of {before.get('server')}"
+        if held != f"{dataset.doi} of {dataset.server}":
+            raise OtherDataset(
+                f"{self.path} holds {held}, not {dataset.doi} of {dataset.server}: name another folder"
+            )
+        if before != self._describe(dataset):
+            raise OtherDataset(
+                f"{self.path} was begun with version {before.get('version')} of {dataset.doi}, which has changed: "
+                f"the server has version {dataset.version} now: fetch it into another folder"
+            )
+        return True
+
+    def accept(self, dataset: Dataset) -> None:
+        """Record the dataset, whose terms were accepted."""
+        write_json(self._record(DATASET), self._describe(dataset))
+
+    def has(self, file: RemoteFile) -> bool:
+        """Return whether a file is here and whole; it is read unless it was verified before.
+
+        Raises
+        ------
+        OtherDataset
+            Another file has its name.
+        """
+        path = self.path / file.path
+        if not path.exists():
+            return False
+        state, record = _state(path), self._record(f"{file.id}.json")
+        if record.exists() and read_json_object(record) == state:
+            return True
+        if state["n_bytes"] == file.n_bytes:
+            logger.info("reading %s, which is here, to verify it", path)
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, lambda: hashlib.new(file.algorithm, usedforsecurity=False))
+            if digest.hexdigest() == file.checksum:
+                self.note(file)
+                return True
+        raise OtherDataset(
+            f"{path} is not the dataset's file of that name, which has {file.n_bytes} bytes and the "
+            f"{file.algorithm} {file.checksum}: move it away, or name another folder"
+        )
+
+    def note(self, file: RemoteFile) -> None:
+        """Record a file that is whole."""
+        write_json(self._record(f"{file.id}.json"), _state(self.path / file.path))
+
+    def check_room(self, n_bytes: int) -> None:
+        """Raise NoRoom if this many bytes would fill the disk."""
+        free = shutil.disk_usage(self.path).free
+        if n_bytes > free:
+            needed, available = tell_bytes_apart(n_bytes, free)
+            raise NoRoom(
+                f"the download needs {needed} more, the disk of {self.path} has {available} free: free some space, "
+                "name a folder on another disk, or fetch fewer files with --files"
+            )
+
+    def _record(self, name: str) -> Path:
+        return self.path / RECORDS / name
+
+    def _describe(self, dataset: Dataset) -> dict[str, object]:
+        return {
+            "server": dataset.server,
+            "doi": dataset.doi,
+            "version": dataset.version,
+            "files": [asdict(file) for file in dataset.files],
+        }
+
+
+def select_files(files: Iterable[RemoteFile], patterns: Sequence[str]) -> list[RemoteFile]:
+    """Return the files whose path or name matches one of the patterns; all without patterns."""
+    return [
+        file
+        for file in files
+        if not patterns
+        or any(fnmatchcase(name, each) for each in patterns for name in (file.path, Path(file.path).name))
+    ]
+
+
+def _state(path: Path) -> dict[str, object]:
+    status = path.stat()
+    return {"n_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
