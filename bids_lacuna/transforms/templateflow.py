@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 from bids_lacuna.transforms.chain import TransformFile
@@ -24,11 +26,16 @@ def folders() -> list[Path]:
     """Return the folders in which TemplateFlow's files may lie: its home, or that of its client by default."""
     if given := os.environ.get("TEMPLATEFLOW_HOME"):
         return [Path(given)]
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return [Path(caches) / "templateflow"]
     try:
-        return [Path.home() / ".cache" / "templateflow"]
+        home = Path.home()
     # Containers may have a user without a home.
     except RuntimeError:
         return []
+    # Older clients use ~/.cache on every system.
+    libraries = [home / "Library" / "Caches"] if sys.platform == "darwin" else []
+    return [caches / "templateflow" for caches in (*libraries, home / ".cache")]
 
 
 def find_between(source: str, target: str, *, download: bool) -> TransformFile:
@@ -55,7 +62,7 @@ def find_between(source: str, target: str, *, download: bool) -> TransformFile:
             why = f"it cannot be downloaded ({type(error).__name__}: {str(error).strip()[:200]})"
     looked = ", ".join(str(folder / f"tpl-{target}") for folder in folders()) or "no folder, since there is no home"
     query = f"api.get('{target}', **{{'from': '{source}'}}, mode='image', suffix='xfm', extension='.h5')"
-    how = f'pip install templateflow; python -c "from templateflow import api; {query}"'
+    how = f'pip install --upgrade templateflow; python -c "from templateflow import api; {query}"'
     raise MissingTransform(
         f"TemplateFlow's {name} is needed to bring masks from {source} to {target}; it is not in {looked}, and "
         f"{why}: where there is a network, fetch it by `{how}`, and set TEMPLATEFLOW_HOME to the folder above "
@@ -65,12 +72,23 @@ def find_between(source: str, target: str, *, download: bool) -> TransformFile:
 
 def _download(source: str, target: str, name: str) -> Path:
     """Download a transform with TemplateFlow's client, which is an optional dependency."""
+    home = next(iter(folders()), None)
+    if home is None:
+        raise FileNotFoundError("there is no home folder for it")
     logger.info("downloading %s with TemplateFlow's client", name)
-    from templateflow import api
+    # Fills an empty home with the names of all files.
+    from templateflow.client import TemplateFlowClient
 
-    query = {"from": source, "mode": "image", "suffix": "xfm", "extension": ".h5"}
-    found = api.get(target, raise_empty=True, **query)
-    path = Path(found if not isinstance(found, list) else found[0])
-    if not path.is_file() or not path.stat().st_size:
-        raise FileNotFoundError(f"{path} is empty")
-    return path
+    # The client writes into the file itself: what an interrupted download leaves would be taken for the transform.
+    with tempfile.TemporaryDirectory(prefix=".bids-lacuna-", dir=home) as temporary:
+        # The client downloads the files of its folder that are empty.
+        empty = Path(temporary) / f"tpl-{target}" / name
+        empty.parent.mkdir()
+        empty.touch()
+        query = {"from": source, "mode": "image", "suffix": "xfm", "extension": ".h5"}
+        TemplateFlowClient(temporary).get(target, raise_empty=True, **query)
+        if not empty.stat().st_size:
+            raise FileNotFoundError(f"{name} is empty")
+        path = home / empty.relative_to(temporary)
+        path.parent.mkdir(exist_ok=True)
+        return empty.replace(path)
