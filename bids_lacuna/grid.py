@@ -53,6 +53,11 @@ class Grid:
         """Volume of one voxel in mm³."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
+    @cached_property
+    def to_voxels(self) -> Array:
+        """Shape (4, 4): from millimetres to voxel indices."""
+        return np.linalg.inv(self.affine)
+
     @property
     def voxel_sizes_mm(self) -> Array:
         """Shape (3,): edge lengths of one voxel in mm."""

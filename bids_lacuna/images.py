@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from contextvars import ContextVar
+from functools import lru_cache
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -232,7 +233,14 @@ def _read_usual_header(path: Path, start: bytes) -> nib.Nifti1Header | None:
     # The first flag says whether extensions follow.
     if len(flags) < 4 or flags[0] or not nib.Nifti1Header.may_contain_header(start):
         return None
-    return _CheckedHeader(start[: nib.Nifti1Header.sizeof_hdr])
+    block = start[: nib.Nifti1Header.sizeof_hdr]
+    return _CheckedHeader(block, check=not _is_sound(block))
+
+
+@lru_cache(maxsize=64)
+def _is_sound(block: bytes) -> bool:
+    """Return whether nibabel finds nothing to log or to correct in a header: that of many masks is the same."""
+    return not nib.Nifti1Header.diagnose_binaryblock(block)
 
 
 def _with_header(path: Path, header: nib.Nifti1Header) -> nib.Nifti1Image:

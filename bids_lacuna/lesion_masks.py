@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from math import prod
 
@@ -73,8 +73,14 @@ def describe_disagreement(image: SpatialImage) -> str:
     """Describe how far apart a NIfTI header's two affines place the image's voxels; empty if they agree."""
     if not isinstance(image.header, nib.Nifti1Header):
         return ""
+    return _describe_disagreement(type(image.header), image.header.binaryblock, image.shape[:3])
+
+
+# The headers of many masks are the same.
+@lru_cache(maxsize=64)
+def _describe_disagreement(header_type: type[nib.Nifti1Header], block: bytes, shape: tuple[int, ...]) -> str:
     try:
-        header = image.header.copy()
+        header = header_type(block, check=False)
         round_quaternion(header)
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     # Raised for invalid quaternions and voxel sizes; `check_header` has checked the affine that is used.
@@ -82,7 +88,7 @@ def describe_disagreement(image: SpatialImage) -> str:
         return f"the header's qform cannot be read ({error}): the sform is used; save the mask with one affine"
     if sform is None or qform is None:
         return ""
-    corners = list(product(*[(0, n - 1) for n in image.shape[:3]]))
+    corners = list(product(*[(0, n - 1) for n in shape]))
     apart = np.linalg.norm(nib.affines.apply_affine(sform - qform, corners), axis=1).max()
     if apart <= DISAGREEMENT * nib.affines.voxel_sizes(sform).min():
         return ""

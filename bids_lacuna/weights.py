@@ -107,7 +107,7 @@ def weigh(lesion: Array, affine: Array, grid: Grid) -> tuple[Array, Array]:
         Weights of a box of grid voxels; the lesion covers none outside it. An axis has length 0 if the lesion lies
         outside the grid.
     """
-    to_grid = np.linalg.inv(grid.affine) @ affine
+    to_grid = grid.to_voxels @ affine
     low, high = bounds(to_grid, lesion.shape)
     corner, end = (np.clip(edge, 0, grid.shape).astype(int) for edge in (np.floor(low), np.ceil(high) + 1))
     to_box = to_grid.copy()

@@ -345,17 +345,19 @@ def test_messages_about_a_header_have_the_file_s_name(
     affine = np.diag([2.0, 2, 2, 1])
     content = bytearray(nib.Nifti1Image(np.ones((3, 4, 5), np.uint8), affine).to_bytes())
     struct.pack_into(kind, content, offset, value)
-    path = tmp_path / "mask.nii"
-    path.write_bytes(content)
+    paths = [tmp_path / "mask.nii", tmp_path / "same_header.nii"]
     printed = StringIO()
     (handler,) = (each for each in imageglobals.logger.handlers if isinstance(each, logging.StreamHandler))
     before = handler.setStream(printed)
     try:
-        open_image(path, "mask")
+        for path in paths:
+            path.write_bytes(content)
+            open_image(path, "mask")
         assert printed.getvalue() == ""
-        assert [record.name for record in caplog.records] == ["bids_lacuna.images"]
-        assert caplog.records[0].getMessage().startswith(f"{path}: {message}")
-        nib.load(path)
+        assert [record.name for record in caplog.records] == ["bids_lacuna.images"] * 2
+        for path, record in zip(paths, caplog.records, strict=True):
+            assert record.getMessage().startswith(f"{path}: {message}")
+        nib.load(paths[0])
         assert printed.getvalue().startswith(message)
     finally:
         handler.setStream(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +30,11 @@ class FoldersReachedElsewhere:
 
     def search(self, path: str) -> bool:
         """Return whether a path, relative to the root and beginning with "/", is such a link."""
+        # With 10,000 folders, it took a third of a second to make a Path of each.
+        if not os.path.islink(f"{self._root}{path}"):  # noqa: PTH114
+            return False
         link = self._root / path.lstrip("/")
-        if not link.is_symlink() or not link.is_dir():
+        if not link.is_dir():
             return False
         target = link.resolve()
         if link.parent.resolve().is_relative_to(target) or self._resolved.is_relative_to(target):
