@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +15,7 @@ from bids_lacuna.files import hash_file
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_volume
 from bids_lacuna.transforms import TransformChain
-from bids_lacuna.weights import weigh
+from bids_lacuna.weights import LesionWeights, weigh
 
 Array = np.ndarray
 
@@ -49,6 +50,79 @@ class Target:
             "SpatialReference": self.space,
             **({"Transforms": self.transform.describe()} if self.transform else {}),
         }
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How a lesion relates to a target network; NaN where undefined."""
+
+    r: float
+    """Spatial Pearson correlation of the lesion's z-map with the target, over the voxels that both have."""
+    r_outside: float
+    """The same without the lesion's voxels, with which its seed correlates wherever it lies."""
+    damage: float
+    """Mean of the target over the lesion, weighted by the lesion's weights: the network damage score."""
+    n_voxels: int
+    """Number of voxels that both have."""
+
+
+def compare_with_target(z_map: Array, lesion: LesionWeights, target: Array) -> Closeness:
+    """Compare a lesion and its map with a target network.
+
+    Parameters
+    ----------
+    z_map, target : shape (n_voxels,)
+        Mean Fisher z, and the target, in the same voxels; NaN where undefined.
+    lesion
+        The lesion's weights in these voxels. Those in which map or target is undefined do not count.
+    """
+    common = np.isfinite(z_map) & np.isfinite(target)
+    inside = np.zeros(len(common), bool)
+    inside[lesion.voxels] = True
+    counted = common[lesion.voxels]
+    weights = lesion.weights[counted].astype(float)
+    damage = float("nan")
+    if weights.size:
+        damage = float((weights * target[lesion.voxels][counted]).sum() / weights.sum())
+    outside = common & ~inside
+    return Closeness(
+        correlate(z_map[common], target[common]),
+        correlate(z_map[outside], target[outside]),
+        damage,
+        int(np.count_nonzero(common)),
+    )
+
+
+CLOSENESS_KEYS = {
+    "r": "R",
+    "r_outside": "ROutsideLesion",
+    "damage": "DamageScore",
+}
+"""Keys of the numbers in sidecars, by their names in `Closeness`."""
+
+
+def describe_closeness(closeness: Closeness) -> dict[str, Any]:
+    """Return the relation of a lesion to a target as it stands in a sidecar; None for what is undefined."""
+    numbers = {key: getattr(closeness, name) for name, key in CLOSENESS_KEYS.items()}
+    rounded = {key: float(f"{number:.7g}") if np.isfinite(number) else None for key, number in numbers.items()}
+    return {**rounded, "NumberOfVoxels": closeness.n_voxels}
+
+
+def is_recorded(target: Target, recorded: object) -> bool:
+    """Return whether an entry of a sidecar is about this very target; raises OSError for a lost transform."""
+    if not isinstance(recorded, Mapping):
+        return False
+    identity = target.describe()
+    return all(recorded.get(key) == identity.get(key) for key in ("SHA256", "SpatialReference", "Transforms"))
+
+
+def correlate(x: Array, y: Array) -> float:
+    """Return Pearson's r of two vectors; NaN if one of them does not vary."""
+    if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    # Sums of NumPy, not of BLAS, which may depend on the number of its threads.
+    x, y = (each - each.mean() for each in (x.astype(float), y.astype(float)))
+    return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
 
 
 def read_target(name: str, path: Path, grid: Grid, space: str, transform: TransformChain | None = None) -> Target:

@@ -18,7 +18,7 @@ from bids_lacuna import LesionData, cli, null_lesions, reference
 from bids_lacuna.app import nulls as nulls_of_maps
 from bids_lacuna.connectome.summary import DESCRIPTION, FOLDER
 from bids_lacuna.mapping.cells import assign_cells
-from bids_lacuna.mapping.null_maps import map_nulls
+from bids_lacuna.mapping.null_maps import compare_with_targets, map_nulls
 from bids_lacuna.mapping.nulls import Connectivity, make_nulls
 from bids_lacuna.mapping.places import Shape, Tissue
 from bids_lacuna.mapping.summary import Summary
@@ -334,6 +334,43 @@ def test_finished_null_lesions_take_no_time(
         bids, out[0], store, *options, "--null-lesions", "101", "--dry-run", "--participant-label", "02"
     )
     assert "null lesions        101 for each lesion; lesions to compare: 1, in about " in fewer.stdout
+
+
+def test_percentiles_of_targets(
+    bids: Path, store: Path, options: list[object], out: tuple[Path, str], tmp_path: Path
+) -> None:
+    """A target is compared by finished T, whose files stay; another file of its name replaces all its figures."""
+    folder, rng = shutil.copytree(out[0], tmp_path / "out"), np.random.default_rng(6)
+    path = tmp_path / "circuit.nii.gz"
+    nib.save(nib.Nifti1Image(np.float32(rng.standard_normal(SHAPE)), GRID.affine), path)
+    before = state_of(folder)
+    ended = map_lesions(bids, folder, store, *options, "--target", f"circuit={path}")
+    assert (ended.returncode, "0 done, 3 skipped" in ended.stderr) == (0, True), ended.stderr
+    changed = {name for name, state in state_of(folder).items() if state != before[name]}
+    assert changed == {r_map(folder, label).name.replace(".nii.gz", ".json") for label in BOXES}
+    first = {label: read_sidecar(r_map(folder, label))["TargetNetworks"]["circuit"] for label in BOXES}
+    assert "NullLesions" not in first["03"]
+    recorded = first["01"]["NullLesions"]
+    assert (recorded["NumberOfNullLesions"], recorded["RandomSeed"]) == (N, 0)
+    corner, size = BOXES["01"]
+    connectivity, half = Connectivity.of(Summary.open(store)), np.full(SHAPE, 0.5)
+    shape = Shape(np.array(corner), np.ones(size, np.float32))
+    values = nib.load(path).get_fdata(dtype=np.float32)[GRID.mask]
+    lesion = make_nulls(shape, connectivity, Tissue(half, half), N)
+    ((r,), (damage,)) = compare_with_targets(lesion, shape, [values], connectivity)
+    assert recorded["ApproximateR"] == pytest.approx(r[0], abs=1e-4)
+    assert recorded["RPercentile"] == pytest.approx(100 * np.mean(r[1:] < r[0]), abs=1e-3)
+    assert recorded["DamageScorePercentile"] == pytest.approx(100 * np.mean(damage[1:] < damage[0]), abs=1e-3)
+    assert first["01"]["DamageScore"] == pytest.approx(damage[0], rel=1e-6)
+    again = state_of(folder)
+    assert map_lesions(bids, folder, store, *options, "--target", f"circuit={path}").returncode == 0
+    assert state_of(folder) == again
+    nib.save(nib.Nifti1Image(-nib.load(path).get_fdata(dtype=np.float32), GRID.affine), path)
+    assert map_lesions(bids, folder, store, "--null-lesions", "0", "--target", f"circuit={path}").returncode == 0
+    second = read_sidecar(r_map(folder, "01"))["TargetNetworks"]["circuit"]
+    assert second["SHA256"] != first["01"]["SHA256"]
+    assert second["R"] == pytest.approx(-first["01"]["R"])
+    assert "NullLesions" not in second
 
 
 def test_few_null_lesions_are_a_warning(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:

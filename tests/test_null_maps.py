@@ -7,7 +7,7 @@ import pytest
 from nulls import make_connectivity, make_grid, make_shape, make_tissue, weights_on_grid
 
 from bids_lacuna import kernels, reference
-from bids_lacuna.mapping.null_maps import NullMaps, find_percentile, map_nulls
+from bids_lacuna.mapping.null_maps import NullMaps, compare_with_targets, find_percentile, map_nulls
 from bids_lacuna.mapping.nulls import Connectivity, NullLesion, make_nulls
 
 Array = np.ndarray
@@ -92,6 +92,28 @@ def test_similarities(maps: list[NullMaps], z: Array, connectivity: Connectivity
     expected = 100 * np.mean(maps[0].degree_r[1:] < maps[0].degree_r[0])
     assert maps[0].degree_percentile == pytest.approx(expected)
     assert maps[0].r_squared_percentile == pytest.approx(100 * np.mean(maps[0].r_squared[1:] < maps[0].r_squared[0]))
+
+
+def test_targets(z: Array, lesions: list[NullLesion], connectivity: Connectivity) -> None:
+    """Each map's r with targets, and the targets' mean over each place, are NumPy's where both are defined."""
+    rng, n_voxels = np.random.default_rng(5), connectivity.grid.n_voxels
+    targets = np.float32([rng.standard_normal(n_voxels), 1e4 + rng.uniform(size=n_voxels)])
+    targets[1, connectivity.positions[:, 2] > 5] = np.nan
+    r, damage = compare_with_targets(lesions[0], SHAPE, list(targets), connectivity)
+    assert r.shape == damage.shape == (2, len(z))
+    for row, values in enumerate(z):
+        weights = weights_on_grid(SHAPE, lesions[0].corners[row], connectivity.grid)
+        for number, target in enumerate(targets.astype(float)):
+            kept = np.isfinite(values) & np.isfinite(target)
+            assert r[number, row] == pytest.approx(np.corrcoef(values[kept], target[kept])[0, 1], abs=2e-5)
+            inside = np.isfinite(target) & (weights > 0)
+            if inside.any():
+                expected = np.average(target[inside], weights=weights[inside])
+                assert damage[number, row] == pytest.approx(expected, rel=1e-7)
+            else:
+                assert np.isnan(damage[number, row])
+    assert np.isfinite(damage[0]).all()
+    assert 0 < np.isnan(damage[1]).sum() < len(z)
 
 
 def test_component_without_variance(connectivity: Connectivity, lesions: list[NullLesion]) -> None:

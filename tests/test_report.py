@@ -270,13 +270,16 @@ def test_clusters_match_the_map(finished: Path) -> None:
 def test_similarity_to_the_connectome(finished: Path, tmp_path: Path, browser: Browser) -> None:
     """Each correlation in a sidecar is a number and a bar, to the left of the middle where it is negative.
 
-    The chart is no wider than a phone.
+    Target networks have a row each. The chart is no wider than a phone.
     """
     out = shutil.copytree(finished, tmp_path / "out")
     assert "Similarity to the connectome" not in (out / "sub-04.html").read_text(encoding="utf-8")
     (path,) = out.glob("sub-04/func/*_stat-r_*.json")
     similarity = {"Degree": 0.75, "AbsoluteDegree": 0.5, "PC1": -0.25, "PC2": None, "PC3": 0, "RSquared": 0.625}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"ConnectomeSimilarity": similarity}))
+    nulls = {"RPercentile": 88.4, "DamageScorePercentile": 5}
+    target = {"File": "t.nii", "R": -0.25, "ROutsideLesion": 0.125, "DamageScore": None, "NullLesions": nulls}
+    more = {"ConnectomeSimilarity": similarity, "TargetNetworks": {"circuit": target}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
     assert write_participant_report(out, "04") == []
     page = (out / "sub-04.html").read_text(encoding="utf-8")
     assert "explain 62.5 % of this map" in page.replace("\N{NO-BREAK SPACE}", " ").replace(
@@ -292,6 +295,10 @@ def test_similarity_to_the_connectome(finished: Path, tmp_path: Path, browser: B
         ("Principal component 1", -25, 25, -0.25),
         ("Principal component 3", 0, 0, 0),
     ]
+    (row,) = re.findall(r'<th scope="row">circuit</th>(.*)</tr>', page)
+    assert re.findall(r"<td.*?>(.*?)</td>", row) == [
+        "\N{MINUS SIGN}0.250", "0.125", "88", "\N{EN DASH}", "5", "t.nii",
+    ]  # fmt: skip
     with closing(browser.new_page(viewport={"width": 390, "height": 844})) as phone:
         phone.goto((out / "sub-04.html").as_uri())
         assert phone.evaluate("document.documentElement.scrollWidth") <= 390

@@ -16,8 +16,9 @@ from bids_lacuna.app.command import Stop
 from bids_lacuna.app.targets import read_targets
 from bids_lacuna.bids import read_space
 from bids_lacuna.grid import Grid
-from bids_lacuna.targets import read_target
+from bids_lacuna.targets import compare_with_target, describe_closeness, read_target
 from bids_lacuna.transforms import TransformChain, TransformFile
+from bids_lacuna.weights import LesionWeights
 
 Array = np.ndarray
 
@@ -89,6 +90,28 @@ def test_a_map_in_another_space_goes_through_the_chain(grid: Grid, tmp_path: Pat
     np.testing.assert_allclose(target.values, expected[grid.mask], atol=1e-5)
     (file,) = target.describe()["Transforms"]
     assert (file["File"], file["From"], file["To"]) == ("moved.txt", "MNI152NLin2009cAsym", SPACE)
+
+
+def test_a_lesion_is_compared_with_a_target() -> None:
+    """Both correlations and the weighted mean are NumPy's, over the voxels where map and target are defined."""
+    rng = np.random.default_rng(4)
+    z, values = np.float32(rng.standard_normal((2, 97)))
+    z[5], values[6], values[20] = np.nan, np.nan, np.nan
+    lesion = LesionWeights(np.int32([3, 5, 6, 11, 40]), np.float32([0.5, 1, 1, 0.25, 0.125]))
+    found = compare_with_target(z, lesion, values)
+    common = np.setdiff1d(np.arange(97), [5, 6, 20])
+    outside = np.setdiff1d(common, [3, 11, 40])
+    assert found.r == pytest.approx(np.corrcoef(z[common], values[common])[0, 1], abs=1e-12)
+    assert found.r_outside == pytest.approx(np.corrcoef(z[outside], values[outside])[0, 1], abs=1e-12)
+    assert found.damage == pytest.approx(np.average(values[[3, 11, 40]].astype(float), weights=[0.5, 0.25, 0.125]))
+    assert found.n_voxels == 94
+    away = compare_with_target(z, LesionWeights(np.int32([20]), np.float32([1])), values)
+    assert np.isnan(away.damage)
+    assert away.r == away.r_outside == pytest.approx(found.r)
+    flat = compare_with_target(z, lesion, np.full(97, 7.0))
+    assert np.isnan(flat.r)
+    assert flat.damage == 7
+    assert describe_closeness(flat)["R"] is None
 
 
 VARYING = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)

@@ -98,6 +98,10 @@ class Nulls:
             "SummaryHash": record.content_hash,
         }
 
+    def made(self, recorded: object) -> bool:
+        """Return whether what a sidecar has recorded was made with these null lesions."""
+        return isinstance(recorded, dict) and all(recorded.get(key) == value for key, value in self.identity.items())
+
     def load_tissue(self) -> Tissue:
         """Read the tissue maps; raises ValueError or OSError."""
         return load_tissue(self.connectivity.grid, self.space, self.tissue_maps)
@@ -269,10 +273,7 @@ def is_due(record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Pro
     if path.exists():
         with suppress(OSError, ValueError):
             decided.append(read_json_object(sidecar_path(path)))
-    return not any(
-        isinstance(there, dict) and all(there.get(key) == value for key, value in nulls.identity.items())
-        for there in decided
-    )
+    return not any(nulls.made(there) for there in decided)
 
 
 def _batches(

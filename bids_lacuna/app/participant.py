@@ -26,6 +26,7 @@ from bids_lacuna.app.nulls import Nulls, add_nulls, find_nulls
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.similarity import add_similarity, find_summary
+from bids_lacuna.app.targets import add_target_nulls, add_targets, read_targets
 from bids_lacuna.app.transforms import check_shared, find_chains, log_chains, memory_of_transforms
 from bids_lacuna.batch import process_batches
 from bids_lacuna.bids import ParticipantWithoutMask
@@ -54,6 +55,7 @@ from bids_lacuna.runtime.memory import find_resources, room_for_files
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import above_the_bar
 from bids_lacuna.runtime.signals import sigusr1_ignored
+from bids_lacuna.targets import Target
 from bids_lacuna.text import format_bytes, one_line
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,8 @@ class Job:
     """The connectome's summary, if there is one."""
     nulls: Nulls | None
     """What null lesions need, if there are any."""
+    targets: Sequence[Target]
+    """Target networks, with which each lesion is compared."""
 
     @property
     def resources(self) -> Resources:
@@ -110,10 +114,22 @@ class Job:
         return not stops
 
     def compare(self, records: Collection[LesionRecord]) -> list[str]:
-        """Add the similarity to the connectome as a whole to finished maps: labels of participants with news."""
-        if self.summary is None:
+        """Add what finished maps are similar to, and return the labels of participants with news."""
+        out = self.arguments.output_dir
+        with_news = add_targets(self.targets, records, out, self.analysis)
+        if self.summary is not None:
+            with_news += add_similarity(self.summary, records, out, self.analysis)
+        return with_news
+
+    def compare_with_nulls(self, writer: DerivativesWriter) -> list[str]:
+        """Compare finished maps with null lesions, and return the labels of participants with news."""
+        if not self.nulls:
             return []
-        return add_similarity(self.summary, records, self.arguments.output_dir, self.analysis)
+        shown = not self.arguments.quiet
+        with_news = add_nulls(self.nulls, writer, self.analysis, self.resources, shown)
+        if self.targets:
+            with_news += add_target_nulls(self.targets, self.nulls, writer, self.analysis, self.resources, shown)
+        return with_news
 
     def plan(self) -> BatchPlan:
         """Divide the lesions that need a pass into batches."""
@@ -151,6 +167,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     connectome = open_connectome(arguments)
     summary = find_summary(arguments, connectome)
     nulls = find_nulls(arguments, connectome, summary)
+    targets = read_targets(arguments, datasets, connectome.grid, connectome.space)
     masks, without_mask = find_masks(arguments, datasets)
     analysis = FunctionalNetworkMapping.of(connectome, read_options(arguments))
     provenance = analysis.provenance
@@ -181,6 +198,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
         without_mask,
         summary,
         nulls,
+        targets,
     )
 
 
@@ -232,9 +250,8 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             log.write(finished=True)
             if job.analysis.n_without_signal:
                 write_citation(out, log.describe(), md_only=arguments.md_only_boilerplate)
-        if job.nulls:
-            with above_the_bar():
-                compared += add_nulls(job.nulls, writer, job.analysis, job.resources, not arguments.quiet)
+        with above_the_bar():
+            compared += job.compare_with_nulls(writer)
         log.submit_pages(compared)
         pages.wait()
         return conclude(job.records, len(job.without_mask), log_dir)

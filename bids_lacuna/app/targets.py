@@ -1,18 +1,38 @@
-"""Target networks of the command line: read onto the connectome's voxels, in whatever space they are."""
+"""Target networks of the command line: read onto the connectome's voxels, and compared with finished maps."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from bids_lacuna import kernels
 from bids_lacuna.app.command import Exit, Stop, ending
+from bids_lacuna.app.nulls import Nulls, rounded
 from bids_lacuna.app.transforms import find_chains
 from bids_lacuna.bids import read_space
+from bids_lacuna.derivatives import (
+    TARGETS,
+    DerivativesWriter,
+    LesionRecord,
+    map_path,
+    null_map_path,
+    sidecar_path,
+)
+from bids_lacuna.files import read_json_object, write_json
 from bids_lacuna.grid import Grid
-from bids_lacuna.targets import Target, read_target
+from bids_lacuna.images import open_image, read_volume
+from bids_lacuna.mapping import FunctionalNetworkMapping
+from bids_lacuna.mapping.null_maps import compare_with_targets, find_percentile
+from bids_lacuna.mapping.nulls import make_nulls
+from bids_lacuna.provenance import Provenance
+from bids_lacuna.runtime.plan import Resources
+from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.targets import Target, compare_with_target, describe_closeness, is_recorded, read_target
 
 logger = logging.getLogger(__name__)
 
@@ -54,3 +74,137 @@ def read_targets(
         if transform:
             logger.info("target %s: brought %s", name, transform.words)
     return tuple(found)
+
+
+def add_targets(
+    targets: Sequence[Target], records: Collection[LesionRecord], output_dir: Path, analysis: FunctionalNetworkMapping
+) -> list[str]:
+    """Add the relation to target networks to the sidecars of the r-maps that lack it, or have that to another file.
+
+    Parameters
+    ----------
+    records
+        Records of lesions; those without maps are left alone.
+    output_dir
+        Root of the derivative dataset.
+    analysis
+        Analysis that made the maps.
+
+    Returns
+    -------
+    list of str
+        Labels of the participants with a sidecar that has changed.
+    """
+    labels = []
+    for record in records:
+        if not targets or not record.has_maps_in(analysis.provenance.space):
+            continue
+        try:
+            if _add(targets, record, output_dir, analysis):
+                labels.append(record.mask.entities["sub"])
+        except (OSError, ValueError) as error:
+            logger.warning("%s: it is not compared with target networks: %s", record.mask.path.name, error)
+    return labels
+
+
+def _add(
+    targets: Sequence[Target], record: LesionRecord, output_dir: Path, analysis: FunctionalNetworkMapping
+) -> bool:
+    """Add the relation to targets to one sidecar; return whether it has changed."""
+    sidecar = sidecar_path(output_dir / map_path(record.mask, analysis.provenance, stat="r"))
+    content = read_json_object(sidecar)
+    recorded = _recorded(content)
+    lacking = [target for target in targets if not is_recorded(target, recorded.get(target.name))]
+    if not lacking:
+        return False
+    z_map = open_image(output_dir / map_path(record.mask, analysis.provenance, stat="z"), "map")
+    z = analysis.connectome.grid.vector(read_volume(z_map, "map"))
+    weights = analysis.row(analysis.load(record.as_lesion()))
+    new = {
+        target.name: target.describe() | describe_closeness(compare_with_target(z, weights, target.values))
+        for target in lacking
+    }
+    write_json(sidecar, content | {TARGETS: {**recorded, **new}})
+    return True
+
+
+def _recorded(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a sidecar has of targets, by their names."""
+    recorded = sidecar.get(TARGETS)
+    return dict(recorded) if isinstance(recorded, Mapping) else {}
+
+
+def add_target_nulls(
+    targets: Sequence[Target],
+    nulls: Nulls,
+    writer: DerivativesWriter,
+    analysis: FunctionalNetworkMapping,
+    resources: Resources,
+    show_progress: bool = True,
+) -> list[str]:
+    """Add the percentiles among null lesions to the sidecars of lesions that have T and a relation to targets.
+
+    Returns
+    -------
+    list of str
+        Labels of the participants with a sidecar that has changed.
+    """
+    due = [record for record in writer.records if _lacks_nulls(targets, record, nulls, writer)]
+    if not due:
+        return []
+    try:
+        tissue = nulls.load_tissue()
+    except (OSError, ValueError) as error:
+        logger.warning("target networks are not compared with null lesions: %s", error)
+        return []
+    logger.info("null lesions and target networks: %d lesions", len(due))
+    labels = []
+    with (
+        kernels.threads(resources.n_threads),
+        Progress(len(due), "null lesions and targets", "lesion", shown=show_progress) as progress,
+    ):
+        for record in due:
+            r_map = writer.output_dir / map_path(record.mask, writer.provenance, stat="r")
+            try:
+                shape = nulls.read(record.mask.path, r_map, analysis.options)
+                lesion = make_nulls(shape, nulls.connectivity, tissue, nulls.n, nulls.random_seed)
+                compared = compare_with_targets(lesion, shape, [each.values for each in targets], nulls.connectivity)
+                content = read_json_object(sidecar_path(r_map))
+                recorded = _recorded(content)
+                for target, r, damage in zip(targets, *compared, strict=True):
+                    recorded[target.name]["NullLesions"] = {
+                        **nulls.identity,
+                        "NumberOfNullLesions": lesion.n_nulls,
+                        "ApproximateR": rounded(r[0]),
+                        "RPercentile": rounded(find_percentile(r)),
+                        "DamageScorePercentile": rounded(find_percentile(damage)),
+                    }
+                write_json(sidecar_path(r_map), content | {TARGETS: recorded})
+                labels.append(record.mask.entities["sub"])
+            except (OSError, ValueError) as error:
+                name = record.mask.path.name
+                logger.warning("%s: its relation to targets is not compared with null lesions: %s", name, error)
+            progress.update()
+    return labels
+
+
+def _lacks_nulls(targets: Sequence[Target], record: LesionRecord, nulls: Nulls, writer: DerivativesWriter) -> bool:
+    """Return whether a lesion has T among these null lesions, and a target lacks the percentiles among them."""
+    out, provenance = writer.output_dir, writer.provenance
+    if not record.has_maps_in(provenance.space) or not _has_t(record, nulls, out, provenance):
+        return False
+    recorded: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        recorded = _recorded(read_json_object(sidecar_path(out / map_path(record.mask, provenance, stat="r"))))
+    entries = [recorded.get(target.name) for target in targets]
+    # Without them, the comparison itself has failed, with a warning.
+    if not all(is_recorded(target, entry) for target, entry in zip(targets, entries, strict=True)):
+        return False
+    return not all(nulls.made(entry.get("NullLesions")) for entry in entries if entry)
+
+
+def _has_t(record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance) -> bool:
+    path = output_dir / null_map_path(record.mask, provenance)
+    with suppress(OSError, ValueError):
+        return path.exists() and nulls.made(read_json_object(sidecar_path(path)))
+    return False

@@ -43,6 +43,9 @@ LOWEST_WEIGHT = 1e-6
 SIMILARITY = "ConnectomeSimilarity"
 """Key, in a map's sidecar, of its similarity to the connectome as a whole."""
 
+TARGETS = "TargetNetworks"
+"""Key, in an r-map's sidecar, of how the lesion relates to each target network, by the targets' names."""
+
 WITHOUT_NULLS = "WithoutNullLesions"
 """Key, in an r-map's sidecar, of why the lesion has no T among null lesions, and of what that was decided with."""
 

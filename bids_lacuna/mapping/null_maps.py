@@ -205,6 +205,64 @@ class _Running:
         return NullMaps(t.astype(np.float32), self.own_z, self.n, degree_r, r_squared, float(np.mean(nearby)))
 
 
+def compare_with_targets(
+    lesion: NullLesion, shape: Shape, targets: Sequence[Array], connectivity: Connectivity
+) -> tuple[Array, Array]:
+    """Compare a lesion and its nulls with target networks, by approximate maps for all of them alike.
+
+    Each map leaves out its seed's neighbourhood, as for T.
+
+    Parameters
+    ----------
+    lesion, shape
+        A lesion from `make_nulls`, and its shape.
+    targets
+        Each of shape (n_voxels,); NaN where undefined.
+
+    Returns
+    -------
+    r : shape (n_targets, 1 + n_nulls)
+        Spatial correlation of each map with each target; the first is the lesion's own.
+    damage : shape (n_targets, 1 + n_nulls)
+        Mean of each target over the lesion at each place, weighted by its weights inside the brain mask.
+    """
+    defined = np.isfinite(targets)
+    # The mean is taken off so that no digits are lost in the sums.
+    centred = np.where(defined, targets - np.nanmean(targets, axis=1, keepdims=True), 0)
+    sums = np.zeros((6, len(targets), len(lesion.corners)))
+    with kernels.single_threaded_blas():
+        for block, operator in connectivity.summary.arrays.operator.blocks():
+            z = kernels.map_seeds(operator, lesion.seeds, lesion.neighbourhood, connectivity.voxels(block))
+            kept = np.isfinite(z).astype(float)
+            z = np.where(kept > 0, z, 0).astype(float)
+            d, x = defined[:, block].T.astype(float), centred[:, block].T
+            products = kept @ d, z @ d, kept @ x, z**2 @ d, kept @ x**2, z @ x
+            sums += np.stack([product.T for product in products])
+    n, sum_z, sum_x, squares_z, squares_x, product = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variation = (squares_z - sum_z**2 / n) * (squares_x - sum_x**2 / n)
+        r = (product - sum_z * sum_x / n) / np.sqrt(np.where(variation > 0, variation, np.nan))
+    return r, measure_damage(shape, lesion.corners, targets, connectivity.grid)
+
+
+def measure_damage(shape: Shape, corners: Array, targets: Sequence[Array], grid: Grid) -> Array:
+    """Average targets over a lesion at some places, with its weights: shape (n_targets, n_places)."""
+    offsets, defined = shape.offsets, np.isfinite(targets)
+    values = np.where(defined, targets, 0)
+    weights = shape.weights[tuple(offsets.T)].astype(float)
+    damage = np.full((len(targets), len(corners)), np.nan)
+    for place, corner in enumerate(corners):
+        voxels = offsets + corner
+        inside = np.all((voxels >= 0) & (voxels < grid.shape), axis=1)
+        indices = grid.voxel_indices[tuple(voxels[inside].T)]
+        masked = indices[indices >= 0]
+        of_masked = weights[inside][indices >= 0]
+        total = (defined[:, masked] * of_masked).sum(axis=1)
+        sums = (values[:, masked] * of_masked).sum(axis=1)
+        np.divide(sums, total, out=damage[:, place], where=total > 0)
+    return damage
+
+
 def compare_maps(products: Array, left_out: Array, of_measures: Array) -> tuple[Array, Array]:
     """Return the correlation of maps with degree, and R² of their joint fit by all measures.
 

@@ -20,7 +20,7 @@ from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
 from bids_lacuna.report.nulls import ShownNulls, draw_nulls, explain_no_nulls, find_null_map
 from bids_lacuna.report.pages import decimal, position
 from bids_lacuna.report.pictures import Part, Picture, Pictures
-from bids_lacuna.report.similarity import ShownSimilarity, read_similarity
+from bids_lacuna.report.similarity import ShownSimilarity, ShownTarget, read_similarity, read_targets
 from bids_lacuna.text import percent
 from bids_lacuna.transforms import describe_steps
 
@@ -68,6 +68,8 @@ class Section:
     has_t: bool = False
     similarity: ShownSimilarity | None = None
     """Similarity of the map to the connectome as a whole; None without the connectome's summary."""
+    targets: list[ShownTarget] = field(default_factory=list)
+    """Relation to target networks."""
     nulls: ShownNulls | None = None
     """T among null lesions; None if there is none."""
     why_no_nulls: str = ""
@@ -126,7 +128,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
     maps += [(find_null_map(lesion), "T among null lesions: a description, not a test")]
     section.files = [(path.relative_to(output_dir).as_posix(), what) for path, what in maps if path]
     section.warnings = _warn(lesion, coverage, section.n_subjects)
-    section.similarity = read_similarity(lesion.sidecar)
+    section.similarity, section.targets = read_similarity(lesion.sidecar), read_targets(lesion.sidecar)
     section.facts = [
         *_describe_transforms(lesion.sidecar),
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
