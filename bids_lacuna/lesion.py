@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -21,7 +21,7 @@ from bids_lacuna.lesion_masks import check_header, describe_disagreement, read_m
 from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.text import percent
 from bids_lacuna.transforms import TransformChain
-from bids_lacuna.weights import LesionWeights, Weighting, bounds, weigh
+from bids_lacuna.weights import LesionWeights, Weighting, bounds, make_spheres, weigh
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ Array = np.ndarray
 
 LOW_COVERAGE = 0.5
 """Fraction of a lesion inside the connectome's mask, below which a warning is logged."""
+
+SEED_RADIUS_MM = 6.0
+"""Radius of a seed around a coordinate."""
 
 ONE_SIDED = 0.95
 """Smallest fraction of a lesion's volume on one side of the brain for that side to be named."""
@@ -76,6 +79,8 @@ class LesionData:
     outside: LesionWeights | None = None
     """After transforms, weights of the voxels outside the connectome's mask, by their indices in the volume in
     C order, while the lesion's batch is mapped; otherwise None."""
+    is_seed: bool = False
+    """Whether it is a seed, of which nobody says that it is a lesion."""
 
     @classmethod
     def from_nifti(
@@ -100,12 +105,46 @@ class LesionData:
             mask = Path(mask)
         return cls(mask, dict(metadata or {}), transform=transform)
 
+    @classmethod
+    def from_sphere(
+        cls,
+        center_mm: Sequence[float] | Sequence[Sequence[float]],
+        radius_mm: float | Sequence[float] = SEED_RADIUS_MM,
+        metadata: Mapping[str, Any] | None = None,
+        transform: TransformChain | None = None,
+    ) -> LesionData:
+        """Make a seed from a sphere, or from several, whose union is one seed.
+
+        Parameters
+        ----------
+        center_mm
+            x, y and z of the centre in mm, or of several centres.
+        radius_mm
+            Radius of all spheres, or of each.
+        metadata, transform
+            As in `from_nifti`.
+
+        Raises
+        ------
+        ValueError
+            A number is not finite, a radius is not positive, or small spheres lie too far apart for one mask.
+        """
+        centres = np.atleast_2d(np.asarray(center_mm, float))
+        mask, affine = make_spheres(centres, np.broadcast_to(np.asarray(radius_mm, float), len(centres)))
+        image = nib.Nifti1Image(mask.view(np.uint8), affine)
+        return cls(image, dict(metadata or {}), transform=transform, is_seed=True)
+
+    @property
+    def kind(self) -> str:
+        """What to call it in messages."""
+        return "seed" if self.is_seed else "lesion"
+
     @property
     def name(self) -> str:
         """Name of this lesion in messages."""
         if isinstance(self.mask, Path):
             return self.mask.name
-        return str(self.metadata.get("subject_id", "a lesion in memory"))
+        return str(self.metadata.get("subject_id", f"a {self.kind} in memory"))
 
 
 def name_side(left: float, right: float) -> str:
@@ -196,7 +235,7 @@ def load_lesion(
         voxels = voxels[weights >= 0.5]
         weights = np.ones(len(voxels))
     if not len(voxels):
-        raise LesionOutsideGrid(_outside(coverage, grid, affine, box.shape, chain))
+        raise LesionOutsideGrid(_outside(lesion, coverage, grid, affine, box.shape))
     return replace(
         lesion,
         weights=LesionWeights(voxels, weights.astype(np.float32)),
@@ -247,23 +286,28 @@ def _open_mask(mask: Path | SpatialImage) -> tuple[SpatialImage, FileState | Non
     return open_image(mask, "mask"), state
 
 
-def _outside(coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...], chain: TransformChain | None) -> str:
+def _outside(lesion: LesionData, coverage: float, grid: Grid, affine: Array, shape: tuple[int, ...]) -> str:
     if coverage > 0:
         return (
-            "the lesion covers no connectome voxel by at least half, as binary weighting requires: use volume "
-            "weighting, which keeps small lesions"
+            f"the {lesion.kind} covers no connectome voxel by at least half, as binary weighting requires: use "
+            "volume weighting, which keeps small ones"
         )
-    if chain:
-        names = ", ".join(file.path.name for file in chain.files)
+    if lesion.transform:
+        names = ", ".join(file.path.name for file in lesion.transform.files)
         return (
-            f"after its transforms ({names}), the lesion lies outside the connectome's brain mask: check that they "
-            "are this participant's, and resample images in the direction that their names say"
+            f"after its transforms ({names}), the {lesion.kind} lies outside the connectome's brain mask: check that "
+            "they are this participant's, and resample images in the direction that their names say"
         )
     lesion_low, lesion_high = _extent(affine, shape)
     brain_low, brain_high = _extent(grid.affine, grid.shape)
+    what = (
+        "that its position is in millimetres, not in voxels or centimetres, its"
+        if lesion.is_seed
+        else "the mask's affine and"
+    )
     return (
-        f"the lesion lies outside the connectome's brain mask: it spans {lesion_low} to {lesion_high} mm, the "
-        f"connectome's volume {brain_low} to {brain_high} mm; check the mask's affine and template space, and "
+        f"the {lesion.kind} lies outside the connectome's brain mask: it spans {lesion_low} to {lesion_high} mm, the "
+        f"connectome's volume {brain_low} to {brain_high} mm; check {what} template space, and "
         "whether the connectome covers that part of the brain"
     )
 

@@ -1,4 +1,4 @@
-"""Weights of lesions on a grid, computed from their masks."""
+"""Weights of lesions on a grid, computed from their masks, and spheres as masks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
+from math import pi
 from typing import Literal
 
 import nibabel as nib
@@ -28,6 +29,15 @@ PIECE_WIDTH = 0.25
 
 PIECES_AT_ONCE = 2**16
 """Pieces assigned to grid voxels at a time: each takes about 100 bytes, and a lesion may have ten million."""
+
+SPHERE_VOXEL_MM = 0.25
+"""Largest edge of the voxels of a mask of spheres, if they lie so close together that it is small."""
+
+LARGEST_SPHERES = 2**24
+"""Voxels of a mask of spheres, about, above which it has larger ones."""
+
+VOXELS_PER_RADIUS = (4.0, 2.5)
+"""Voxels of a mask of spheres along the smallest radius: wanted, and needed for a volume within 1 %."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,3 +169,56 @@ def _weigh_oblique(lesion: Array, to_box: Array, shape: Array) -> Array:
         piece_weights = np.repeat(weights[start : start + at_a_time], len(cuts))[inside]
         counts += np.bincount(targets, piece_weights, minlength=len(counts))
     return (counts * piece_volume).reshape(shape)
+
+
+def make_spheres(centres_mm: Array, radii_mm: Array) -> tuple[Array, Array]:
+    """Make a mask of spheres, in which what several of them share is contained once.
+
+    Each sphere has the voxels nearest to its centre whose number fits its volume best.
+
+    Parameters
+    ----------
+    centres_mm : shape (n, 3)
+    radii_mm : shape (n,)
+
+    Returns
+    -------
+    mask : shape (x, y, z), boolean
+    affine : shape (4, 4)
+        Affine from the mask's voxel indices to positions in mm.
+
+    Raises
+    ------
+    ValueError
+        A number is not finite, a radius is not positive, or small spheres lie too far apart for one mask.
+    """
+    if not (np.isfinite(centres_mm).all() and np.isfinite(radii_mm).all() and (radii_mm > 0).all()):
+        raise ValueError("a sphere needs finite x, y, z and a radius above 0, all in mm: correct these numbers")
+    low, high = (centres_mm - radii_mm[:, None]).min(axis=0), (centres_mm + radii_mm[:, None]).max(axis=0)
+    wanted, needed = (float(radii_mm.min()) / n for n in VOXELS_PER_RADIUS)
+    edge = max(min(SPHERE_VOXEL_MM, wanted), float(np.cbrt((high - low).prod() / LARGEST_SPHERES)))
+    if edge > needed:
+        span = " x ".join(f"{length:.0f}" for length in high - low)
+        raise ValueError(
+            f"spheres of one seed, with radii from {radii_mm.min():g} mm, span {span} mm, too far for a mask "
+            f"with voxels of {needed:.2g} mm: give them different labels, or larger radii"
+        )
+    mask = np.zeros(np.ceil((high - low) / edge).astype(int) + 2, dtype=bool)
+    affine = nib.affines.from_matvec(np.diag([edge] * 3), low - edge / 2)
+    for centre, radius in zip((centres_mm - affine[:3, 3]) / edge, radii_mm / edge, strict=True):
+        _add_sphere(mask, centre, radius)
+    return mask, affine
+
+
+def _add_sphere(mask: Array, centre: Array, radius: float) -> None:
+    """Add a sphere to a mask, all lengths in voxels."""
+    first, end = np.floor(centre - radius).astype(int), np.ceil(centre + radius).astype(int) + 1
+    box = tuple(map(slice, np.maximum(first, 0), np.minimum(end, mask.shape)))
+    distances = np.sqrt(sum(np.square(index - x) for index, x in zip(np.ogrid[box], centre, strict=True)))
+    inside = distances < radius - 1
+    border = np.flatnonzero(~inside & (distances < radius + 1))
+    n_left = round(4 / 3 * pi * radius**3) - int(np.count_nonzero(inside))
+    # A stable order: the same coordinates give the same mask.
+    nearest = border[np.argsort(distances.ravel()[border], kind="stable")[:n_left]]
+    inside.ravel()[nearest] = True
+    mask[box] |= inside

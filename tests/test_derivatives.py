@@ -212,10 +212,10 @@ def test_the_container_is_recorded(
 def test_one_name_never_means_two_folders(tmp_path: Path) -> None:
     """A second dataset of the same name gets another one in URIs, so that earlier sidecars stay right."""
     out = tmp_path / "out"
-    assert prepare_dataset(out, {"source": tmp_path / "a"}) == {"source": "source"}
-    assert prepare_dataset(out, {"source": tmp_path / "b"}) == {"source": "source2"}
-    assert prepare_dataset(out, {"source": tmp_path / "a"}) == {"source": "source"}
-    assert prepare_dataset(out, {"source": tmp_path / "b"}) == {"source": "source2"}
+    assert prepare_dataset(out, {"source": tmp_path / "a"})["source"] == "source"
+    assert prepare_dataset(out, {"source": tmp_path / "b"})["source"] == "source2"
+    assert prepare_dataset(out, {"source": tmp_path / "a"})["source"] == "source"
+    assert prepare_dataset(out, {"source": tmp_path / "b"})["source"] == "source2"
     links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
     assert links == {"source": "../a", "source2": "../b"}
 

@@ -114,6 +114,13 @@ class Reader:
             Path("described/dataset_description.json").write_text(block.text)
             run_app(["bids-lacuna", "described", "unused", "participant", "--connectome", "STORE"])
 
+    def use_tsv(self, block: Block) -> None:
+        """Write coordinates for the next command, a quarter as far from the origin: the made-up brain is small."""
+        columns, *rows = (line.split("\t") for line in block.text.splitlines())
+        near = [[*row[:2], *(f"{float(x) / 4:g}" for x in row[2:5]), *row[5:]] for row in rows]
+        Path("seeds.tsv").write_text("".join("\t".join(row) + "\n" for row in [columns, *near]))
+        Path("BIDS_DIR/participants.tsv").write_text("participant_id\nsub-01\nsub-02\n")
+
     def use_toml(self, block: Block) -> None:
         """Write options for the next command."""
         assert tomllib.loads(block.text)
@@ -161,6 +168,7 @@ LANGUAGES: dict[str, Callable[[Reader, Block], None]] = {
     "bash": Reader.run_shell,
     "json": Reader.use_json,
     "toml": Reader.use_toml,
+    "tsv": Reader.use_tsv,
     "text": Reader.compare_listing,
     "{literalinclude}": Reader.look_at_example,
     "{toctree}": Reader.look_at_contents,
@@ -320,6 +328,9 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic.write_dataset(place / "BIDS_DIR", masks)
     own = {f"sub-01/anat/sub-01_space-{synthetic.SPACE}_label-infarct_mask": synthetic.box((3, 4, 5))}
     synthetic.write_dataset(place / "BIDS_DIR" / "derivatives" / "masks", own)
+    for name in ("dlpfc_mask", "efield_probseg"):
+        path = place / "BIDS_DIR" / "sub-01" / "anat" / f"sub-01_space-{synthetic.SPACE}_label-{name}.nii.gz"
+        synthetic.write_mask(path, synthetic.box((2, 3, 4)))
     # The filter selects this mask.
     tumour = next((place / "BIDS_DIR" / "sub-03").rglob("*.json"))
     tumour.write_text(json.dumps({"SpatialReference": synthetic.SPACE}))

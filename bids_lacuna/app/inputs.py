@@ -6,10 +6,13 @@ import argparse
 import logging
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from bids_lacuna.app.command import Exit, ending, make_cache_folder, warn_of_space
+from bids_lacuna.app.seeds import find_seeds
 from bids_lacuna.bids import (
+    MASK_SUFFIXES,
     DamagedDataset,
     LesionMask,
     NoLesionMasks,
@@ -29,11 +32,26 @@ STORE_SPEEDUP = 30
 
 
 def find_masks(
-    arguments: argparse.Namespace, datasets: Mapping[str, Path]
+    arguments: argparse.Namespace,
+    datasets: Mapping[str, Path],
+    space: str | None = None,
+    seeds_dir: Path | None = None,
 ) -> tuple[list[LesionMask], list[ParticipantWithoutMask]]:
-    """Find the masks selected by the arguments, and the participants without one."""
+    """Find the masks selected by the arguments, and the participants without one.
+
+    Parameters
+    ----------
+    space
+        Template of the connectome, if it is known.
+    seeds_dir
+        Root of the masks of coordinates; by default the output's.
+    """
+    if arguments.coordinates:
+        return find_seeds(arguments, datasets, space, seeds_dir or arguments.output_dir), []
     with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
         filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else {}
+    if arguments.seed_label:
+        filters = {"suffix": [*MASK_SUFFIXES, "probseg"], **filters, "label": arguments.seed_label}
     database_dir = None if arguments.dry_run else arguments.bids_database_dir
     if database_dir:
         make_cache_folder(database_dir)
@@ -51,6 +69,8 @@ def find_masks(
             "filters": filters,
         }
         masks = find_lesion_masks(arguments.bids_dir, derivatives, **selection, database_dir=database_dir)
+        if arguments.seed_label:
+            masks = [replace(mask, seed={}) for mask in masks]
         return masks, find_participants_without_mask(masks, arguments.bids_dir, derivatives, **selection)
 
 

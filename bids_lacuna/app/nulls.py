@@ -135,6 +135,13 @@ def find_nulls(arguments: argparse.Namespace, connectome: Connectome, summary: S
         They were asked for, and the connectome has no summary, or the tissue maps cannot be used.
     """
     asked: int | None = arguments.null_lesions
+    if arguments.coordinates or arguments.seed_label:
+        if asked:
+            raise Stop(
+                Exit.USAGE,
+                "null lesions are places where a lesion might be, and seeds are none: leave out --null-lesions",
+            )
+        return None
     if asked == 0 or (summary is None and asked is None):
         return None
     if summary is None:

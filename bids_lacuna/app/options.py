@@ -24,6 +24,7 @@ def build_parser() -> Parser:
     _add_general(parser)
     _add_connectome(parser)
     _add_lesions(parser)
+    _add_seeds(parser)
     _add_maps(parser)
     _add_targets(parser)
     _add_nulls(parser)
@@ -141,6 +142,33 @@ def _add_lesions(parser: Parser) -> None:
         "--skip-bids-validation",
         action="store_true",
         help="accepted for compatibility with BIDS Apps; has no effect: datasets are not validated",
+    )
+
+
+def _add_seeds(parser: Parser) -> None:
+    group = parser.add_argument_group("seeds in place of lesions")
+    exclusive = group.add_mutually_exclusive_group()
+    exclusive.add_argument(
+        "--coordinates",
+        type=Path,
+        metavar="FILE",
+        help="map spheres around coordinates: a table (.tsv) with participant_id, label, x, y, z in mm, and "
+        "optionally session_id and radius_mm (6 if empty); spheres of one label are one seed",
+    )
+    exclusive.add_argument(
+        "--seed-label",
+        type=label,
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        action="extend",
+        help="map images with these labels (label-LABEL, suffix mask, roi or probseg), and call them seeds",
+    )
+    group.add_argument(
+        "--coordinates-space",
+        type=label,
+        metavar="SPACE",
+        help="space of the coordinates (default: the connectome's)",
     )
 
 

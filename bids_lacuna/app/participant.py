@@ -25,6 +25,7 @@ from bids_lacuna.app.masks import add_masks
 from bids_lacuna.app.nulls import Nulls, add_nulls, find_nulls
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
+from bids_lacuna.app.seeds import write_seeds
 from bids_lacuna.app.similarity import add_similarity, find_summary
 from bids_lacuna.app.targets import add_target_nulls, add_targets, read_targets
 from bids_lacuna.app.transforms import check_shared, find_chains, log_chains, memory_of_transforms
@@ -32,7 +33,9 @@ from bids_lacuna.batch import process_batches
 from bids_lacuna.bids import ParticipantWithoutMask
 from bids_lacuna.derivatives import (
     DATASET_FILES,
+    IMAGES,
     OUTCOMES,
+    SPHERES,
     DerivativesWriter,
     LesionRecord,
     Run,
@@ -168,7 +171,9 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     summary = find_summary(arguments, connectome)
     nulls = find_nulls(arguments, connectome, summary)
     targets = read_targets(arguments, datasets, connectome.grid, connectome.space)
-    masks, without_mask = find_masks(arguments, datasets)
+    out = Path(stack.enter_context(tempfile.TemporaryDirectory())) if arguments.dry_run else arguments.output_dir
+    masks, without_mask = find_masks(arguments, datasets, connectome.space, out)
+    write_seeds(masks, arguments.output_dir)
     analysis = FunctionalNetworkMapping.of(connectome, read_options(arguments))
     provenance = analysis.provenance
     find_chain = find_chains(arguments, datasets, connectome.space)
@@ -432,6 +437,7 @@ def describe_run(job: Job, plan: BatchPlan, links: Mapping[str, str]) -> Run:
         memory_limit=job.resources.source,
         links=dict(links),
         reports=job.n_report_workers > 0,
+        seeds=SPHERES if job.arguments.coordinates else IMAGES if job.arguments.seed_label else "",
         transforms=tuple(sorted({record.transform.words for record in job.records if record.transform})),
     )
 

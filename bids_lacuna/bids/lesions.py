@@ -55,6 +55,8 @@ class LesionMask:
     """Absolute path of the dataset's root."""
     problem: str = ""
     """Why it is unclear whose mask this is, with advice; empty if it is clear."""
+    seed: Mapping[str, Any] | None = None
+    """What the sidecars of a seed's maps say of it; None for a lesion."""
 
     @property
     def name(self) -> str:

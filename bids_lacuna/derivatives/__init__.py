@@ -1,13 +1,20 @@
 """The maps as a BIDS derivative dataset."""
 
-from bids_lacuna.derivatives.dataset import DATASET_FILES, clean_after, prepare_dataset, read_description
-from bids_lacuna.derivatives.history import NO_MASK, OUTCOMES, Outcome, Run, read_outcomes
+from bids_lacuna.derivatives.dataset import (
+    DATASET_FILES,
+    OWN_DATASET,
+    clean_after,
+    prepare_dataset,
+    read_description,
+)
+from bids_lacuna.derivatives.history import IMAGES, NO_MASK, OUTCOMES, SPHERES, Outcome, Run, read_outcomes
 from bids_lacuna.derivatives.names import (
     FIGURES,
     GROUP_DICTIONARY,
     GROUP_PAGE,
     GROUP_TABLE,
     LOWEST_WEIGHT,
+    SEED,
     SIMILARITY,
     TARGETS,
     TRANSFORMS,
@@ -29,10 +36,14 @@ __all__ = [
     "GROUP_DICTIONARY",
     "GROUP_PAGE",
     "GROUP_TABLE",
+    "IMAGES",
     "LOWEST_WEIGHT",
     "NO_MASK",
     "OUTCOMES",
+    "OWN_DATASET",
+    "SEED",
     "SIMILARITY",
+    "SPHERES",
     "TARGETS",
     "TRANSFORMS",
     "WITHOUT_NULLS",

@@ -17,6 +17,9 @@ from bids_lacuna.runtime.locks import Claim
 
 DESCRIPTION = "dataset_description.json"
 
+OWN_DATASET = "bids-lacuna"
+"""Name of the output itself among datasets with masks; others have letters and digits only."""
+
 DATASET_FILES = (DESCRIPTION, ".bidsignore")
 """Files that all runs write, one after another."""
 
@@ -67,7 +70,8 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str,
     Returns
     -------
     dict
-        Name of each dataset in BIDS URIs: its own, with a number if an earlier run gave that name to another folder.
+        Name of each dataset in BIDS URIs: its own, with a number if an earlier run gave that name to another folder;
+        empty for the output itself.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def prepare_dataset(output_dir: Path, datasets: Mapping[str, Path]) -> dict[str,
     """
     links = read_description(output_dir).get("DatasetLinks")
     links = links if isinstance(links, dict) else {}
-    names = {}
+    names = {OWN_DATASET: ""}
     for name, root in datasets.items():
         link = Path(os.path.relpath(root.resolve(), output_dir.resolve())).as_posix()
         candidates = (f"{name}{number}" for number in ("", *range(2, 1000)))

@@ -15,6 +15,9 @@ FILE = "run.json"
 
 OUTCOMES = "lesions.tsv"
 
+SPHERES, IMAGES = "spheres", "images"
+"""Where seeds come from: from coordinates, or from images of the dataset."""
+
 NO_MASK = "no mask"
 """Status in the table of outcomes of a participant for whom no mask was found."""
 
@@ -56,6 +59,8 @@ class Run:
     """Number of connectome subjects without a signal in any voxel; 0 before the first pass."""
     transforms: tuple[str, ...] = ()
     """How masks in other spaces were brought to the connectome's: see `TransformChain.words`."""
+    seeds: str = ""
+    """`SPHERES` or `IMAGES` if seeds were mapped in place of lesions."""
 
     @property
     def n_mapped_subjects(self) -> int:

@@ -37,6 +37,9 @@ ENTITY_ORDER = (
 TRANSFORMS = "LesionTransforms"
 """Key of the transforms from a mask's space to the connectome's, in a sidecar of a lesion that needed some."""
 
+SEED = "Seed"
+"""Key, in a sidecar, of the spheres of a seed, none of a seed that is an image; absent in that of a lesion."""
+
 LOWEST_WEIGHT = 1e-6
 """Smallest weight of a transformed lesion that counts where its weights are read from disk."""
 

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,7 +75,8 @@ class LesionRecord:
     def as_lesion(self) -> LesionData:
         """Return the lesion to map."""
         metadata = {"subject_id": f"sub-{self.mask.entities['sub']}", "space": self.mask.space}
-        return LesionData.from_nifti(self.mask.path, metadata, self.transform)
+        lesion = LesionData.from_nifti(self.mask.path, metadata, self.transform)
+        return replace(lesion, is_seed=self.mask.seed is not None)
 
     def close(self, lesion: LesionData) -> None:
         """Record the outcome of the lesion."""

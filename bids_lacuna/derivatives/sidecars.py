@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_lacuna.derivatives.names import SEED
 from bids_lacuna.derivatives.records import lesion_provenance
 from bids_lacuna.files import sync_folder, write_json
 from bids_lacuna.lesion import LesionData
@@ -41,6 +42,8 @@ def describe_maps(
     if lesion.transform and lesion.template_volume_mm3 and lesion.volume_mm3:
         sidecar["LesionVolumeInTemplate"] = lesion.template_volume_mm3
         sidecar["LesionVolumeRatio"] = lesion.template_volume_mm3 / lesion.volume_mm3
+    if mask.seed is not None:
+        sidecar[SEED] = mask.seed
     if "res" in mask.entities:
         sizes = " x ".join(f"{size:g}" for size in provenance.voxel_sizes_mm)
         sidecar["Resolution"] = f"{sizes} mm, the connectome's grid"

@@ -11,7 +11,16 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from bids_lacuna.bids import LesionMask, ParticipantWithoutMask, StatMap
-from bids_lacuna.derivatives import TRANSFORMS, file_hash, map_path, number_label, read_outcomes, sidecar_path
+from bids_lacuna.derivatives import (
+    OWN_DATASET,
+    SEED,
+    TRANSFORMS,
+    file_hash,
+    map_path,
+    number_label,
+    read_outcomes,
+    sidecar_path,
+)
 from bids_lacuna.files import read_json_object
 from bids_lacuna.images import open_image
 from bids_lacuna.provenance import PROGRAM, MappingOptions, Provenance, round_affine
@@ -73,7 +82,7 @@ class Group:
     left_out: tuple[LeftOut, ...]
     """Requested lesions that cannot be in the group."""
     not_asked: tuple[PurePosixPath, ...]
-    """r-maps of the same provenance whose masks were not requested."""
+    """r-maps of the same provenance whose masks were not requested, without those of seeds."""
     other_thresholds: tuple[float, ...] = ()
     """Thresholds of some lesions' masks that are not the group's."""
     without_mask: tuple[ParticipantWithoutMask, ...] = ()
@@ -147,7 +156,9 @@ def choose_group(
         except _Unfit as unfit:
             left_out.append(LeftOut(same_name[0].name, unfit.kind, str(unfit)))
     not_asked = sorted(
-        path for path, provenance in provenances.items() if provenance == group and path not in by_name
+        path
+        for path, provenance in provenances.items()
+        if provenance == group and path not in by_name and not _is_seed(maps_dir / path)
     )
     of_all: tuple[float, ...] = tuple(sorted(set(t_thresholds)))
     others: tuple[float, ...] = ()
@@ -243,6 +254,10 @@ def _read_provenances(
     return provenances, damaged
 
 
+def _is_seed(r_map: Path) -> bool:
+    return SEED in read_json_object(sidecar_path(r_map))
+
+
 def _has_sidecar(stat_map: StatMap, maps_dir: Path) -> bool:
     return sidecar_path(maps_dir / stat_map.path).exists()
 
@@ -328,6 +343,8 @@ def _gather(
     same = [mask for mask in masks if hashes[mask.path] == sidecar.get("LesionHash")]
     if not same:
         raise _Unfit("mixed", f"{masks[0].path.name} has changed since it was mapped: map it again (--overwrite)")
+    if same[0].dataset == OWN_DATASET and same[0].seed != sidecar.get(SEED):
+        raise _Unfit("mixed", "its coordinates have changed since it was mapped: map it again (--overwrite)")
     maps = {stat: map_path(same[0], group, stat=stat) for stat in MAPS_NEEDED}
     for stat, path in maps.items():
         if path not in on_disk or not sidecar_path(maps_dir / path).exists():

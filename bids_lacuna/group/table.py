@@ -87,8 +87,8 @@ def read_table_file(path: Path) -> Table:
     OSError
         The file cannot be read.
     """
-    columns, rows = _read_cells(path)
-    return _index(str(path), columns, rows)
+    columns, rows = read_cells(path)
+    return _index(str(path), columns, [row for _, row in rows])
 
 
 def table_of(columns: Any, source: str = "the table") -> Table:
@@ -132,7 +132,8 @@ def read_bids_tables(bids_dir: Path, participants: Iterable[str]) -> Table:
         of_sessions = bids_dir / f"sub-{label}" / f"sub-{label}_sessions.tsv"
         if not of_sessions.exists():
             continue
-        names, cells = _read_cells(of_sessions)
+        names, numbered = read_cells(of_sessions)
+        cells = [row for _, row in numbered]
         if PARTICIPANT not in names:
             names, cells = [PARTICIPANT, *names], [(label, *row) for row in cells]
         table = _index(str(of_sessions), names, cells)
@@ -156,7 +157,16 @@ def name_key(key: Key) -> str:
     return f"sub-{key[0]}" + (f" ses-{key[1]}" if key[1] else "")
 
 
-def _read_cells(path: Path) -> tuple[list[str], list[tuple[Cell, ...]]]:
+def read_cells(path: Path) -> tuple[list[str], list[tuple[int, tuple[Cell, ...]]]]:
+    """Read a tab-separated table: the names of its columns, and each row with its number of a line.
+
+    Raises
+    ------
+    BadTable
+        The file is not such a table.
+    OSError
+        The file cannot be read.
+    """
     check_file(path, "table")
     try:
         text = decode_text(path.read_bytes())
@@ -179,7 +189,7 @@ def _read_cells(path: Path) -> tuple[list[str], list[tuple[Cell, ...]]]:
                 f"line {number} of {path} has {len(cells)} cells, and there are {len(names)} columns: separate cells "
                 "by tabs, and write n/a where there is no value"
             )
-        rows.append(tuple(cells))
+        rows.append((number, tuple(cells)))
     return names, rows
 
 

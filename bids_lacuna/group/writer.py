@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.derivatives import FIGURES, GROUP_DICTIONARY, GROUP_PAGE, GROUP_TABLE, number_label
+from bids_lacuna.derivatives import FIGURES, GROUP_DICTIONARY, GROUP_PAGE, GROUP_TABLE, SEED, number_label
 from bids_lacuna.files import read_json_object, read_table, renamed_when_whole, write_json, write_table
 from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut, describe_settings
 from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
@@ -221,6 +221,7 @@ class GroupWriter:
             "The lesions of the group, with what was found for each",
             self._uris(*MAPS_NEEDED),
             **columns,
+            **({"Seeds": True} if all(SEED in lesion.sidecar for lesion in self.lesions) else {}),
             Maps={key: path.name for key, path in summary.maps.items()},
             SimilarityMatrix=summary.similarity.name,
             Clustering=CLUSTERING,

@@ -67,13 +67,14 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
     of_mean = _compare_mean(folder / group["Maps"]["mean_z"])
     if methods:
         version = str(group["SoftwareVersion"])
-        of_group = describe_group_methods(len(rows), drawing.thresholds, version, of_mean)
+        of_group = describe_group_methods(len(rows), drawing.thresholds, version, of_mean, drawing.kind)
         methods = f"{methods.rstrip()}\n\n{of_group}"
     write_page(
         folder / GROUP_PAGE,
         "group.html.jinja",
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
         group=group,
+        kind=drawing.kind,
         n_participants=len({row.participant for row in rows}),
         rows=rows,
         sides=Counter(row.side for row in rows).most_common(),

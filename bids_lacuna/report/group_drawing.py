@@ -119,7 +119,9 @@ class GroupDrawing:
         self._output_dir = output_dir
         self._group = group
         self._rows = rows
-        self._lesions = f"{len(rows)} lesion" + ("" if len(rows) == 1 else "s")
+        self.kind = "seed" if group.get("Seeds") else "lesion"
+        self._lesions = f"{len(rows)} {self.kind}" + ("" if len(rows) == 1 else "s")
+        self._stamp = OF_LESIONS.replace("lesion", self.kind)
         self.pictures = Pictures(output_dir, output_dir / FIGURES / "group")
         self._thresholds = self._read_thresholds()
         (output_dir / FIGURES).mkdir(exist_ok=True)
@@ -141,7 +143,7 @@ class GroupDrawing:
     def draw_maps(self) -> list[GroupPart]:
         """Draw slices of the maps: of the overlap of lesions, of the mean, and of each network overlap."""
         maps = [
-            attempt(self.problems, "Lesion overlap", self._draw_lesions),
+            attempt(self.problems, f"{self.kind.capitalize()} overlap", self._draw_lesions),
             attempt(self.problems, "Mean r", self._draw_mean),
         ]
         for key, threshold in sorted(self._thresholds.items(), key=lambda item: (abs(item[1]), -item[1])):
@@ -157,26 +159,24 @@ class GroupDrawing:
         volume = figures.read_map(self._output_dir / self._group["Maps"]["lesions_n"])
         facts = figures.measure_map(volume, 0)
         path = self.pictures.path("lesions.png")
-        title = f"Number of lesions out of {n}, and percentage"
+        title = f"Number of {self.kind}s out of {n}, and percentage"
 
         def write(count: float) -> str:
             return f"{count:.0f}\n({percent(count / n)})"
 
-        figures.draw_overlap(path, volume, whole_ticks(facts.maximum), "lesions", write, (title, OF_LESIONS))
+        figures.draw_overlap(path, volume, whole_ticks(facts.maximum), f"{self.kind}s", write, (title, self._stamp))
         what = f"{title}: at most {decimal(facts.maximum)} ({percent(facts.maximum / n)})"
         what = f"{what} at {position(facts.maximum_mm)} mm. {self._describe_counting()}"
-        return self.pictures.add_slices("Lesion overlap", path, f"{what} {OF_LESIONS}")
+        return self.pictures.add_slices(f"{self.kind.capitalize()} overlap", path, f"{what} {self._stamp}")
 
     def _describe_counting(self) -> str:
         """Describe how much a lesion counts in a voxel: the number of lesions need not be whole."""
         if self._group.get("LesionWeighting") == "binary":
-            return "A lesion counts as 1 in each voxel of which it covers at least half."
+            return f"A {self.kind} counts as 1 in each voxel of which it covers at least half."
+        fraction = "the fraction of the voxel that it covers"
         if self._group.get("LesionThreshold") is not None:
-            return "In each voxel, a lesion counts as its mean probability there, so the number need not be whole."
-        return (
-            "In each voxel, a lesion counts as the fraction of the voxel that it covers, so the number need not be "
-            "whole."
-        )
+            fraction = "its mean probability there"
+        return f"In each voxel, a {self.kind} counts as {fraction}, so the number need not be whole."
 
     def _draw_mean(self) -> Picture:
         volume = figures.read_map(self._output_dir / self._group["Maps"]["mean_r"])
@@ -202,12 +202,12 @@ class GroupDrawing:
             return f"Not drawn, since {in_all}."
         facts = figures.measure_map(volume, 0)
         if not facts.n_above:
-            return f"Not drawn, since no lesion has {beyond} in any voxel."
+            return f"Not drawn, since no {self.kind} has {beyond} in any voxel."
         path = self.pictures.path(f"{key.removesuffix('_share')}.png")
         title = f"Fraction of the {self._lesions} with {beyond}"
         figures.draw_overlap(path, volume, (0, 0.25, 0.5, 0.75, 1), "fraction", percent, (title, STAMP))
         most = in_all if everywhere else f"at most {percent(facts.maximum)}, at {position(facts.maximum_mm)} mm"
-        what = f"{title}: {most}. In each voxel, lesions whose t is undefined there are left out. {STAMP}"
+        what = f"{title}: {most}. In each voxel, {self.kind}s whose t is undefined there are left out. {STAMP}"
         return self.pictures.add_slices(f"Network overlap, {beyond}", path, what)
 
     def draw_similarity(self) -> GroupPart:
@@ -231,7 +231,7 @@ class GroupDrawing:
         names = [self._rows[number].name for number in order]
         draw_similarity(path, matrix[np.ix_(order, order)], names, (title, STAMP))
         pairs = matrix[np.triu(np.ones((n, n), bool), 1)]
-        between = f"; r between two lesions is {_range(pairs)}" if pairs.size else ""
+        between = f"; r between two {self.kind}s is {_range(pairs)}" if pairs.size else ""
         what = f"{title}{between}. {self._group['Clustering']}. {STAMP}"
         return self.pictures.add("Similarity of the maps", path, f"Matrix. {what}", what)
 
@@ -244,11 +244,10 @@ class GroupDrawing:
         coverages = [row.coverage for row in self._rows]
         path = self.pictures.path("distributions.png")
         title = f"Volume and coverage of {self._lesions}"
-        draw_distributions(path, volumes_ml, [100 * coverage for coverage in coverages], (title, OF_LESIONS))
+        draw_distributions(path, volumes_ml, [100 * coverage for coverage in coverages], (title, self._stamp))
         what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverages, percent)}."
-        return self.pictures.add(
-            title, path, f"Histograms. {what} {OF_LESIONS}", f"{what} The volume axis is logarithmic. {OF_LESIONS}"
-        )
+        caption = f"{what} The volume axis is logarithmic. {self._stamp}"
+        return self.pictures.add(title, path, f"Histograms. {what} {self._stamp}", caption)
 
     def draw_tiles(self, lesions: Sequence[MappedLesion | None]) -> None:
         """Draw a small picture of each lesion, many per file, and set each row's `tile`."""
@@ -257,7 +256,7 @@ class GroupDrawing:
         missing = [row for row in self._rows if not row.tile]
         if missing:
             self.problems.append(
-                f"{len(missing)} of the {len(self._rows)} lesions could not be drawn, for example {missing[0].name}: "
+                f"{len(missing)} of the {self._lesions} could not be drawn, for example {missing[0].name}: "
                 f"{missing[0].why_no_tile}."
             )
 
@@ -273,7 +272,8 @@ class GroupDrawing:
         path = self.pictures.path(f"tiles-{number:03d}.png")
         width, height = figures.draw_tiles(path, [shape for _, shape in shapes])
         for row_in_sheet, (row, shape) in enumerate(shapes):
-            alt = f"Three slices of the MNI template through {position(shape.centre_mm)} mm, with the lesion in red"
+            where = position(shape.centre_mm)
+            alt = f"Three slices of the MNI template through {where} mm, with the {self.kind} in red"
             row.tile = Tile(self.pictures.relative(path), row_in_sheet * height, width, height, alt)
 
 
@@ -293,4 +293,4 @@ def _read_shape(lesion: MappedLesion | None) -> LesionShape:
         raise FileNotFoundError("the sidecar of its r-map is missing or damaged")
     if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
         raise ValueError("its mask has changed since it was mapped")
-    return figures.read_lesion(*lesion.shown_lesion)
+    return figures.read_lesion(*lesion.shown_lesion, lesion.kind)

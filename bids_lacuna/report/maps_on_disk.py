@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bids_lacuna.derivatives import NO_MASK, Outcome, Run, find_lesion, read_outcomes
+from bids_lacuna.derivatives import NO_MASK, SEED, Outcome, Run, find_lesion, read_outcomes
 from bids_lacuna.derivatives.dataset import DESCRIPTION
 from bids_lacuna.files import read_json_object
 from bids_lacuna.images import unpacked_bytes
@@ -42,6 +42,11 @@ class MappedLesion:
     """Dataset name in BIDS URIs, and the mask's path in that dataset."""
     mask: Path
     """Path where the lesion mask should be."""
+
+    @property
+    def kind(self) -> str:
+        """What to call it: lesion or seed."""
+        return "seed" if SEED in self.sidecar else "lesion"
 
     @property
     def shown_lesion(self) -> tuple[Path, float | None]:

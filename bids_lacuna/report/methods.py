@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_lacuna.citations import references
-from bids_lacuna.derivatives import Run
+from bids_lacuna.derivatives import SPHERES, Run
 from bids_lacuna.files import renamed_when_whole
 from bids_lacuna.provenance import MappingOptions
 from bids_lacuna.report.pages import decimal
@@ -35,15 +35,16 @@ def describe_methods(run: Run, *, with_pictures: bool) -> str:
         if (with_pictures or name not in DRAWING_LIBRARIES) and (run.transforms or name != "SimpleITK")
     )
     pictures = ", and pictures drawn on the MNI template of nilearn [@nilearn]" if with_pictures else ""
+    kind = "seed" if run.seeds else "lesion"
     paragraphs = [
-        f"Lesion network mapping [@boes2015] was performed with bids_lacuna {provenance.version} [@bids_lacuna], a "
-        f"BIDS App [@gorgolewski2017]. {_lesions(run)} were transferred to the grid of the normative "
-        f"functional connectome {provenance.connectome_name} "
+        f"{kind.capitalize()} network mapping [@boes2015] was performed with bids_lacuna {provenance.version} "
+        f"[@bids_lacuna], a BIDS App [@gorgolewski2017]. {_lesions(run)} were transferred to the grid of the "
+        f"normative functional connectome {provenance.connectome_name} "
         f"({_count(n_subjects, 'subject')}{without_signal}, {run.n_voxels} voxels of {sizes} mm, up to "
         f"{run.n_timepoints} timepoints "
         "of resting-state BOLD signal per subject; [cite its source here]) by their world coordinates. "
-        f"{_weights(provenance.options)}{_transforms(run)}",
-        "In each connectome subject, the weighted mean signal of the lesion's voxels was correlated (Pearson's r) "
+        f"{_weights(provenance.options, kind)}{_transforms(run)}",
+        f"In each connectome subject, the weighted mean signal of the {kind}'s voxels was correlated (Pearson's r) "
         "with the signal of every voxel of the connectome; r was clipped to ±(1 \N{MINUS SIGN} 10⁻⁶) and transformed "
         "to Fisher z. Subjects whose signal was constant or not finite in a voxel were left out there. The z-map is "
         "the mean z over connectome subjects, and the r-map its hyperbolic tangent."
@@ -59,7 +60,11 @@ def describe_methods(run: Run, *, with_pictures: bool) -> str:
 
 
 def describe_group_methods(
-    n_lesions: int, t_thresholds: Sequence[float], version: str, of_mean: ShownSimilarity | None = None
+    n_lesions: int,
+    t_thresholds: Sequence[float],
+    version: str,
+    of_mean: ShownSimilarity | None = None,
+    kind: str = "lesion",
 ) -> str:
     """Describe in Markdown how the maps of a group were summarized.
 
@@ -67,17 +72,19 @@ def describe_group_methods(
     ----------
     of_mean
         Similarity of the mean z-map to the connectome as a whole.
+    kind
+        What to call the lesions: lesion or seed.
     """
     above = [f"t > {threshold:g}" for threshold in t_thresholds]
     below = [f"t < \N{MINUS SIGN}{threshold:g}" for threshold in t_thresholds]
     fractions = (
-        f", and the fraction of lesions with {_listing([*above, *below])}, of those with a t there"
+        f", and the fraction of {kind}s with {_listing([*above, *below])}, of those with a t there"
         if t_thresholds
         else ""
     )
     return (
-        f"The maps of {_count(n_lesions, 'lesion')} were described as a group with bids_lacuna {version} "
-        "[@bids_lacuna]: the number of lesions at each voxel, the mean r and the mean Fisher z over the lesions "
+        f"The maps of {_count(n_lesions, kind)} were described as a group with bids_lacuna {version} "
+        f"[@bids_lacuna]: the number of {kind}s at each voxel, the mean r and the mean Fisher z over the {kind}s "
         f"with a value there{fractions}. The r-maps were correlated with each other and with their mean "
         "(Pearson's r over the voxels that all of them have), and ordered by average linkage of the distances "
         f"1 \N{MINUS SIGN} r. {_similarity(of_mean)}These are descriptions: they allow no inference about a symptom."
@@ -128,6 +135,12 @@ def describe_test_methods(record: Mapping[str, Any]) -> str:
 def _lesions(run: Run) -> str:
     threshold = run.provenance.options.lesion_threshold
     where = "" if run.transforms else f" in {run.provenance.space} space"
+    if run.seeds == SPHERES:
+        return f"Spheres around coordinates{where}, one union of spheres for each seed,"
+    if run.seeds and threshold is None:
+        return f"Binary seed masks{where}"
+    if run.seeds:
+        return f"Seeds' weights of {threshold:g} and more{where}"
     if threshold is None:
         return f"Binary lesion masks{where}"
     return f"Lesion probability maps{where}, without voxels below a probability of {threshold:g},"
@@ -145,14 +158,13 @@ def _transforms(run: Run) -> str:
     )
 
 
-def _weights(options: MappingOptions) -> str:
+def _weights(options: MappingOptions, kind: str) -> str:
     is_binary = options.lesion_threshold is None
+    mean = "mean lesion probability" if kind == "lesion" else "mean weight"
     if options.weighting == "volume":
-        weight = "the fraction of its volume that the lesion covers" if is_binary else "its mean lesion probability"
+        weight = f"the fraction of its volume that the {kind} covers" if is_binary else f"its {mean}"
         return f"Each connectome voxel was weighted by {weight}."
-    included = (
-        "covered by the lesion to at least one half" if is_binary else "with a mean lesion probability of 0.5 or more"
-    )
+    included = f"covered by the {kind} to at least one half" if is_binary else f"with a {mean} of 0.5 or more"
     return f"Connectome voxels {included} were given the weight 1, all others 0."
 
 

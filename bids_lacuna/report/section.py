@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_lacuna.derivatives import FIGURES, TRANSFORMS
+from bids_lacuna.derivatives import FIGURES, SEED, TRANSFORMS
 from bids_lacuna.files import hash_file, write_table
 from bids_lacuna.lesion import LOW_COVERAGE, VOLUME_RATIOS, name_side
 from bids_lacuna.report import figures
@@ -36,9 +36,12 @@ NOT_IN_HEADING = ("sub", "ses", "space", "res", "label", "stat", "desc")
 """Entities that all lesions of a page share, or that a heading has in other words."""
 
 
+SPHERES = 8
+"""Spheres of a seed that its section lists."""
+
 WHAT = {
-    "r": "r: correlation with the lesion, from the mean Fisher z",
-    "z": "mean Fisher z: the map for statistics over lesions",
+    "r": "r: correlation with the {kind}, from the mean Fisher z",
+    "z": "mean Fisher z: the map for statistics over {kind}s",
     "t": "t of z over the connectome subjects",
     "n": "number of connectome subjects with a signal in each voxel",
 }
@@ -54,6 +57,8 @@ class Section:
     volume_ml: float | None
     coverage: float | None
     n_subjects: int | None
+    kind: str = "lesion"
+    """What to call it: lesion or seed."""
     side: str = "\N{EN DASH}"
     place: str = ""
     """Its side in words, at the beginning of a sentence; "" if the mask cannot be read."""
@@ -117,6 +122,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
         None if volume_mm3 is None else volume_mm3 / 1000,
         coverage,
         n_subjects if isinstance(n_subjects, int) else None,
+        lesion.kind,
     )
     maps = [
         (lesion.r_map, WHAT["r"]),
@@ -126,10 +132,13 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
     ]
     maps += [(path, f"voxels with |t| > {threshold:g}") for threshold, path in lesion.binary_maps.items()]
     maps += [(find_null_map(lesion), "T among null lesions: a description, not a test")]
-    section.files = [(path.relative_to(output_dir).as_posix(), what) for path, what in maps if path]
+    section.files = [
+        (path.relative_to(output_dir).as_posix(), what.format(kind=lesion.kind)) for path, what in maps if path
+    ]
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.similarity, section.targets = read_similarity(lesion.sidecar), read_targets(lesion.sidecar)
     section.facts = [
+        *_describe_spheres(lesion.sidecar),
         *_describe_transforms(lesion.sidecar),
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
     ]
@@ -147,7 +156,7 @@ def _heading(lesion: MappedLesion) -> str:
     """Return a heading that tells the lesions of a page apart: "Session 1: lesion, in connectome GSP1000"."""
     connectome = str(lesion.sidecar.get("ConnectomeName", ""))
     label = lesion.entities.get("label", "lesion")
-    words = ["lesion" if label == "lesion" else f"lesion labelled {label}"]
+    words = [lesion.kind if label == lesion.kind else f"{lesion.kind} labelled {label}"]
     words += [f"{entity} {value}" for entity, value in lesion.entities.items() if entity not in NOT_IN_HEADING]
     if own_desc := lesion.entities.get("desc", "").removesuffix(connectome):
         words.append(f"desc {own_desc}")
@@ -159,6 +168,19 @@ def _heading(lesion: MappedLesion) -> str:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def _describe_spheres(sidecar: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Describe the spheres of a seed, at most `SPHERES` of them."""
+    spheres = sidecar.get(SEED, {}).get("Spheres", [])
+    if not spheres:
+        return []
+    shown = [
+        f"{sphere['Radius']:g} mm around {', '.join(decimal(float(x)) for x in sphere['Centre'])} mm"
+        for sphere in spheres[:SPHERES]
+    ]
+    more = f"; and {len(spheres) - SPHERES} more" if len(spheres) > SPHERES else ""
+    return [("Sphere" if len(spheres) == 1 else "Union of spheres", "; ".join(shown) + more)]
 
 
 def _describe_transforms(sidecar: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -181,12 +203,12 @@ def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) 
     found = []
     if coverage is not None and coverage < LOW_COVERAGE:
         found.append(
-            f"only {percent(coverage)} of the lesion lies inside the connectome's mask; the maps describe only that "
-            "part."
+            f"only {percent(coverage)} of the {lesion.kind} lies inside the connectome's mask; the maps describe "
+            "only that part."
         )
     ratio, (low, high) = _number(lesion.sidecar.get("LesionVolumeRatio")), VOLUME_RATIOS
     if ratio is not None and not low <= ratio <= high:
-        found.append(f"the transforms change the lesion's volume by a factor of {ratio:.2g}: check them.")
+        found.append(f"the transforms change the {lesion.kind}'s volume by a factor of {ratio:.2g}: check them.")
     if n_subjects == 1:
         found.append("the connectome has one subject: t is undefined, and the r-map is that of a single brain.")
     elif n_subjects is not None and n_subjects < FEW_CONNECTOME_SUBJECTS:
@@ -227,13 +249,13 @@ def _draw(pictures: Pictures, lesion: MappedLesion, section: Section) -> None:
 
 def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
     try:
-        shape = figures.read_lesion(*lesion.shown_lesion)
+        shape = figures.read_lesion(*lesion.shown_lesion, lesion.kind)
     except (OSError, ValueError) as error:
-        section.warnings.append(f"the lesion is not drawn because its mask cannot be read: {error}.")
+        section.warnings.append(f"the {lesion.kind} is not drawn because its mask cannot be read: {error}.")
         return None
     if hash_file(lesion.mask) != lesion.sidecar.get("LesionHash"):
         section.warnings.append("the mask has changed since it was mapped; the maps show the old one.")
-    if shape.apart_mm:
+    if shape.apart_mm and lesion.kind == "lesion":
         lie, where = ("lies", "") if shape.n_apart == 1 else ("lie", "for instance ")
         section.warnings.append(
             f"{shape.n_apart} of the mask's {shape.n_voxels} voxels {lie} apart from the rest, {where}at "
@@ -276,13 +298,14 @@ def _draw_lesion(pictures: Pictures, section: Section, shape: LesionShape, r_map
     figures.draw_lesion(path, shape, r_map)
     coverage = nan if section.coverage is None else section.coverage
     covered = "" if coverage >= 1 else ", hatched where the connectome has no data"
-    slices = "Axial slices from the lesion's lower to its upper end, the middle one through its centre"
+    kind = shape.kind
+    slices = f"Axial slices from the {kind}'s lower to its upper end, the middle one through its centre"
     where = f"{section.place}, around {position(shape.centre_mm)} mm"
     return pictures.add(
-        "Lesion on the template",
+        f"{kind.capitalize()} on the template",
         path,
-        f"Axial slices of the MNI template with the lesion in red{covered}. {where}",
-        f"{slices}. Red: the lesion{covered}. L: left, R: right.",
+        f"Axial slices of the MNI template with the {kind} in red{covered}. {where}",
+        f"{slices}. Red: the {kind}{covered}. L: left, R: right.",
     )
 
 
@@ -293,8 +316,8 @@ def _choose_rows(
 
     Without both, they pass through the template's origin.
     """
-    points = [("Lesion's centre", shape.centre_mm)] if shape else []
-    outside = " outside the lesion" if shape else ""
+    points = [(f"{shape.kind.capitalize()}'s centre", shape.centre_mm)] if shape else []
+    outside = f" outside the {shape.kind}" if shape else ""
     for name, sign in (("Highest", "positive"), ("Lowest", "negative")):
         points += [(f"{name} r{outside}", cluster.peak_mm) for cluster in clusters[sign][:1]]
     rows = []
@@ -339,7 +362,7 @@ def _judge(shown: float) -> str:
 
 
 def _legend(shape: LesionShape | None) -> str:
-    outlined = "Green line: the lesion. " if shape else ""
+    outlined = f"Green line: the {shape.kind}. " if shape else ""
     return f"{outlined}L: left, R: right, A: front, P: back. The crosses mark the points named above the slices."
 
 

@@ -76,6 +76,7 @@ def write_viewer(
     data = {
         "maps": _encode_maps(shown, thresholds),
         "template": _encode_template(),
+        "kind": lesion.kind if lesion else "lesion",
         "lesion": _encode_lesion(lesion) if lesion else None,
         "start": lesion.centre_mm if lesion else (0, 0, 0),
         "colours": _colours(),

@@ -124,6 +124,8 @@ class LesionShape:
     """Voxels beyond an empty slice, if they are few: a stray voxel of the mask is easily overlooked."""
     apart_mm: tuple[float, float, float] | None = None
     """Position of one of them."""
+    kind: str = "lesion"
+    """What to call it: lesion or seed."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,15 @@ def read_map(path: Path) -> Volume:
     return Volume(read_volume(image, "map", lambda slab: slab.astype(np.float32)), image.affine)
 
 
-def read_lesion(path: Path, threshold: float | None = None) -> LesionShape:
+def read_lesion(path: Path, threshold: float | None = None, kind: str = "lesion") -> LesionShape:
     """Read the shape and position of a lesion from its mask.
 
     Parameters
     ----------
     threshold
         As for `load_lesion`: the lowest probability that counts as lesion.
+    kind
+        What to call it.
 
     Raises
     ------
@@ -181,6 +185,7 @@ def read_lesion(path: Path, threshold: float | None = None) -> LesionShape:
         main.size,
         int((~main).sum()),
         None if main.all() else _triple(points[:, ~main][:, 0]),
+        kind,
     )
 
 

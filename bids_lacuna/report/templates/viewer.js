@@ -208,7 +208,7 @@ class Viewer {
       return [map.stat, text, map === this.map ? "map shown" : "map"];
     });
     rows.push(["Side", sideOf(this.mm[0]), ""]);
-    if (this.lesion) rows.push(["Lesion", valueAt(this.lesion, this.mm) === UNDEFINED ? "outside" : "inside", ""]);
+    if (this.lesion) rows.push([DATA.kind[0].toUpperCase() + DATA.kind.slice(1), valueAt(this.lesion, this.mm) === UNDEFINED ? "outside" : "inside", ""]);
     rows.push(["Voxel", voxelAt(maps[0], this.mm).join(", "), ""]);
     return rows;
   }
