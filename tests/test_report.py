@@ -640,6 +640,8 @@ def check_sorting(page: Page) -> None:
 def check_viewer(page: Page) -> None:
     """Open the first viewer: it shows slices and starts at the lesion's centre."""
     page.locator("details.viewer summary").first.click()
+    # Chromium draws nothing in a frame from disk that is out of sight.
+    page.locator("iframe").first.scroll_into_view_if_needed()
     frame = page.frame_locator("iframe").first
     frame.locator("#axial canvas").wait_for()
     assert str(frame.locator("h1").text_content()).startswith("Maps of sub-02: Session 1: ")
