@@ -6,11 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import synthetic
+from numba.core import config
 from program import RUN, environ_without
 
+from bids_lacuna.kernels import compiled
 from bids_lacuna.runtime.numba_cache import CPU, CPU_FLAGS, choose_folder, keep_in
 
 ROUND = """
@@ -140,8 +143,8 @@ def quantize(folder: Path | None, *command: str, **variables: str | None) -> tup
 
 
 def file_of(folder: Path, kind: str) -> Path:
-    """Return the file of a kernel's index (nbi) or code (nbc)."""
-    (path,) = folder.rglob(f"cpu.quantize-*.{kind}")
+    """Return the file of the only kernel's index (nbi) or code (nbc)."""
+    (path,) = folder.rglob(f"*.{kind}")
     return path
 
 
@@ -159,6 +162,23 @@ def flip(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
 
 
+def twice(number: float) -> float:
+    """Double a number: a kernel that is compiled in no time."""
+    return 2 * number
+
+
+def use_cache(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> tuple[int, list[str]]:
+    """Compile or load a kernel as a new process does; return how often its code was in the cache, and the warnings."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(folder))
+    monkeypatch.setattr(compiled, "_first", Lock())
+    caplog.clear()
+    kernel = compiled.cached_njit()(twice)
+    assert kernel(2.5) == 5
+    return sum(kernel.stats.cache_hits.values()), caplog.messages
+
+
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
 @pytest.mark.parametrize(
     "damage",
@@ -173,13 +193,29 @@ def flip(content: bytes, place: int) -> bytes:
     ids=["empty", "half", "last byte", "zeros", "one bit"],
 )
 def test_damaged_cache_is_compiled_again(
-    whole: Path, tmp_path: Path, kind: str, damage: Callable[[bytes], bytes]
+    tmp_path: Path,
+    kind: str,
+    damage: Callable[[bytes], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One warning names the file, the kernel's result is right, and the next process uses the new code."""
+    assert [use_cache(tmp_path, monkeypatch, caplog) for _ in range(2)] == [(0, []), (1, [])]
+    path = file_of(tmp_path, kind)
+    path.write_bytes(damage(path.read_bytes()))
+    hits, (warning,) = use_cache(tmp_path, monkeypatch, caplog)
+    assert hits == 0
+    assert str(path) in warning
+    assert use_cache(tmp_path, monkeypatch, caplog) == (1, [])
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_the_program_compiles_a_damaged_kernel_again(whole: Path, tmp_path: Path, kind: str) -> None:
+    """In processes of their own, too, one warning names the file, and the next process uses the new code."""
     folder = tmp_path / "cache"
     shutil.copytree(whole, folder)
     path = file_of(folder, kind)
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 2))
     hits, (warning,) = quantize(folder)
     assert hits == 0
     assert str(path) in warning
