@@ -4,7 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEVELOP := .venv/installed-test,lint,docs
-PYTEST := -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+# One process more than processors: many tests wait for programs and browsers.
+PROCESSES = $(shell $(PYTHON) -c 'import os; print(1 + os.cpu_count())')
+PYTEST = -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# Tests start many programs, each of which would otherwise compile the package's source.
+test test-slow test-lowest: export PYTHONDONTWRITEBYTECODE =
 # Bytecode is made on all processors; pip makes it on one.
 define install
 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '$(1)'

@@ -170,7 +170,7 @@ def twice(number: float) -> float:
 def use_cache(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> tuple[int, list[str]]:
-    """Compile or load a kernel as a new process does; return how often its code was in the cache, and the warnings."""
+    """Compile or load a kernel as a new process does; return how often the cache had its code, and the warnings."""
     monkeypatch.setattr(config, "CACHE_DIR", str(folder))
     monkeypatch.setattr(compiled, "_first", Lock())
     caplog.clear()
