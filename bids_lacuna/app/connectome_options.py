@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bids_lacuna.app.command import Parser, connectome_name, fraction, label, positive_integer
-from bids_lacuna.app.options import memory, positive_number
+from bids_lacuna.app.values import memory, positive_number
 
 PROGRAM = "bids-lacuna-connectome"
 
