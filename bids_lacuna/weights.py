@@ -122,13 +122,27 @@ def weigh(lesion: Array, affine: Array, grid: Grid) -> tuple[Array, Array]:
     corner, end = (np.clip(edge, 0, grid.shape).astype(int) for edge in (np.floor(low), np.ceil(high) + 1))
     to_box = to_grid.copy()
     to_box[:3, 3] -= corner
+    axis_of = find_axes(to_grid, lesion.shape)
+    if axis_of is not None:
+        return corner, _weigh_aligned(lesion, to_box, axis_of, end - corner)
+    return corner, _weigh_oblique(lesion, to_box, end - corner)
+
+
+def find_axes(to_grid: Array, shape: tuple[int, ...]) -> Array | None:
+    """Return which axis of a volume each axis of a grid is parallel to; None between oblique grids.
+
+    Parameters
+    ----------
+    to_grid : shape (4, 4)
+        Affine from the volume's voxel indices to the grid's.
+    shape
+        Voxels of the volume along each axis.
+    """
     axis_of = np.abs(to_grid[:3, :3]).argmax(axis=1)
     shear = to_grid[:3, :3].copy()
     shear[range(3), axis_of] = 0
-    shift = np.abs(shear) @ np.array(lesion.shape)
-    if set(axis_of) == {0, 1, 2} and shift.max() < AXIS_ALIGNED_TOLERANCE:
-        return corner, _weigh_aligned(lesion, to_box, axis_of, end - corner)
-    return corner, _weigh_oblique(lesion, to_box, end - corner)
+    shift = np.abs(shear) @ np.array(shape)
+    return axis_of if set(axis_of) == {0, 1, 2} and shift.max() < AXIS_ALIGNED_TOLERANCE else None
 
 
 def _weigh_aligned(lesion: Array, to_box: Array, axis_of: Array, shape: Array) -> Array:

@@ -8,7 +8,9 @@ weight is the mean of the mask at their centres.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from threading import Lock
 
@@ -141,7 +143,73 @@ def read_transform(path: Path) -> sitk.Transform:
         ) from error
 
 
-def _compose(chain: TransformChain, affine: Array, grid_affine: Array) -> sitk.CompositeTransform:
+class VoxelFinder:
+    """Finds the voxels of an image in which points of another space lie; its transforms are read once."""
+
+    def __init__(self, chain: TransformChain | None, affine: Array, shape: tuple[int, ...]) -> None:
+        """Read the transforms.
+
+        Parameters
+        ----------
+        chain
+            Transforms from the image's space to that of the points; None if they are in the same space.
+        affine : shape (4, 4)
+            Affine from the image's voxel indices to positions in mm; it may be sheared.
+        shape
+            Voxels of the image along each axis.
+
+        Raises
+        ------
+        ValueError
+            A file holds no transform that ITK can read.
+        """
+        numbers = np.arange(1, prod(shape) + 1, dtype=np.int32).reshape(shape)
+        self._shape, self._affine = shape, affine
+        self._numbers = sitk.GetImageFromArray(numbers.transpose())
+        self._to_image = _compose(chain, affine, np.eye(4))
+
+    def find(self, affine: Array, shape: Sequence[int], n_pieces: Array) -> Array:
+        """Cut the voxels of a volume into pieces, and find the image's voxel at the centre of each.
+
+        Parameters
+        ----------
+        affine : shape (4, 4)
+            Affine from the volume's voxel indices to positions in mm.
+        shape
+            Voxels of the volume along each axis.
+        n_pieces : shape (3,)
+            Pieces of each voxel along each axis.
+
+        Returns
+        -------
+        shape (n_voxels, pieces of a voxel), int32
+            Indices of the image's voxels in C order, -1 outside; the volume's voxels are in C order.
+        """
+        to_image = sitk.CompositeTransform([self._to_image, _affine_transform(affine)])
+        cuts, voxels = n_pieces, np.array(shape)
+        found = sitk.Resample(
+            self._numbers,
+            (voxels * cuts).tolist(),
+            to_image,
+            sitk.sitkNearestNeighbor,
+            (0.5 / cuts - 0.5).tolist(),
+            (1 / cuts).tolist(),
+        )
+        (nz, ny, nx), (kz, ky, kx) = voxels[::-1], cuts[::-1]
+        blocks = sitk.GetArrayViewFromImage(found).reshape(nz, kz, ny, ky, nx, kx)
+        return blocks.transpose(4, 2, 0, 5, 3, 1).reshape(nx * ny * nz, kx * ky * kz) - 1
+
+    def find_box(self, grid: Grid) -> tuple[Array, Array]:
+        """Return the first voxel and the shape of the box of a grid's voxels that the image may reach.
+
+        Voxels are counted from the grid's first one, so that indices around the grid are negative.
+        """
+        to_image = sitk.CompositeTransform([self._to_image, _affine_transform(grid.affine)])
+        around = np.ceil(AROUND_MM / grid.voxel_sizes_mm).astype(int)
+        return _find_box(to_image, self._shape, self._affine, grid, around)
+
+
+def _compose(chain: TransformChain | None, affine: Array, grid_affine: Array) -> sitk.CompositeTransform:
     """Join all that maps voxel indices of the grid to voxel indices of the mask.
 
     ITK applies the transform that was added last first: the grid's affine, then the files against the order in which
@@ -149,7 +217,7 @@ def _compose(chain: TransformChain, affine: Array, grid_affine: Array) -> sitk.C
     """
     composite = sitk.CompositeTransform(3)
     composite.AddTransform(_affine_transform(np.linalg.inv(TO_LPS @ affine)))
-    for file in chain.files:
+    for file in chain.files if chain else ():
         composite.AddTransform(read_transform(file.path))
     composite.AddTransform(_affine_transform(TO_LPS @ grid_affine))
     return composite

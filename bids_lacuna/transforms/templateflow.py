@@ -1,4 +1,4 @@
-"""Transforms between templates, from TemplateFlow: looked up in its folder, downloaded where they are missing."""
+"""TemplateFlow's transforms and atlases: looked up in its folder, downloaded where they are missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from bids_lacuna.transforms.chain import TransformFile
@@ -55,7 +57,9 @@ def find_between(source: str, target: str, *, download: bool) -> TransformFile:
     why = "--no-download was given"
     if download:
         try:
-            return TransformFile(_download(source, target, name), source, target, SOFTWARE)
+            query = {"from": source, "mode": "image", "suffix": "xfm", "extension": ".h5"}
+            (path,) = _download(target, [name], query)
+            return TransformFile(path, source, target, SOFTWARE)
         # Whatever fails in another program's download, the sentence below helps.
         except Exception as error:
             logger.debug("traceback of the failure below", exc_info=True)
@@ -70,25 +74,85 @@ def find_between(source: str, target: str, *, download: bool) -> TransformFile:
     )
 
 
-def _download(source: str, target: str, name: str) -> Path:
-    """Download a transform with TemplateFlow's client, which is an optional dependency."""
+def find_images(
+    atlas: str, desc: str | None, suffixes: Sequence[str], templates: Sequence[str], *, download: bool
+) -> list[Path]:
+    """Find the images of an atlas, in the first of some templates that has it.
+
+    Raises
+    ------
+    FileNotFoundError
+        They are nowhere, and cannot or must not be downloaded.
+    """
+    for template in templates:
+        if found := _images_of(atlas, desc, suffixes, template):
+            return found
+    why = "--no-download was given"
+    for template, suffix in product(templates, suffixes) if download else ():
+        try:
+            return _download_atlas(atlas, desc, suffix, template)
+        # Whatever fails in another program's download, the sentence below helps.
+        except Exception as error:
+            logger.debug("traceback of the failure below", exc_info=True)
+            why = f"it cannot be downloaded ({type(error).__name__}: {str(error).strip()[:200]})"
+    looked = ", ".join(str(folder / f"tpl-{each}") for folder in folders() for each in templates) or "no folder"
+    of_desc = f", desc='{desc}'" if desc else ""
+    query = f"api.get('{templates[0]}', atlas='{atlas}'{of_desc})"
+    raise FileNotFoundError(
+        f"TemplateFlow's atlas {atlas}{f' with desc-{desc}' if desc else ''} is not in {looked}, and {why}: give the "
+        f'path of an image, or fetch it where there is a network, `pip install --upgrade templateflow; python -c "from '
+        f'templateflow import api; {query}"`, and set TEMPLATEFLOW_HOME to the folder above tpl-{templates[0]}'
+    )
+
+
+def _images_of(atlas: str, desc: str | None, suffixes: Sequence[str], template: str) -> list[Path]:
+    """List the images of an atlas in a template's folder, without those that were not downloaded yet."""
+    wanted = {f"atlas-{atlas}", *([f"desc-{desc}"] if desc else [])}
+    return [
+        path
+        for folder in folders()
+        for suffix in suffixes
+        for path in sorted((folder / f"tpl-{template}").glob(f"tpl-{template}_*_{suffix}.nii.gz"))
+        if wanted <= set(path.name.split("_"))
+        and (desc or "_desc-" not in path.name)
+        and path.is_file()
+        and path.stat().st_size
+    ]
+
+
+def _download_atlas(atlas: str, desc: str | None, suffix: str, template: str) -> list[Path]:
+    """Download an atlas, the finest image and the table of its regions, and return the image's path."""
+    name = f"atlas-{atlas}_desc-{desc}_{suffix}" if desc else f"atlas-{atlas}_{suffix}"
+    image = f"tpl-{template}_res-01_{name}.nii.gz"
+    query = {"atlas": atlas, "suffix": suffix, **({"desc": desc} if desc else {})}
+    return _download(template, [image, f"tpl-{template}_{name}.tsv"], query)[:1]
+
+
+def _download(template: str, names: Sequence[str], query: Mapping[str, str]) -> list[Path]:
+    """Download files of a template with TemplateFlow's client, which is an optional dependency.
+
+    Parameters
+    ----------
+    query
+        The client's own words for these files.
+    """
     home = next(iter(folders()), None)
     if home is None:
         raise FileNotFoundError("there is no home folder for it")
-    logger.info("downloading %s with TemplateFlow's client", name)
+    logger.info("downloading %s with TemplateFlow's client", " and ".join(names))
     # Fills an empty home with the names of all files.
     from templateflow.client import TemplateFlowClient
 
     # The client writes into the file itself: what an interrupted download leaves would be taken for the transform.
     with tempfile.TemporaryDirectory(prefix=".bids-lacuna-", dir=home) as temporary:
         # The client downloads the files of its folder that are empty.
-        empty = Path(temporary) / f"tpl-{target}" / name
-        empty.parent.mkdir()
-        empty.touch()
-        query = {"from": source, "mode": "image", "suffix": "xfm", "extension": ".h5"}
-        TemplateFlowClient(temporary).get(target, raise_empty=True, **query)
-        if not empty.stat().st_size:
-            raise FileNotFoundError(f"{name} is empty")
-        path = home / empty.relative_to(temporary)
-        path.parent.mkdir(exist_ok=True)
-        return empty.replace(path)
+        files = [Path(temporary) / f"tpl-{template}" / name for name in names]
+        files[0].parent.mkdir()
+        for file in files:
+            file.touch()
+        TemplateFlowClient(temporary).get(template, raise_empty=True, **query)
+        for file in files:
+            if not file.stat().st_size:
+                raise FileNotFoundError(f"{file.name} is empty")
+        (home / f"tpl-{template}").mkdir(exist_ok=True)
+        return [file.replace(home / file.relative_to(temporary)) for file in files]

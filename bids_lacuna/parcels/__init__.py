@@ -1,0 +1,1 @@
+"""Maps and lesions by the regions of an atlas."""
