@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 
 from bids_lacuna.spaces import DEFAULT_SPACE
-from bids_lacuna.transforms.templateflow import MissingTransform, find_between, folders
+from bids_lacuna.transforms.templateflow import MissingTransform, find_between, find_images, folders
 
 OTHER = "MNI152NLin2009cAsym"
 
@@ -85,3 +85,14 @@ def test_folders(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(given, str(tmp_path))
     assert get_templateflow_home() == folders()[0]
+
+
+def test_an_atlas_is_downloaded(server: type[Answers]) -> None:
+    """An atlas that is missing is downloaded with its table; afterwards it is found without a network."""
+    (home,) = folders()
+    for download in (True, False):
+        (image,) = find_images("Schaefer2018", "400Parcels7Networks", ["dseg"], [DEFAULT_SPACE], download=download)
+        stem = f"tpl-{DEFAULT_SPACE}/tpl-{DEFAULT_SPACE}{{}}_atlas-Schaefer2018_desc-400Parcels7Networks_dseg"
+        assert image == home / f"{stem.format('_res-01')}.nii.gz"
+        assert (home / f"{stem.format('')}.tsv").read_bytes() == image.read_bytes() == CONTENT
+    assert len(server.asked) == 2

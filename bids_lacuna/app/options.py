@@ -37,6 +37,7 @@ def build_parser() -> Parser:
     _add_maps(parser)
     _add_targets(parser)
     _add_nulls(parser)
+    _add_parcels(parser)
     _add_group(parser)
     _add_test(parser)
     _add_reports(parser)
@@ -266,6 +267,20 @@ def _add_nulls(parser: Parser) -> None:
         metavar=("GM", "WM"),
         help="masks or probability maps of grey and of white matter in the connectome's space, by which places are "
         "alike (default: nilearn's MNI152 masks)",
+    )
+
+
+def _add_parcels(parser: Parser) -> None:
+    group = parser.add_argument_group("parcels")
+    group.add_argument(
+        "--atlas",
+        nargs="+",
+        default=[],
+        metavar="NAME|PATH",
+        action="extend",
+        help="write tables of each map's means and the lesion's volume by the regions of these atlases, also for "
+        "maps that exist: a NIfTI image with a table of labels beside it, a folder atlas-LABEL, or a name in "
+        "TemplateFlow such as Schaefer2018:400Parcels7Networks",
     )
 
 

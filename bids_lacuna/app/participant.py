@@ -23,6 +23,7 @@ from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.masks import add_masks
 from bids_lacuna.app.nulls import Nulls, add_nulls, find_nulls
+from bids_lacuna.app.parcels import UsedAtlas, add_parcels, find_atlases
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.seeds import write_seeds
@@ -89,6 +90,8 @@ class Job:
     """What null lesions need, if there are any."""
     targets: Sequence[Target]
     """Target networks, with which each lesion is compared."""
+    atlases: Sequence[UsedAtlas]
+    """Atlases by whose regions maps are averaged."""
 
     @property
     def resources(self) -> Resources:
@@ -177,6 +180,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     analysis = FunctionalNetworkMapping.of(connectome, read_options(arguments))
     provenance = analysis.provenance
     find_chain = find_chains(arguments, datasets, connectome.space)
+    atlases = find_atlases(arguments, find_chain)
     records = decide(masks, arguments.output_dir, provenance, arguments.overwrite, find_chain)
     check_shared(find_chain.given, records)
     log_chains(records)
@@ -204,6 +208,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
         summary,
         nulls,
         targets,
+        atlases,
     )
 
 
@@ -257,6 +262,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
                 write_citation(out, log.describe(), md_only=arguments.md_only_boilerplate)
         with above_the_bar():
             compared += job.compare_with_nulls(writer)
+            compared += add_parcels(job.atlases, writer, job.analysis, not arguments.quiet)
         log.submit_pages(compared)
         pages.wait()
         return conclude(job.records, len(job.without_mask), log_dir)
@@ -280,7 +286,7 @@ class RunLog:
         self.writer.close(lesions)
 
     def on_finished(self, lesions: Sequence[LesionData]) -> None:
-        """Record a batch, and have the pages of its participants written, unless they await null lesions."""
+        """Record a batch, and have its participants' pages written, unless they await null lesions or parcels."""
         self.writer.close(lesions)
         try:
             self.write()
@@ -289,7 +295,7 @@ class RunLog:
             logger.warning("the description of the run could not be written: %s", error)
         self.job.compare([self.writer.record(lesion) for lesion in lesions])
         # The pool writes each page once.
-        if not self.job.nulls:
+        if not (self.job.nulls or self.job.atlases):
             self.submit_pages()
 
     def describe(self, finished: bool = False) -> Run:

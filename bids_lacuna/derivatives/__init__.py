@@ -25,6 +25,7 @@ from bids_lacuna.derivatives.names import (
     map_path,
     null_map_path,
     number_label,
+    parcels_path,
     sidecar_path,
 )
 from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, file_hash
@@ -61,6 +62,7 @@ __all__ = [
     "map_path",
     "null_map_path",
     "number_label",
+    "parcels_path",
     "prepare_dataset",
     "read_description",
     "read_outcomes",

@@ -55,6 +55,9 @@ WITHOUT_NULLS = "WithoutNullLesions"
 NULL = "null"
 """Appended to the connectome's name in the names of maps that compare a lesion with its null lesions."""
 
+PARCELS = "parcels"
+"""Suffix of tables of parcels."""
+
 LAST_BEFORE_SPACE = ENTITY_ORDER.index("space") - 0.5
 """Sort key of entities unknown to BIDS."""
 
@@ -65,7 +68,13 @@ def group_folder(output_dir: Path, name: str | None) -> Path:
 
 
 def map_path(
-    mask: LesionMask, provenance: Provenance, *, stat: str, threshold: float | None = None, what: str = ""
+    mask: LesionMask,
+    provenance: Provenance,
+    *,
+    stat: str,
+    threshold: float | None = None,
+    what: str = "",
+    atlas: Mapping[str, str] = {},
 ) -> PurePosixPath:
     """Return the path of one map, relative to the output's root.
 
@@ -80,11 +89,15 @@ def map_path(
         If given, the path is that of the mask of |stat| above this threshold.
     what
         Appended to the connectome's name.
+    atlas
+        Entities of an atlas, for what was made with it.
     """
     desc = mask.entities.get("desc", "") + provenance.connectome_name + what
     if threshold is not None:
         desc += "T" + number_label(threshold)
-    entities = mask.entities | {
+    entities = {
+        **mask.entities,
+        **atlas,
         "space": provenance.space,
         "res": resolution_label(provenance.voxel_sizes_mm) if "res" in mask.entities else "",
         "label": mask.entities.get("label", "lesion"),
@@ -102,6 +115,18 @@ def map_path(
 def null_map_path(mask: LesionMask, provenance: Provenance) -> PurePosixPath:
     """Return the path of a lesion's T among its null lesions, relative to the output's root."""
     return map_path(mask, provenance, stat="zscore", what=NULL)
+
+
+def parcels_path(mask: LesionMask, provenance: Provenance, atlas: Mapping[str, str]) -> PurePosixPath:
+    """Return the path of a lesion's table of parcels, relative to the output's root.
+
+    Parameters
+    ----------
+    atlas
+        Entities of the atlas: `atlas`, and `seg` and `scale` if it has them.
+    """
+    path = map_path(mask, provenance, stat="mean", atlas=atlas)
+    return path.with_name(path.name.replace("_statmap.nii.gz", f"_{PARCELS}.tsv"))
 
 
 def find_lesion(mask: Path, r_map: Path, sidecar: Mapping[str, Any]) -> tuple[Path, float | None]:
@@ -150,8 +175,8 @@ def expected_masks(mask: LesionMask, provenance: Provenance) -> dict[float, Pure
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return the path of an image's JSON sidecar."""
-    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+    """Return the path of an image's or a table's JSON sidecar."""
+    return path.with_name(path.name.removesuffix(".nii.gz").removesuffix(".tsv") + ".json")
 
 
 def before_statistic(name: str) -> str:

@@ -16,7 +16,8 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import SpatialImage
 from scipy import sparse
 
-from bids_lacuna.files import hash_file, read_json_object
+from bids_lacuna.bids import read_space
+from bids_lacuna.files import hash_file
 from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_slabs
 from bids_lacuna.parcels.labels import Region, read_regions
 
@@ -64,9 +65,8 @@ class AtlasFile:
         parts = next((found.groupdict() for each in N_PARCELS if (found := each.fullmatch(desc))), {"seg": desc})
         seg, scale = (entities.get(key, parts.get(key, "")) for key in ("seg", "scale"))
         name = entities.get("atlas") or re.sub(r"[^A-Za-z0-9]", "", stem)
-        space = entities.get("space") or entities.get("tpl") or _spatial_reference(image)
         seg, scale = (_as_label(label) for label in (seg, scale))
-        return cls(image, find_table(image), _as_label(name) or "atlas", seg, scale, space, software)
+        return cls(image, find_table(image), _as_label(name) or "atlas", seg, scale, read_space(image), software)
 
     @property
     def entities(self) -> dict[str, str]:
@@ -109,15 +109,6 @@ def find_table(image: Path) -> Path | None:
 def _as_label(text: str) -> str:
     """Return a text as a BIDS label, which has letters and digits only."""
     return re.sub(r"[^A-Za-z0-9]", "", text)
-
-
-def _spatial_reference(image: Path) -> str | None:
-    """Return the name of the space in an image's sidecar; None if it names none."""
-    try:
-        space = read_json_object(image.with_name(f"{stem_of(image)}.json")).get("SpatialReference")
-    except FileNotFoundError:
-        return None
-    return space if isinstance(space, str) and space else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,8 +57,8 @@ def find_between(source: str, target: str, *, download: bool) -> TransformFile:
     why = "--no-download was given"
     if download:
         try:
-            query = {"from": source, "mode": "image", "suffix": "xfm", "extension": ".h5"}
-            (path,) = _download(target, [name], query)
+            asked = {"from": source, "mode": "image", "suffix": "xfm", "extension": ".h5"}
+            (path,) = _download(target, [name], asked)
             return TransformFile(path, source, target, SOFTWARE)
         # Whatever fails in another program's download, the sentence below helps.
         except Exception as error:
@@ -100,8 +100,8 @@ def find_images(
     query = f"api.get('{templates[0]}', atlas='{atlas}'{of_desc})"
     raise FileNotFoundError(
         f"TemplateFlow's atlas {atlas}{f' with desc-{desc}' if desc else ''} is not in {looked}, and {why}: give the "
-        f'path of an image, or fetch it where there is a network, `pip install --upgrade templateflow; python -c "from '
-        f'templateflow import api; {query}"`, and set TEMPLATEFLOW_HOME to the folder above tpl-{templates[0]}'
+        "path of an image, or fetch it where there is a network, `pip install --upgrade templateflow; python -c "
+        f'"from templateflow import api; {query}"`, and set TEMPLATEFLOW_HOME to the folder above tpl-{templates[0]}'
     )
 
 

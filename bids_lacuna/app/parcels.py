@@ -1,0 +1,198 @@
+"""Parcels of finished maps: means over the regions of atlases, and how much of each region is lesioned."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_lacuna.app.command import Exit, ending
+from bids_lacuna.app.transforms import ChainFinder
+from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, map_path, parcels_path, sidecar_path
+from bids_lacuna.derivatives.parcels import ATLAS_KEYS, read_parcels_sidecar, write_parcels
+from bids_lacuna.derivatives.records import DECIDING
+from bids_lacuna.files import read_json_object
+from bids_lacuna.grid import Grid
+from bids_lacuna.images import open_image, read_volume
+from bids_lacuna.mapping import FunctionalNetworkMapping
+from bids_lacuna.parcels.atlas import AtlasFile, read_atlas
+from bids_lacuna.parcels.averages import PlacedAtlas, place_atlas
+from bids_lacuna.parcels.damage import DamageCounter
+from bids_lacuna.parcels.finding import find_atlas
+from bids_lacuna.parcels.labels import OUTSIDE
+from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.transforms import TransformChain
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class UsedAtlas:
+    """An atlas that was asked for, and how it comes to the connectome's space."""
+
+    file: AtlasFile
+    chain: TransformChain | None
+
+    def describe(self) -> dict[str, Any]:
+        """Describe it for a sidecar."""
+        return {
+            "Atlas": " ".join(self.file.entities.values()),
+            "AtlasFile": self.file.image.name,
+            "AtlasTable": self.file.table.name if self.file.table else None,
+            "AtlasHash": self.file.content_hash,
+            "AtlasSoftware": self.file.software or None,
+            "AtlasTransforms": self.chain.describe() if self.chain else None,
+        }
+
+
+def find_atlases(arguments: argparse.Namespace, find_chain: ChainFinder) -> list[UsedAtlas]:
+    """Find the atlases of a command line, and read each once, so that a run stops before it maps anything.
+
+    Raises
+    ------
+    Stop
+        An atlas is missing, cannot be read, or is in a space that no transform leads from.
+    """
+    found = []
+    for given in arguments.atlas:
+        with (
+            ending(Exit.BAD_DATA, ValueError, OSError, saying=f"the atlas {given} cannot be used"),
+            ending(Exit.NO_INPUT, FileNotFoundError),
+        ):
+            file = find_atlas(given, find_chain.space, download=find_chain.download)
+            read_atlas(file)
+            if file.space is None:
+                logger.warning(
+                    "the space of the atlas %s is in neither its name nor SpatialReference of a sidecar: it is taken "
+                    "to be the connectome's, %s",
+                    file.image,
+                    find_chain.space,
+                )
+            chain = find_chain.of_template(file.space or find_chain.space)
+        if chain:
+            logger.info("the atlas %s is brought %s", file.image.name, chain.words)
+        found.append(UsedAtlas(file, chain))
+    names = Counter(tuple(each.file.entities.items()) for each in found)
+    for name, n in names.items():
+        if n > 1:
+            same = ", ".join(str(each.file.image) for each in found if tuple(each.file.entities.items()) == name)
+            words = "_".join(f"{entity}-{label}" for entity, label in name)
+            with ending(Exit.USAGE, ValueError):
+                raise ValueError(f"{n} atlases would have tables of the same name, {words}: {same}: rename one")
+    return found
+
+
+def add_parcels(
+    atlases: Sequence[UsedAtlas],
+    writer: DerivativesWriter,
+    analysis: FunctionalNetworkMapping,
+    show_progress: bool = True,
+) -> list[str]:
+    """Write the tables of parcels that finished maps lack.
+
+    Returns
+    -------
+    list of str
+        Labels of the participants with a new table.
+    """
+    labels = []
+    for used in atlases:
+        tables = [table for record in writer.records if (table := _Table.of(record, used, writer)).is_due]
+        if not tables:
+            continue
+        name = used.file.image.name
+        logger.info("parcels of %s: %d lesions", name, len(tables))
+        try:
+            atlas = read_atlas(used.file)
+            placed = place_atlas(atlas, analysis.connectome.grid, used.chain)
+        except (OSError, ValueError) as error:
+            logger.warning("there are no parcels of %s: %s", name, error)
+            continue
+        counter = DamageCounter(atlas, analysis.connectome.grid, used.chain)
+        with Progress(len(tables), f"parcels of {used.file.name}", "lesion", shown=show_progress) as progress:
+            for table in tables:
+                try:
+                    table.write(placed, counter, analysis.connectome.grid, analysis.options.lesion_threshold)
+                    labels.append(table.record.mask.entities["sub"])
+                except (OSError, ValueError) as error:
+                    logger.warning("%s: no parcels of %s: %s", table.record.mask.path.name, name, error)
+                progress.update()
+    return labels
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The table of a lesion and an atlas."""
+
+    record: LesionRecord
+    path: Path
+    z_map: Path
+    t_map: Path | None
+    is_due: bool
+    """Whether the lesion has maps, and no table of this atlas that was made from them."""
+    sidecar: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: LesionRecord, used: UsedAtlas, writer: DerivativesWriter) -> _Table:
+        """Compare what is on disk with what would be written."""
+        out, provenance = writer.output_dir, writer.provenance
+        z_map, t_map = (out / map_path(record.mask, provenance, stat=stat) for stat in "zt")
+        path = out / parcels_path(record.mask, provenance, used.file.entities)
+        has_t = sidecar_path(t_map).exists()
+        sidecar: dict[str, Any] = {}
+        if record.has_maps_in(provenance.space) and sidecar_path(z_map).exists():
+            sidecar = _describe(z_map, t_map if has_t else None, used, out)
+        there = read_parcels_sidecar(path) if sidecar else {}
+        compared = (*DECIDING, *ATLAS_KEYS, "Sources")
+        is_due = any(there.get(key) != sidecar.get(key) for key in compared)
+        return cls(record, path, z_map, t_map if has_t else None, is_due, sidecar)
+
+    def write(self, placed: PlacedAtlas, counter: DamageCounter, grid: Grid, threshold: float | None) -> None:
+        """Compute and write the table; raises ValueError or OSError."""
+        of_z = placed.average(_read(self.z_map, grid))
+        mean_t = placed.average(_read(self.t_map, grid)).means if self.t_map else np.full(len(of_z.means), np.nan)
+        damage = counter.count(self.record.as_lesion(), threshold)
+        volumes = np.append(placed.volumes_mm3, np.nan)
+        lesioned = np.divide(damage.of_regions_mm3, volumes, out=np.full(len(volumes), np.nan), where=volumes > 0)
+        rows = [
+            {
+                "index": region.index,
+                "label": region.name,
+                "hemisphere": region.hemisphere,
+                "mean_z": float(of_z.means[number]),
+                "mean_r": float(np.tanh(of_z.means[number])),
+                "mean_t": float(mean_t[number]),
+                "volume": float(volumes[number]),
+                "covered_volume": float(of_z.covered_mm3[number]),
+                "n_voxels": int(of_z.n_voxels[number]),
+                "fraction_lesioned": float(lesioned[number]),
+                "fraction_of_lesion": float(damage.fractions[number]),
+            }
+            for number, region in enumerate((*counter.atlas.regions, OUTSIDE))
+        ]
+        write_parcels(self.path, rows[-1:] + rows[:-1], self.sidecar)
+
+
+def _describe(z_map: Path, t_map: Path | None, used: UsedAtlas, output_dir: Path) -> dict[str, Any]:
+    """Return what the sidecar of a table says beside its columns; empty if that of the z-map cannot be read."""
+    try:
+        of_map = read_json_object(sidecar_path(z_map))
+    except (OSError, ValueError):
+        return {}
+    maps = [f"bids::{path.relative_to(output_dir).as_posix()}" for path in (z_map, t_map) if path]
+    of_map.pop("Description", None)
+    of_map["Sources"] = [*maps, *of_map.get("Sources", [])]
+    return {**of_map, **{key: value for key, value in used.describe().items() if value is not None}}
+
+
+def _read(path: Path, grid: Grid) -> Array:
+    """Read the values of a map in the voxels of the connectome's mask."""
+    return grid.vector(read_volume(open_image(path, "map"), "map"))

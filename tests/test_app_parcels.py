@@ -1,0 +1,197 @@
+"""`--atlas` on the command line: tables of finished maps, made once, replaced when the atlas changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import synthetic
+from program import Ended, map_lesions, read_tsv
+
+MASK = synthetic.make_mask()
+
+BOXES = {"01": synthetic.box((1, 2, 3)), "02": synthetic.box((2, 4, 6), (3, 2, 2))}
+
+STEM = f"space-{synthetic.SPACE}_label-lesion"
+
+NAMES = {1: "Putamen_L", 2: "Putamen_R", 3: "Brainstem"}
+
+ATLAS = "tpl-MNI152NLin6Asym_atlas-Made_desc-3Parcels1Networks_dseg"
+
+
+def write_atlas(folder: Path, name: str = ATLAS, seed: int = 3) -> Path:
+    """Write an atlas of three regions on the connectome's grid."""
+    labels = np.random.default_rng(seed).integers(0, 4, synthetic.SHAPE)
+    path = synthetic.write_mask(folder / f"{name}.nii.gz", labels)
+    rows = "".join(f"{index}\t{label}\n" for index, label in NAMES.items())
+    (folder / f"{name}.tsv").write_text(f"index\tlabel\n{rows}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def connectome(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a connectome."""
+    series = synthetic.make_series(int(MASK.sum()))
+    return synthetic.write_connectome_folder(tmp_path_factory.mktemp("connectome") / "GSP5", series, MASK)
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write two lesions."""
+    masks = {f"sub-{label}/anat/sub-{label}_{STEM}_mask": voxels for label, voxels in BOXES.items()}
+    return synthetic.write_dataset(tmp_path_factory.mktemp("dataset") / "bids", masks)
+
+
+@pytest.fixture(scope="module")
+def mapped(bids: Path, connectome: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Map the lesions without an atlas."""
+    out = tmp_path_factory.mktemp("mapped") / "out"
+    ended = map_lesions(bids, out, connectome)
+    assert ended.returncode == 0, ended.stderr
+    return out
+
+
+@pytest.fixture
+def out(mapped: Path, tmp_path: Path) -> Path:
+    """Copy the maps."""
+    return shutil.copytree(mapped, tmp_path / "out")
+
+
+def table_of(out: Path, label: str, atlas: str = "atlas-Made_seg-1Networks_scale-3") -> Path:
+    """Return the path of a lesion's table."""
+    name = f"sub-{label}_space-{synthetic.SPACE}_{atlas}_label-lesion_stat-mean_desc-GSP5_parcels.tsv"
+    return out / f"sub-{label}" / "func" / name
+
+
+def read_map(out: Path, label: str, stat: str) -> np.ndarray:
+    """Read the voxels of a map."""
+    return nib.load(out / f"sub-{label}/func/sub-{label}_{STEM}_stat-{stat}_desc-GSP5_statmap.nii.gz").get_fdata()
+
+
+def state_of(out: Path) -> dict[str, tuple[bytes, int]]:
+    """Return content and time of all files of lesions."""
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(out.glob("sub-*/func/*"))}
+
+
+def succeeded(ended: Ended) -> str:
+    """Return the log of a run without failures."""
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
+def test_tables_of_finished_maps(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """The tables have NumPy's means of the maps on disk, and the lesion's voxels by region; nothing is mapped."""
+    before = state_of(out)
+    atlas = write_atlas(tmp_path)
+    log = succeeded(map_lesions(bids, out, connectome, "--atlas", atlas))
+    assert "0 done, 2 skipped" in log
+    after = state_of(out)
+    assert {name: after[name] for name in before} == before
+    labels = np.asarray(nib.load(atlas).dataobj)
+    for label, lesion in BOXES.items():
+        rows = read_tsv(table_of(out, label))
+        assert [(row["index"], row["label"]) for row in rows] == [
+            ("0", "outside"),
+            *((str(index), name) for index, name in NAMES.items()),
+        ]
+        assert [row["hemisphere"] for row in rows] == ["n/a", "L", "R", "n/a"]
+        z, t = (read_map(out, label, stat) for stat in "zt")
+        for row in rows:
+            region = labels == int(row["index"])
+            inside = region & np.isfinite(z)
+            assert float(row["mean_z"]) == pytest.approx(z[inside].mean(), abs=1e-6)
+            assert float(row["mean_r"]) == pytest.approx(np.tanh(z[inside].mean()), abs=1e-6)
+            assert float(row["mean_t"]) == pytest.approx(t[inside].mean(), rel=1e-5)
+            assert int(row["n_voxels"]) == inside.sum()
+            assert float(row["covered_volume"]) == pytest.approx(64 * inside.sum())
+            lesioned = (region & (lesion > 0)).sum()
+            assert float(row["fraction_of_lesion"]) == pytest.approx(lesioned / lesion.sum(), rel=1e-6)
+            if row["index"] != "0":
+                assert float(row["volume"]) == pytest.approx(64 * region.sum())
+                assert float(row["fraction_lesioned"]) == pytest.approx(lesioned / region.sum(), rel=1e-6)
+        assert (rows[0]["volume"], rows[0]["fraction_lesioned"]) == ("n/a", "n/a")
+        sidecar = json.loads(table_of(out, label).with_suffix(".json").read_text())
+        assert set(rows[0]) <= set(sidecar)
+        assert sidecar["AtlasFile"] == atlas.name
+        assert sidecar["Sources"][0].endswith("_stat-z_desc-GSP5_statmap.nii.gz")
+        assert "LesionTransforms" not in sidecar
+
+
+def test_tables_are_made_once(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """A rerun writes nothing; another content of the atlas replaces its tables, those of another atlas stay."""
+    atlas = write_atlas(tmp_path)
+    other = write_atlas(tmp_path, "tpl-MNI152NLin6Asym_atlas-Other_dseg", seed=4)
+    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas, "--atlas", other))
+    first = state_of(out)
+    assert table_of(out, "01", "atlas-Other").exists()
+    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas, other))
+    assert state_of(out) == first
+    write_atlas(tmp_path, seed=5)
+    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas, other))
+    changed = {name for name, content in state_of(out).items() if first[name] != content}
+    tables = [table_of(out, label) for label in BOXES]
+    assert changed == {path.with_suffix(ending).name for path in tables for ending in (".tsv", ".json")}
+    table_of(out, "02").with_suffix(".json").unlink()
+    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas))
+    assert table_of(out, "02").with_suffix(".json").exists()
+
+
+def test_tables_of_new_maps(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """A run that maps writes the same tables; without t-maps, means of t are n/a."""
+    atlas = write_atlas(tmp_path)
+    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas))
+    succeeded(map_lesions(bids, tmp_path / "new", connectome, "--atlas", atlas))
+    assert table_of(tmp_path / "new", "01").read_bytes() == table_of(out, "01").read_bytes()
+    succeeded(map_lesions(bids, tmp_path / "no_t", connectome, "--atlas", atlas, "--no-t-map"))
+    rows = read_tsv(table_of(tmp_path / "no_t", "01"))
+    assert {row["mean_t"] for row in rows} == {"n/a"}
+    assert [row["mean_z"] for row in rows] == [row["mean_z"] for row in read_tsv(table_of(out, "01"))]
+
+
+def test_an_atlas_without_a_space(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """Without a space in its name or sidecar, an atlas is taken to be in the connectome's, which is said."""
+    atlas = write_atlas(tmp_path, "mine")
+    log = succeeded(map_lesions(bids, out, connectome, "--atlas", atlas))
+    assert "it is taken to be the connectome's, MNI152NLin6Asym" in log
+    assert table_of(out, "01", "atlas-mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "status", "words"),
+    [
+        (["missing.nii.gz"], 66, "there is no atlas missing.nii.gz"),
+        (["space-T1w_atlas-A_dseg"], 65, "T1w is a participant's own space"),
+        (["space-MNI152_atlas-A_dseg"], 65, "is ambiguous"),
+        (["space-OASIS30ANTs_atlas-A_dseg"], 65, "--transform OASIS30ANTs:MNI152NLin6Asym=FILE"),
+        (["space-MNI152NLin2009cAsym_atlas-A_dseg"], 65, "--no-download was given"),
+        (["a_atlas-A_dseg", "b_atlas-A_dseg"], 64, "2 atlases would have tables of the same name, atlas-A"),
+    ],
+)
+def test_atlases_that_cannot_be_used(
+    names: list[str],
+    status: int,
+    words: str,
+    bids: Path,
+    connectome: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run ends with a sentence before anything is mapped or written."""
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templateflow"))
+    atlases = [name if "." in name else write_atlas(tmp_path, name) for name in names]
+    ended = map_lesions(bids, tmp_path / "out", connectome, "--no-download", "--atlas", *atlases)
+    assert (ended.returncode, words in ended.stderr) == (status, True), ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mask_that_cannot_be_counted(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """A lesion whose map is damaged has no table, with a warning; the others have theirs."""
+    z_map = out / f"sub-01/func/sub-01_{STEM}_stat-z_desc-GSP5_statmap.nii.gz"
+    z_map.write_bytes(z_map.read_bytes()[:200])
+    log = succeeded(map_lesions(bids, out, connectome, "--atlas", write_atlas(tmp_path)))
+    assert f"sub-01_{STEM}_mask.nii.gz: no parcels of {ATLAS}.nii.gz: the map" in log
+    assert [table_of(out, label).exists() for label in BOXES] == [False, True]
