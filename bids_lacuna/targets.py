@@ -93,6 +93,9 @@ def compare_with_target(z_map: Array, lesion: LesionWeights, target: Array) -> C
     )
 
 
+IDENTITY_KEYS = ("SHA256", "SpatialReference", "Transforms")
+"""Keys of a sidecar that decide the figures of a target."""
+
 CLOSENESS_KEYS = {
     "r": "R",
     "r_outside": "ROutsideLesion",
@@ -101,9 +104,14 @@ CLOSENESS_KEYS = {
 """Keys of the numbers in sidecars, by their names in `Closeness`."""
 
 
-def describe_closeness(closeness: Closeness) -> dict[str, Any]:
-    """Return the relation of a lesion to a target as it stands in a sidecar; None for what is undefined."""
-    numbers = {key: getattr(closeness, name) for name, key in CLOSENESS_KEYS.items()}
+def describe_closeness(closeness: Closeness, is_seed: bool = False) -> dict[str, Any]:
+    """Return the relation of a lesion to a target as it stands in a sidecar; None for what is undefined.
+
+    A seed damages nothing: it has no score.
+    """
+    numbers = {
+        key: getattr(closeness, name) for name, key in CLOSENESS_KEYS.items() if not (is_seed and name == "damage")
+    }
     rounded = {key: float(f"{number:.7g}") if np.isfinite(number) else None for key, number in numbers.items()}
     return {**rounded, "NumberOfVoxels": closeness.n_voxels}
 
@@ -113,7 +121,7 @@ def is_recorded(target: Target, recorded: object) -> bool:
     if not isinstance(recorded, Mapping):
         return False
     identity = target.describe()
-    return all(recorded.get(key) == identity.get(key) for key in ("SHA256", "SpatialReference", "Transforms"))
+    return all(recorded.get(key) == identity.get(key) for key in IDENTITY_KEYS)
 
 
 def correlate(x: Array, y: Array) -> float:

@@ -17,6 +17,7 @@ from program import capture, map_lesions, run
 from bids_lacuna import LesionData, cli, null_lesions, reference
 from bids_lacuna.app import nulls as nulls_of_maps
 from bids_lacuna.connectome.summary import DESCRIPTION, FOLDER
+from bids_lacuna.files import read_table
 from bids_lacuna.mapping.cells import assign_cells
 from bids_lacuna.mapping.null_maps import compare_with_targets, map_nulls
 from bids_lacuna.mapping.nulls import Connectivity, make_nulls
@@ -371,6 +372,47 @@ def test_percentiles_of_targets(
     assert second["SHA256"] != first["01"]["SHA256"]
     assert second["R"] == pytest.approx(-first["01"]["R"])
     assert "NullLesions" not in second
+
+
+def test_targets_of_a_group(
+    bids: Path, store: Path, options: list[object], out: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The group's table has the targets of sidecars, or of the command line, and mixes no files of one name."""
+    folder, rng = shutil.copytree(out[0], tmp_path / "out"), np.random.default_rng(8)
+    for name in ("one", "other"):
+        image = nib.Nifti1Image(np.float32(rng.standard_normal(SHAPE)), GRID.affine)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    circuit = [f"circuit={tmp_path / name}.nii.gz" for name in ("one", "other")]
+    assert map_lesions(bids, folder, store, *options, "--target", circuit[0]).returncode == 0
+    first = [read_sidecar(r_map(folder, label))["TargetNetworks"]["circuit"] for label in BOXES]
+    assert run(bids, folder, "group", "--no-reports").returncode == 0
+    rows = read_table(folder / "group_lesions.tsv")
+    for end, key in (("r", "R"), ("r_outside", "ROutsideLesion"), ("damage", "DamageScore")):
+        assert [row[f"target_circuit_{end}"] for row in rows] == [f"{entry[key]:.6g}" for entry in first]
+    assert [row["target_circuit_r_percentile"] for row in rows] == [
+        *(f"{entry['NullLesions']['RPercentile']:.6g}" for entry in first[:2]),
+        "n/a",
+    ]
+    dictionary = json.loads((folder / "group_lesions.json").read_text())
+    assert dictionary["target_circuit_r"]["SHA256"] == first[0]["SHA256"]
+    write_group_report(folder)
+    assert '<th scope="row">circuit</th>' in (folder / "group.html").read_text()
+    one = ["--participant-label", "01", "--null-lesions", "0", "--target", circuit[1]]
+    assert map_lesions(bids, folder, store, *one).returncode == 0
+    mixed = run(bids, folder, "group", "--no-reports")
+    assert "target circuit: 1 lesions, such as sub-01_label-lesion, were compared with another file" in mixed.stderr
+    assert [row["target_circuit_r"] == "n/a" for row in read_table(folder / "group_lesions.tsv")] == [
+        True,
+        False,
+        False,
+    ]
+    # In the volume of the maps as in the connectome's mask.
+    given = run(bids, folder, "group", "--no-reports", "--target", circuit[0])
+    assert (given.returncode, "another file" in given.stderr) == (0, False)
+    again = read_table(folder / "group_lesions.tsv")
+    for end in ("r", "r_outside", "damage"):
+        for row, before in zip(again, rows, strict=True):
+            assert float(row[f"target_circuit_{end}"]) == pytest.approx(float(before[f"target_circuit_{end}"]))
 
 
 def test_few_null_lesions_are_a_warning(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:

@@ -186,7 +186,10 @@ def test_a_dry_run_writes_nothing(finished: Finished, connectome: Path, tmp_path
 
 
 def test_a_group_has_seeds_only_if_asked(finished: Finished, connectome: Path, tmp_path: Path) -> None:
-    """A group of lesions neither has nor mentions the seeds in the same folder; --coordinates describes them."""
+    """A group of lesions neither has nor mentions the seeds in the same folder; --coordinates describes them.
+
+    A seed is compared with target networks, but damages none.
+    """
     _, table, _, _ = finished
     masks = {
         f"sub-0{n}/anat/sub-0{n}_space-{synthetic.SPACE}_label-lesion_mask": synthetic.box((3, 2, n)) for n in (1, 2)
@@ -194,15 +197,21 @@ def test_a_group_has_seeds_only_if_asked(finished: Finished, connectome: Path, t
     bids, out = synthetic.write_dataset(tmp_path / "bids", masks), tmp_path / "out"
     table.with_name("near.tsv").write_text(HEADER + ROWS)
     chosen = ["--coordinates", table.with_name("near.tsv")]
-    for options in ([], chosen):
-        assert map_lesions(bids, out, connectome, *options).returncode == 0
+    assert map_lesions(bids, out, connectome).returncode == 0
+    (target,) = out.glob("sub-01/func/*label-lesion_stat-z_*.nii.gz")
+    assert map_lesions(bids, out, connectome, *chosen, "--target", f"circuit={target}").returncode == 0
+    (sidecar,) = out.glob("sub-01/func/*label-dlpfc_stat-r_*.json")
+    relation = json.loads(sidecar.read_text())["TargetNetworks"]["circuit"]
+    assert (-1 < relation["R"] < 1, "DamageScore" in relation) == (True, False)
     lesions = run(bids, out, "group", "--no-reports")
     assert lesions.returncode == 0, lesions.stderr
     assert {row["label"] for row in read_tsv(out / "group_lesions.tsv")} == {"lesion"}
     assert "not in the group" not in lesions.stderr
     seeds = run(bids, out, "group", "--no-reports", "--name", "seeds", *chosen)
     assert seeds.returncode == 0, seeds.stderr
-    assert [row["label"] for row in read_tsv(out / "group_seeds" / "group_lesions.tsv")] == ["dlpfc", "dlpfc"]
+    rows = read_tsv(out / "group_seeds" / "group_lesions.tsv")
+    assert [row["label"] for row in rows] == ["dlpfc", "dlpfc"]
+    assert [name for name in rows[0] if "target" in name] == ["target_circuit_r", "target_circuit_r_outside"]
 
 
 def test_images_with_a_label_are_seeds(connectome: Path, tmp_path: Path) -> None:

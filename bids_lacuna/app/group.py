@@ -12,12 +12,13 @@ from pathlib import Path
 from bids_lacuna._version import __version__
 from bids_lacuna.app.chance import compare_group, find_group_nulls, find_movable
 from bids_lacuna.app.command import Exit, Stop, ending
-from bids_lacuna.app.contrast import read_named_table, read_question, run_test
+from bids_lacuna.app.contrast import Asked, read_named_table, read_question, run_test
 from bids_lacuna.app.inputs import find_masks, open_connectome
-from bids_lacuna.app.nulls import describe_time
+from bids_lacuna.app.nulls import Nulls, describe_time
 from bids_lacuna.app.reports import write_group_page
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.similarity import find_summary
+from bids_lacuna.app.targets import read_targets
 from bids_lacuna.bids import DamagedDataset, LesionMask, ParticipantWithoutMask, find_stat_maps
 from bids_lacuna.connectome import Connectome
 from bids_lacuna.derivatives import GROUP_PAGE, group_folder, prepare_dataset
@@ -50,14 +51,9 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     asked = read_question(arguments, group)
     whole = find_summary(arguments, connectome) if connectome else None
     nulls = find_group_nulls(arguments, connectome, whole)
+    targets = read_targets(arguments, datasets, group.provenance.grid, group.provenance.space)
     if arguments.dry_run:
-        tested = f"test: {asked.design.direction}, by {asked.design.statistic} statistics\n" if asked else ""
-        sys.stdout.write(tested + describe(group, arguments.ignore, folder, arguments.overwrite))
-        if nulls:
-            movable = find_movable(nulls, group.lesions, group.provenance, out)
-            n_threads = find_resources(arguments.mem, arguments.nprocs).n_threads
-            sys.stdout.write(f"null lesions: {describe_time(nulls, movable, n_threads)}\n")
-        return Exit.OK
+        return preview(arguments, group, asked, nulls)
     with ending(Exit.BAD_DATA, UnfitLesions):
         refuse(group.left_out, len(group.lesions), arguments.ignore)
     keep_other_group(folder, group, arguments.overwrite)
@@ -77,6 +73,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
             links,
             folder=folder,
             connectome=whole,
+            targets=targets,
             ignored=arguments.ignore,
             block_bytes=min(BLOCK_BYTES, resources.available_bytes // 2),
             show_progress=not arguments.quiet,
@@ -101,6 +98,19 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         write_group_page(out, resources, arguments.name)
     elif had_page:
         warn_of_removed_page(folder / GROUP_PAGE)
+    return Exit.OK
+
+
+def preview(arguments: argparse.Namespace, group: Group, asked: Asked | None, nulls: Nulls | None) -> Exit:
+    """Print the test, the maps that would be read, and how long null lesions take."""
+    out = arguments.output_dir
+    if asked:
+        sys.stdout.write(f"test: {asked.design.direction}, by {asked.design.statistic} statistics\n")
+    sys.stdout.write(describe(group, arguments.ignore, group_folder(out, arguments.name), arguments.overwrite))
+    if nulls:
+        movable = find_movable(nulls, group.lesions, group.provenance, out)
+        n_threads = find_resources(arguments.mem, arguments.nprocs).n_threads
+        sys.stdout.write(f"null lesions: {describe_time(nulls, movable, n_threads)}\n")
     return Exit.OK
 
 

@@ -16,6 +16,7 @@ from bids_lacuna.app.nulls import Nulls, rounded
 from bids_lacuna.app.transforms import find_chains
 from bids_lacuna.bids import read_space
 from bids_lacuna.derivatives import (
+    SEED,
     TARGETS,
     DerivativesWriter,
     LesionRecord,
@@ -121,7 +122,8 @@ def _add(
     z = analysis.connectome.grid.vector(read_volume(z_map, "map"))
     weights = analysis.row(analysis.load(record.as_lesion()))
     new = {
-        target.name: target.describe() | describe_closeness(compare_with_target(z, weights, target.values))
+        target.name: target.describe()
+        | describe_closeness(compare_with_target(z, weights, target.values), SEED in content)
         for target in lacking
     }
     write_json(sidecar, content | {TARGETS: {**recorded, **new}})

@@ -28,6 +28,7 @@ from bids_lacuna.group.sums import (
     find_side,
     order_by_similarity,
 )
+from bids_lacuna.group.targets import add_target_columns, relate_to_targets
 from bids_lacuna.group.writer import GroupSummary, GroupWriter
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.kernels import single_threaded_blas
@@ -35,6 +36,7 @@ from bids_lacuna.lesion import LOW_COVERAGE, LesionData, load_lesion
 from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.targets import Target
 from bids_lacuna.text import percent
 from bids_lacuna.weights import LesionWeights
 
@@ -53,6 +55,7 @@ def summarize_group(
     *,
     folder: Path | None = None,
     connectome: Summary | None = None,
+    targets: Sequence[Target] = (),
     ignored: Collection[str] = (),
     block_bytes: int = BLOCK_BYTES,
     show_progress: bool = True,
@@ -74,6 +77,9 @@ def summarize_group(
     connectome
         Summary of the connectome that made the maps, to compare them with; without, the table has what their sidecars
         have.
+    targets
+        Target networks on the whole volume of the maps, to compare the lesions with; the table also has those in
+        the sidecars.
     ignored
         Kinds of reasons for which a lesion is left out instead of refusing the group.
     block_bytes
@@ -90,7 +96,7 @@ def summarize_group(
     """
     sums = GroupSums(group.provenance.shape, group.provenance.options.t_thresholds)
     likeness = Likeness(connectome)
-    lesions, rows, damaged = _add_lesions(group, maps_dir, sums, likeness, show_progress)
+    lesions, rows, relations, damaged = _add_lesions(group, maps_dir, sums, likeness, targets, show_progress)
     left_out = (*group.left_out, *damaged)
     refuse(left_out, len(lesions), ignored)
 
@@ -107,7 +113,8 @@ def summarize_group(
             "cluster_position": 1 + int(np.flatnonzero(order == index)[0]),
             "outlier": "yes" if outliers[index] else "no",
         }
-    warnings = list_warnings(group, lesions, common, sums.mean["r"].n > 0)
+    of_targets, mixed = add_target_columns(rows, relations)
+    warnings = (*mixed, *list_warnings(group, lesions, common, sums.mean["r"].n > 0))
     for warning in warnings:
         logger.warning("%s", warning)
     # These have been logged already, by the search for masks.
@@ -129,37 +136,47 @@ def summarize_group(
         left_out=left_out,
         warnings=warnings,
     )
-    writer.write_table(rows, known_columns(rows), summary)
+    writer.write_table(rows, known_columns(rows) | of_targets, summary)
     return summary
 
 
 def _add_lesions(
-    group: Group, maps_dir: Path, sums: GroupSums, likeness: Likeness, show_progress: bool
-) -> tuple[list[GroupLesion], list[dict[str, Any]], list[LeftOut]]:
-    """Add all lesions to the sums; return the lesions added, their rows of the table, and the damaged lesions."""
+    group: Group,
+    maps_dir: Path,
+    sums: GroupSums,
+    likeness: Likeness,
+    targets: Sequence[Target],
+    show_progress: bool,
+) -> tuple[list[GroupLesion], list[dict[str, Any]], list[dict[str, Mapping[str, Any]]], list[LeftOut]]:
+    """Add all lesions to the sums.
+
+    Returns
+    -------
+    lesions, rows, relations
+        The lesions added, their rows of the table, and their relation to target networks.
+    damaged
+        The lesions that could not be added.
+    """
     lesions: list[GroupLesion] = []
     rows: list[dict[str, Any]] = []
+    relations: list[dict[str, Mapping[str, Any]]] = []
     damaged: list[LeftOut] = []
     with Progress(len(group.lesions), "reading maps", "lesion", shown=show_progress) as progress:
         for lesion in group.lesions:
             try:
-                rows.append(_add_lesion(lesion, maps_dir, group.provenance, sums, likeness))
+                weights, maps = _read_lesion(lesion, maps_dir, group.provenance)
+                row = _describe_lesion(lesion, weights, maps, group.provenance.grid)
+                row |= likeness.of_lesion(lesion, weights, maps["z"])
+                relation = relate_to_targets(lesion, weights, maps["z"], targets)
+                # Nothing is added if a file is damaged.
+                sums.add(weights, maps)
+                rows.append(row)
+                relations.append(relation)
                 lesions.append(lesion)
             except (OSError, ValueError) as error:
                 damaged.append(LeftOut(lesion.name, "missing", str(error)))
             progress.update()
-    return lesions, rows, damaged
-
-
-def _add_lesion(
-    lesion: GroupLesion, maps_dir: Path, provenance: Provenance, sums: GroupSums, likeness: Likeness
-) -> dict[str, Any]:
-    """Add one lesion to the sums and return its row of the table; nothing is added if a file is damaged."""
-    weights, maps = _read_lesion(lesion, maps_dir, provenance)
-    row = _describe_lesion(lesion, weights, maps, provenance.grid)
-    row |= likeness.of_lesion(lesion, weights, maps["z"])
-    sums.add(weights, maps)
-    return row
+    return lesions, rows, relations, damaged
 
 
 def _read_lesion(

@@ -24,7 +24,7 @@ from bids_lacuna.derivatives import (
 )
 from bids_lacuna.files import read_json_object, read_table
 from bids_lacuna.report.contrast import link_tests, write_test_reports
-from bids_lacuna.report.group_drawing import GroupDrawing, Row
+from bids_lacuna.report.group_drawing import GroupDrawing, Row, describe_range
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion, runs_of_maps
 from bids_lacuna.report.methods import combine, describe_group_methods
 from bids_lacuna.report.pages import write_page
@@ -54,9 +54,9 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
     folder = group_folder(output_dir, name)
     group = read_json_object(folder / GROUP_DICTIONARY)
     lesions = _find_lesions(output_dir, group)
+    cells_of_rows = read_table(folder / GROUP_TABLE)
     rows = [
-        _describe_row(output_dir, folder, cells, lesion)
-        for cells, lesion in zip(read_table(folder / GROUP_TABLE), lesions, strict=True)
+        _describe_row(output_dir, folder, cells, lesion) for cells, lesion in zip(cells_of_rows, lesions, strict=True)
     ]
     drawing = GroupDrawing(folder, group, rows)
     maps = drawing.draw_maps()
@@ -87,6 +87,7 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
         maps=maps,
         similarity=similarity,
         of_mean=of_mean,
+        targets=_describe_targets(group, cells_of_rows),
         distributions=distributions,
         problems=drawing.problems,
         facts=_describe_origin(group, rows, lesions, drawing.thresholds),
@@ -105,6 +106,18 @@ def _compare_mean(mean_z: Path) -> ShownSimilarity | None:
     with suppress(OSError, ValueError):
         return read_similarity(read_json_object(sidecar_path(mean_z)))
     return None
+
+
+def _describe_targets(group: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Describe the columns of target networks, each by its lowest, median and highest value."""
+    found: dict[str, dict[str, str]] = {}
+    for column, entry in group.items():
+        if isinstance(entry, Mapping) and "TargetNetwork" in entry:
+            name, numbers = entry["TargetNetwork"], [_number(row[column]) for row in rows]
+            known = [number for number in numbers if number == number]
+            shown = found.setdefault(name, {"name": name, "file": str(entry.get("File", ""))})
+            shown[column.removeprefix(f"target_{name}_")] = describe_range(known) if known else "\N{EN DASH}"
+    return list(found.values())
 
 
 def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesion | None]:

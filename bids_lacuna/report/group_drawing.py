@@ -231,7 +231,7 @@ class GroupDrawing:
         names = [self._rows[number].name for number in order]
         draw_similarity(path, matrix[np.ix_(order, order)], names, (title, STAMP))
         pairs = matrix[np.triu(np.ones((n, n), bool), 1)]
-        between = f"; r between two {self.kind}s is {_range(pairs)}" if pairs.size else ""
+        between = f"; r between two {self.kind}s is {describe_range(pairs)}" if pairs.size else ""
         what = f"{title}{between}. {self._group['Clustering']}. {STAMP}"
         return self.pictures.add("Similarity of the maps", path, f"Matrix. {what}", what)
 
@@ -245,7 +245,8 @@ class GroupDrawing:
         path = self.pictures.path("distributions.png")
         title = f"Volume and coverage of {self._lesions}"
         draw_distributions(path, volumes_ml, [100 * coverage for coverage in coverages], (title, self._stamp))
-        what = f"Volume is {_range(volumes_ml)} mL, coverage by the connectome {_range(coverages, percent)}."
+        of_coverage = describe_range(coverages, percent)
+        what = f"Volume is {describe_range(volumes_ml)} mL, coverage by the connectome {of_coverage}."
         caption = f"{what} The volume axis is logarithmic. {self._stamp}"
         return self.pictures.add(title, path, f"Histograms. {what} {self._stamp}", caption)
 
@@ -282,7 +283,8 @@ def whole_ticks(maximum: float) -> list[int]:
     return sorted({round(tick) for tick in np.linspace(0, max(1, ceil(maximum - 1e-6)), 5).tolist()})
 
 
-def _range(numbers: Sequence[float] | np.ndarray, write: Callable[[float], str] = decimal) -> str:
+def describe_range(numbers: Sequence[float] | np.ndarray, write: Callable[[float], str] = decimal) -> str:
+    """Describe numbers for people by the lowest, the highest and the median."""
     low, middle, high = np.quantile(numbers, (0, 0.5, 1))
     return f"{write(low)} to {write(high)} (median {write(middle)})"
 
