@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bids_lacuna.lesion import LesionData
     from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
     from bids_lacuna.mapping.null_maps import null_lesions
+    from bids_lacuna.parcels import parcellate
 
 __all__ = [
     "Connectome",
@@ -24,6 +25,7 @@ __all__ = [
     "batch_process",
     "group_test",
     "null_lesions",
+    "parcellate",
 ]
 
 _HOMES = {
@@ -34,6 +36,7 @@ _HOMES = {
     "batch_process": "batch",
     "group_test": "group",
     "null_lesions": "mapping.null_maps",
+    "parcellate": "parcels",
 }
 
 

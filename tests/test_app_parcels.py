@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import synthetic
-from program import Ended, map_lesions, read_tsv
+from program import Ended, map_lesions, read_tsv, run
+
+from bids_lacuna.report.participant import write_participant_report
+from bids_lacuna.text import percent
 
 MASK = synthetic.make_mask()
 
@@ -195,3 +199,81 @@ def test_a_mask_that_cannot_be_counted(bids: Path, connectome: Path, out: Path, 
     log = succeeded(map_lesions(bids, out, connectome, "--atlas", write_atlas(tmp_path)))
     assert f"sub-01_{STEM}_mask.nii.gz: no parcels of {ATLAS}.nii.gz: the map" in log
     assert [table_of(out, label).exists() for label in BOXES] == [False, True]
+
+
+def test_tables_of_a_group(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """The group's table has the rows of all lesions of its atlas, in order; one of an earlier group goes."""
+    atlas, other = write_atlas(tmp_path), write_atlas(tmp_path, "tpl-MNI152NLin6Asym_atlas-Other_dseg", seed=4)
+    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas, other))
+    write_atlas(tmp_path, other.name.removesuffix(".nii.gz"), seed=5)
+    succeeded(map_lesions(bids, out, connectome, "--atlas", other, "--participant-label", "01"))
+    group = ("--no-reports", "--overwrite")
+    log = succeeded(run(bids, out, "group", *group))
+    assert "atlas-Other: 1 of 2 lesions have parcels of the same atlas" in log
+    path = out / "group_atlas-Made_seg-1Networks_scale-3_desc-GSP5_parcels.tsv"
+    rows = read_tsv(path)
+    assert list(rows[0])[:3] == ["lesion", "participant_id", "session_id"]
+    assert [row["participant_id"] for row in rows] == ["sub-01"] * 4 + ["sub-02"] * 4
+    own = [row for label in BOXES for row in read_tsv(table_of(out, label))]
+    assert [{column: row[column] for column in own[0]} for row in rows] == own
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert (sidecar["NumberOfLesions"], sidecar["AtlasFile"]) == (2, atlas.name)
+    assert set(rows[0]) <= set(sidecar)
+    for table in out.glob("sub-*/func/*_parcels.tsv"):
+        table.unlink()
+    succeeded(run(bids, out, "group", *group))
+    assert not list(out.glob("group_atlas-*"))
+
+
+def test_pages(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """A page has the strongest regions, those of the lesion and of peaks, and the atlas' file in its methods."""
+    atlas = write_atlas(tmp_path)
+    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas))
+    assert write_participant_report(out, "01") == []
+    page = (out / "sub-01.html").read_text()
+    rows = {row["label"]: row for row in read_tsv(table_of(out, "01"))}
+    assert "Strongest regions of Made 1Networks 3" in page
+    bars = page[page.index("Mean r of regions") :]
+    shown = re.findall(r'<th scope="row">([^<]*)</th>.*?<td class="number">([^<]*)<', bars[: bars.index("</table>")])
+    assert sorted(shown, key=lambda bar: -abs(float(bar[1].replace("\N{MINUS SIGN}", "-")))) == shown
+    assert {name.partition(" (")[0] for name, _ in shown} == set(NAMES.values())
+    for name, r in shown:
+        expected = float(rows[name.partition(" (")[0]]["mean_r"])
+        assert float(r.replace("\N{MINUS SIGN}", "-")) == pytest.approx(expected, abs=6e-4)
+    placed = nib.load(
+        out / f"tpl-{synthetic.SPACE}" / f"{ATLAS.partition('_desc')[0]}_seg-1Networks_scale-3_desc-GSP5_dseg.nii.gz"
+    )
+    labels = np.asarray(nib.load(atlas).dataobj)
+    np.testing.assert_array_equal(np.asarray(placed.dataobj), np.where(MASK, labels, 0))
+    (clusters,) = (out / "sub-01/figures").glob("*_clusters.tsv")
+    for row in read_tsv(clusters):
+        peak_mm = [float(row[f"{axis}_mm"]) for axis in "xyz"]
+        at = nib.affines.apply_affine(np.linalg.inv(placed.affine), peak_mm).round().astype(int)
+        assert row["region_Made_1Networks_3"] == NAMES.get(labels[tuple(at)], "n/a")
+    inside = labels[BOXES["01"] > 0]
+    most = np.bincount(inside, minlength=4)[1:].argmax() + 1
+    assert f"{NAMES[most]} {percent((inside == most).mean(), 2)}" in page
+    assert f"Maps were averaged over the regions of Made 1Networks 3 ({atlas.name}, SHA-256 " in page
+    citation = (out / "logs/CITATION.md").read_text()
+    assert citation.startswith("Lesion network mapping")
+    assert f"({atlas.name}, SHA-256 " in citation
+    # Made from another mask, the table is not this lesion's.
+    sidecar = table_of(out, "01").with_suffix(".json")
+    sidecar.write_text(sidecar.read_text().replace('"LesionHash": "', '"LesionHash": "0'))
+    write_participant_report(out, "01")
+    assert "Strongest regions" not in (out / "sub-01.html").read_text()
+
+
+def test_overwritten_maps_have_no_old_table(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """A lesion that is mapped again with other settings keeps no table of its earlier maps."""
+    succeeded(map_lesions(bids, out, connectome, "--atlas", write_atlas(tmp_path)))
+    succeeded(map_lesions(bids, out, connectome, "--overwrite", "--lesion-weighting", "binary"))
+    assert not list(out.glob("sub-*/func/*_parcels.*"))
+
+
+def test_output_is_valid(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """The BIDS validator accepts the output with tables of parcels and of a group."""
+    succeeded(map_lesions(bids, out, connectome, "--atlas", write_atlas(tmp_path)))
+    succeeded(run(bids, out, "group", "--no-reports"))
+    done = synthetic.validate(out, tmp_path / "cache")
+    assert done.returncode == 0, done.stdout

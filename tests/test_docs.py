@@ -338,6 +338,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
         synthetic.write_mask(place / "masks" / f"sub-{subject}_lesion.nii.gz", voxels)
     synthetic.write_mask(place / "ATLAS.nii.gz", np.indices(synthetic.SHAPE)[0])
     (place / "ATLAS.tsv").write_text("index\tlabel\n1\tfirst\n2\tsecond\n")
+    synthetic.write_mask(place / "map.nii.gz", np.ones(synthetic.SHAPE))
     brain = np.ones(synthetic.SHAPE, bool)
     synthetic.write_connectome_folder(place / "lacuna", synthetic.make_series(brain.size), brain)
     build = ["build", str(place / "lacuna"), str(place / "STORE"), "--space", synthetic.SPACE, "--name", "GSP1000"]

@@ -15,6 +15,7 @@ from nilearn.maskers import NiftiLabelsMasker
 
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData
+from bids_lacuna.parcels import parcellate
 from bids_lacuna.parcels.atlas import Atlas, AtlasFile, make_atlas, read_atlas
 from bids_lacuna.parcels.averages import place_atlas
 from bids_lacuna.parcels.damage import DamageCounter
@@ -297,6 +298,28 @@ def test_names_of_atlases(tmp_path: Path) -> None:
         file = AtlasFile.of(tmp_path / f"{name}.nii.gz")
         assert file.table == (tmp_path / table if table else None)
         assert (file.entities, file.space) == (entities, space)
+
+
+def test_parcellate(tmp_path: Path) -> None:
+    """From Python, means are those of the voxels of each region, for files and images in memory."""
+    image = make_labels(GRID.affine, GRID.shape)
+    values = GRID.volume(np.random.default_rng(5).standard_normal(GRID.n_voxels))
+    paths = [tmp_path / f"space-{name}.nii.gz" for name in ("A_map", "A_dseg", "B_dseg")]
+    for path, content in zip(paths, (nib.Nifti1Image(values, GRID.affine), image, image), strict=True):
+        nib.save(content, path)
+    names = {index: f"region {index}" for index in range(1, N_LABELS + 1)}
+    found = parcellate(nib.Nifti1Image(values, GRID.affine), image, labels=names)
+    labels = np.asarray(image.dataobj)
+    np.testing.assert_allclose(found.means, [np.nanmean(values[labels == index]) for index in names], atol=1e-12)
+    assert found.labels == tuple(names.values())
+    assert (found.indices.tolist(), found.hemispheres) == (list(names), ("",) * N_LABELS)
+    np.testing.assert_allclose(found.volumes_mm3, [64 * (labels == index).sum() for index in names])
+    np.testing.assert_allclose(found.covered_mm3, 64 * found.n_voxels)
+    np.testing.assert_array_equal(parcellate(paths[0], paths[1]).means, found.means)
+    with pytest.raises(ValueError, match="the map is in space A, the atlas in B: give an atlas in A"):
+        parcellate(paths[0], paths[2])
+    with pytest.raises(ValueError, match="a 3D image with one is needed"):
+        parcellate(nib.Nifti1Image(np.zeros((2, 2, 2, 2)), GRID.affine), image)
 
 
 def test_hash_of_an_atlas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

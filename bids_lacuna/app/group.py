@@ -32,6 +32,7 @@ from bids_lacuna.group import (
     refuse,
     remove_stale_tests,
     summarize_group,
+    write_group_parcels,
 )
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.progress import above_the_bar
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
             show_progress=not arguments.quiet,
         )
         lesions = [lesion for lesion in group.lesions if lesion.name in summary.order]
+        write_group_parcels(lesions, group.provenance, out, folder)
         if nulls:
             compare_group(nulls, lesions, group.provenance, out, folder, resources, not arguments.quiet)
         if asked is not None:

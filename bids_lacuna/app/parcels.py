@@ -6,7 +6,8 @@ import argparse
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,29 @@ import numpy as np
 
 from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.app.transforms import ChainFinder
-from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, map_path, parcels_path, sidecar_path
-from bids_lacuna.derivatives.parcels import ATLAS_KEYS, read_parcels_sidecar, write_parcels
+from bids_lacuna.derivatives import (
+    DerivativesWriter,
+    LesionRecord,
+    Run,
+    map_path,
+    parcels_path,
+    placed_atlas_path,
+    read_outcomes,
+    sidecar_path,
+)
+from bids_lacuna.derivatives.parcels import ATLAS_KEYS, differ, read_sidecar_of, write_parcels, write_placed_atlas
 from bids_lacuna.derivatives.records import DECIDING
 from bids_lacuna.files import read_json_object
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.mapping import FunctionalNetworkMapping
-from bids_lacuna.parcels.atlas import AtlasFile, read_atlas
+from bids_lacuna.mapping.maps import make_image
+from bids_lacuna.parcels.atlas import Atlas, AtlasFile, read_atlas
 from bids_lacuna.parcels.averages import PlacedAtlas, place_atlas
-from bids_lacuna.parcels.damage import DamageCounter
+from bids_lacuna.parcels.damage import DamageCounter, LesionedVolumes
 from bids_lacuna.parcels.finding import find_atlas
 from bids_lacuna.parcels.labels import OUTSIDE
+from bids_lacuna.report.methods import write_citation
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.transforms import TransformChain
 
@@ -41,9 +53,10 @@ class UsedAtlas:
     file: AtlasFile
     chain: TransformChain | None
 
-    def describe(self) -> dict[str, Any]:
-        """Describe it for a sidecar."""
-        return {
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """What sidecars say of it."""
+        known = {
             "Atlas": " ".join(self.file.entities.values()),
             "AtlasFile": self.file.image.name,
             "AtlasTable": self.file.table.name if self.file.table else None,
@@ -51,6 +64,7 @@ class UsedAtlas:
             "AtlasSoftware": self.file.software or None,
             "AtlasTransforms": self.chain.describe() if self.chain else None,
         }
+        return {key: value for key, value in known.items() if value is not None}
 
 
 def find_atlases(arguments: argparse.Namespace, find_chain: ChainFinder) -> list[UsedAtlas]:
@@ -106,13 +120,15 @@ def add_parcels(
     labels = []
     for used in atlases:
         tables = [table for record in writer.records if (table := _Table.of(record, used, writer)).is_due]
-        if not tables:
+        in_output = _Placed.of(used, writer)
+        if not tables and not in_output.is_due:
             continue
         name = used.file.image.name
         logger.info("parcels of %s: %d lesions", name, len(tables))
         try:
             atlas = read_atlas(used.file)
             placed = place_atlas(atlas, analysis.connectome.grid, used.chain)
+            in_output.write(atlas, placed, analysis.connectome.grid)
         except (OSError, ValueError) as error:
             logger.warning("there are no parcels of %s: %s", name, error)
             continue
@@ -126,6 +142,18 @@ def add_parcels(
                     logger.warning("%s: no parcels of %s: %s", table.record.mask.path.name, name, error)
                 progress.update()
     return labels
+
+
+def cite_atlases(atlases: Sequence[UsedAtlas], run: Run, output_dir: Path, md_only: bool) -> None:
+    """Write the methods text with the atlases: that of this run, or if it mapped nothing, of the last that did."""
+    mapped = [outcome.run for outcome in read_outcomes(output_dir) if outcome.is_mapping and outcome.run]
+    if not run.n_lesions and mapped:
+        thresholds = {*mapped[-1].provenance.options.t_thresholds, *run.provenance.options.t_thresholds}
+        run = replace(mapped[-1], reports=run.reports).with_thresholds(thresholds)
+    try:
+        write_citation(output_dir, run, md_only, [each.described for each in atlases])
+    except OSError as error:
+        logger.warning("the methods text could not be written: %s", error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,18 +178,20 @@ class _Table:
         sidecar: dict[str, Any] = {}
         if record.has_maps_in(provenance.space) and sidecar_path(z_map).exists():
             sidecar = _describe(z_map, t_map if has_t else None, used, out)
-        there = read_parcels_sidecar(path) if sidecar else {}
-        compared = (*DECIDING, *ATLAS_KEYS, "Sources")
-        is_due = any(there.get(key) != sidecar.get(key) for key in compared)
+        is_due = bool(sidecar) and differ(read_sidecar_of(path), sidecar, (*DECIDING, *ATLAS_KEYS, "Sources"))
         return cls(record, path, z_map, t_map if has_t else None, is_due, sidecar)
 
     def write(self, placed: PlacedAtlas, counter: DamageCounter, grid: Grid, threshold: float | None) -> None:
         """Compute and write the table; raises ValueError or OSError."""
         of_z = placed.average(_read(self.z_map, grid))
         mean_t = placed.average(_read(self.t_map, grid)).means if self.t_map else np.full(len(of_z.means), np.nan)
-        damage = counter.count(self.record.as_lesion(), threshold)
         volumes = np.append(placed.volumes_mm3, np.nan)
-        lesioned = np.divide(damage.of_regions_mm3, volumes, out=np.full(len(volumes), np.nan), where=volumes > 0)
+        undefined = np.full(len(volumes), np.nan)
+        damage = LesionedVolumes(undefined)
+        # A seed damages nothing.
+        if self.record.mask.seed is None:
+            damage = counter.count(self.record.as_lesion(), threshold)
+        lesioned = np.divide(damage.of_regions_mm3, volumes, out=undefined.copy(), where=volumes > 0)
         rows = [
             {
                 "index": region.index,
@@ -181,6 +211,39 @@ class _Table:
         write_parcels(self.path, rows[-1:] + rows[:-1], self.sidecar)
 
 
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """An atlas on the connectome's grid in the output, by which pages name the regions of clusters."""
+
+    path: Path
+    is_due: bool
+    sidecar: dict[str, Any]
+
+    @classmethod
+    def of(cls, used: UsedAtlas, writer: DerivativesWriter) -> _Placed:
+        """Compare what is on disk with what would be written."""
+        provenance = writer.provenance
+        path = writer.output_dir / placed_atlas_path(provenance.space, provenance.connectome_name, used.file.entities)
+        sidecar = {
+            "SpatialReference": provenance.space,
+            "ConnectomeName": provenance.connectome_name,
+            "ConnectomeHash": provenance.connectome_hash,
+            "SoftwareVersion": provenance.version,
+            **used.described,
+        }
+        return cls(path, differ(read_sidecar_of(path), sidecar, ("ConnectomeHash", *ATLAS_KEYS)), sidecar)
+
+    def write(self, atlas: Atlas, placed: PlacedAtlas, grid: Grid) -> None:
+        """Write the label of each voxel, unless it is there; raises OSError."""
+        if not self.is_due:
+            return
+        labels = np.array([*(region.index for region in atlas.regions), OUTSIDE.index])
+        dtype = np.int16 if labels.max() < 2**15 else np.int32
+        values = labels.astype(dtype)[placed.strongest(grid.n_voxels)]
+        image = make_image(values, 0, grid, self.sidecar["SpatialReference"])
+        write_placed_atlas(self.path, image, [(each.index, each.name) for each in atlas.regions], self.sidecar)
+
+
 def _describe(z_map: Path, t_map: Path | None, used: UsedAtlas, output_dir: Path) -> dict[str, Any]:
     """Return what the sidecar of a table says beside its columns; empty if that of the z-map cannot be read."""
     try:
@@ -190,7 +253,7 @@ def _describe(z_map: Path, t_map: Path | None, used: UsedAtlas, output_dir: Path
     maps = [f"bids::{path.relative_to(output_dir).as_posix()}" for path in (z_map, t_map) if path]
     of_map.pop("Description", None)
     of_map["Sources"] = [*maps, *of_map.get("Sources", [])]
-    return {**of_map, **{key: value for key, value in used.describe().items() if value is not None}}
+    return {**of_map, **used.described}
 
 
 def _read(path: Path, grid: Grid) -> Array:

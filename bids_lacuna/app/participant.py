@@ -23,7 +23,7 @@ from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.masks import add_masks
 from bids_lacuna.app.nulls import Nulls, add_nulls, find_nulls
-from bids_lacuna.app.parcels import UsedAtlas, add_parcels, find_atlases
+from bids_lacuna.app.parcels import UsedAtlas, add_parcels, cite_atlases, find_atlases
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.seeds import write_seeds
@@ -262,7 +262,9 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
                 write_citation(out, log.describe(), md_only=arguments.md_only_boilerplate)
         with above_the_bar():
             compared += job.compare_with_nulls(writer)
-            compared += add_parcels(job.atlases, writer, job.analysis, not arguments.quiet)
+            if with_tables := add_parcels(job.atlases, writer, job.analysis, not arguments.quiet):
+                cite_atlases(job.atlases, log.describe(), out, arguments.md_only_boilerplate)
+            compared += with_tables
         log.submit_pages(compared)
         pages.wait()
         return conclude(job.records, len(job.without_mask), log_dir)

@@ -26,6 +26,7 @@ from bids_lacuna.derivatives.names import (
     null_map_path,
     number_label,
     parcels_path,
+    placed_atlas_path,
     sidecar_path,
 )
 from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, file_hash
@@ -63,6 +64,7 @@ __all__ = [
     "null_map_path",
     "number_label",
     "parcels_path",
+    "placed_atlas_path",
     "prepare_dataset",
     "read_description",
     "read_outcomes",

@@ -129,6 +129,12 @@ def parcels_path(mask: LesionMask, provenance: Provenance, atlas: Mapping[str, s
     return path.with_name(path.name.replace("_statmap.nii.gz", f"_{PARCELS}.tsv"))
 
 
+def placed_atlas_path(space: str, connectome_name: str, atlas: Mapping[str, str]) -> PurePosixPath:
+    """Return the path of an atlas on a connectome's grid, relative to the output's root; `atlas` as above."""
+    label = "_".join(f"{entity}-{name}" for entity, name in atlas.items())
+    return PurePosixPath(f"tpl-{space}", f"tpl-{space}_{label}_desc-{connectome_name}_dseg.nii.gz")
+
+
 def find_lesion(mask: Path, r_map: Path, sidecar: Mapping[str, Any]) -> tuple[Path, float | None]:
     """Return the file that shows a lesion in the space of its maps, and the lowest weight that counts there.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
-from bids_lacuna.derivatives.names import sidecar_path
-from bids_lacuna.files import read_json_object, write_json, write_table
+from bids_lacuna.derivatives.names import PARCELS, placed_atlas_path, sidecar_path
+from bids_lacuna.derivatives.records import DECIDING
+from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
+from bids_lacuna.images import save_gzipped
 
 COLUMNS: dict[str, dict[str, str]] = {
     "index": {"Description": "Label of the region in the atlas; 0 for what is in no region"},
@@ -34,14 +38,89 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 DESCRIPTION = "Lesion network maps and the lesion by the regions of an atlas"
 
+ATLAS_ENTITIES = ("atlas", "seg", "scale")
+
 ATLAS_KEYS = ("AtlasHash", "AtlasTransforms")
 """Keys of a sidecar that tell one content of an atlas from another."""
 
+ATLAS_DESCRIPTION_KEYS = (
+    "SpatialReference",
+    "ConnectomeName",
+    "ConnectomeHash",
+    "Atlas",
+    "AtlasFile",
+    "AtlasTable",
+    "AtlasHash",
+    "AtlasSoftware",
+    "AtlasTransforms",
+)
+"""Keys of a sidecar about an atlas on a connectome's grid."""
 
-def read_parcels_sidecar(table: Path) -> dict[str, Any]:
-    """Read the sidecar of a table of parcels; empty if the table or its sidecar is missing or damaged."""
+
+PLACED_DESCRIPTION = "An atlas on the connectome's grid: the label of the region that fills most of each voxel"
+
+
+@dataclass(frozen=True)
+class ParcelTable:
+    """The table of a lesion and an atlas."""
+
+    path: Path
+    atlas: Mapping[str, str]
+    """Entities of the atlas: `atlas`, and `seg` and `scale` if it has them."""
+    sidecar: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the atlas for people."""
+        return " ".join(self.atlas.values())
+
+    @property
+    def placed_atlas(self) -> PurePosixPath:
+        """Path of the atlas on the connectome's grid, relative to the output's root."""
+        space, connectome = (str(self.sidecar.get(key)) for key in ("SpatialReference", "ConnectomeName"))
+        return placed_atlas_path(space, connectome, self.atlas)
+
+
+def find_parcels(r_map: Path, sidecar: Mapping[str, Any]) -> list[ParcelTable]:
+    """List the tables that were made from the maps of a lesion, sorted by their names.
+
+    Parameters
+    ----------
+    r_map, sidecar
+        The lesion's r-map, and its sidecar.
+    """
+    return [
+        ParcelTable(path, atlas, there)
+        for path, atlas in list_parcels(r_map)
+        if (there := read_sidecar_of(path)) and not differ(there, sidecar, DECIDING)
+    ]
+
+
+def list_parcels(r_map: Path) -> list[tuple[Path, dict[str, str]]]:
+    """List a lesion's tables of parcels, whatever they were made from, each with the entities of its atlas."""
+    of_map = _entities(r_map.name) | {"stat": "mean"}
+    found = []
+    for path in sorted(r_map.parent.glob(f"*_stat-mean_*_{PARCELS}.tsv")):
+        entities = _entities(path.name)
+        atlas = {entity: entities.pop(entity) for entity in ATLAS_ENTITIES if entity in entities}
+        if entities == of_map:
+            found.append((path, atlas))
+    return found
+
+
+def _entities(name: str) -> dict[str, str]:
+    return dict(part.split("-", 1) for part in name.partition(".")[0].split("_") if "-" in part)
+
+
+def differ(there: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    """Return whether two sidecars differ in any of some keys."""
+    return any(there.get(key) != now.get(key) for key in keys)
+
+
+def read_sidecar_of(path: Path) -> dict[str, Any]:
+    """Read the sidecar of a table or image; empty if one of both is missing, or the sidecar is damaged."""
     try:
-        return read_json_object(sidecar_path(table)) if table.exists() else {}
+        return read_json_object(sidecar_path(path)) if path.exists() else {}
     except (OSError, ValueError):
         return {}
 
@@ -51,6 +130,25 @@ def write_parcels(path: Path, rows: Iterable[Mapping[str, Any]], sidecar: Mappin
     sidecar_path(path).unlink(missing_ok=True)
     write_table(path, list(COLUMNS), ([format_cell(row[name]) for name in COLUMNS] for row in rows))
     write_json(sidecar_path(path), {"Description": DESCRIPTION, **COLUMNS, **sidecar})
+
+
+def write_placed_atlas(
+    path: Path, image: nib.Nifti1Image, regions: Iterable[tuple[int, str]], sidecar: Mapping[str, Any]
+) -> None:
+    """Write an atlas on a connectome's grid, the names of its regions, and a sidecar.
+
+    Parameters
+    ----------
+    regions
+        Index and name of each region.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sidecar_path(path).unlink(missing_ok=True)
+    with renamed_when_whole(path) as temporary:
+        save_gzipped(image, temporary)
+    rows = ([str(index), name] for index, name in regions)
+    write_table(sidecar_path(path).with_suffix(".tsv"), ["index", "name"], rows)
+    write_json(sidecar_path(path), {"Description": PLACED_DESCRIPTION, **sidecar})
 
 
 def format_cell(value: object) -> str:

@@ -21,7 +21,9 @@ from bids_lacuna.derivatives.names import (
     null_map_path,
     sidecar_path,
 )
+from bids_lacuna.derivatives.parcels import differ, list_parcels, read_sidecar_of
 from bids_lacuna.derivatives.records import (
+    DECIDING,
     LesionRecord,
     Sidecars,
     describe_differences,
@@ -269,6 +271,10 @@ class DerivativesWriter:
                 logger.info("removed %s, made with %s", path.name, differences)
                 path.unlink(missing_ok=True)
                 old.unlink()
+        for table, _ in list_parcels(self.output_dir / map_path(mask, self.provenance, stat="r")):
+            if differ(read_sidecar_of(table), sidecar, DECIDING):
+                logger.info("removed %s, made from other maps", table.name)
+                _remove(table)
 
     def _write_map(self, relative_path: PurePosixPath, compute: Callable[[], nib.Nifti1Image]) -> Path:
         path = self.output_dir / relative_path
@@ -279,6 +285,6 @@ class DerivativesWriter:
 
 
 def _remove(path: Path) -> None:
-    """Remove an image, its sidecar first, without which it counts as incomplete."""
+    """Remove an image or a table, its sidecar first, without which it counts as incomplete."""
     sidecar_path(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -13,6 +13,10 @@ from bids_lacuna.provenance import MappingOptions
 from bids_lacuna.report.pages import decimal
 from bids_lacuna.report.similarity import ShownSimilarity
 from bids_lacuna.text import percent
+from bids_lacuna.transforms import describe_steps
+
+HASH_DIGITS = 12
+"""Digits of a file's hash in a text."""
 
 DRAWING_LIBRARIES = ("matplotlib", "nilearn")
 """Libraries that only pictures come from."""
@@ -132,6 +136,30 @@ def describe_test_methods(record: Mapping[str, Any]) -> str:
     )
 
 
+def describe_atlases(sidecars: Iterable[Mapping[str, Any]]) -> str:
+    """Describe in Markdown how maps were averaged over atlases, from sidecars of tables of parcels; "" if none."""
+    atlases = dict.fromkeys(_describe_atlas(sidecar) for sidecar in sidecars)
+    if not atlases:
+        return ""
+    return (
+        f"Maps were averaged over the regions of {_listing(list(atlases))}, each voxel of the connectome weighted by "
+        "the volume of the region in it; the mean r of a region is the hyperbolic tangent of its mean z. The "
+        "lesioned fraction of each region was counted between mask and atlas, at their own resolution."
+    )
+
+
+def _describe_atlas(sidecar: Mapping[str, Any]) -> str:
+    source = f", from {software} [@ciric2022]" if (software := sidecar.get("AtlasSoftware")) else ""
+    transforms = sidecar.get("AtlasTransforms") or ()
+    files = [(str(file.get("From")), str(file.get("To")), str(file.get("Software", ""))) for file in transforms]
+    brought = f", brought {describe_steps(files)} [@lowekamp2013]" if files else ""
+    image_hash = str(sidecar.get("AtlasHash", "")).partition(" ")[0]
+    return (
+        f"{sidecar.get('Atlas')} ({sidecar.get('AtlasFile')}, SHA-256 {image_hash[:HASH_DIGITS]}…{source}{brought}; "
+        "[cite its source here])"
+    )
+
+
 def _lesions(run: Run) -> str:
     threshold = run.provenance.options.lesion_threshold
     where = "" if run.transforms else f" in {run.provenance.space} space"
@@ -199,9 +227,19 @@ def combine(runs: Iterable[Run]) -> str:
     return "\n\n".join(dict.fromkeys(describe_methods(run, with_pictures=True) for run in runs))
 
 
-def write_citation(output_dir: Path, run: Run, md_only: bool = False) -> None:
-    """Write a run's logs/CITATION.md, and unless `md_only`, CITATION.bib beside it."""
+def write_citation(
+    output_dir: Path, run: Run, md_only: bool = False, atlases: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write a run's logs/CITATION.md, and unless `md_only`, CITATION.bib beside it.
+
+    Parameters
+    ----------
+    atlases
+        What sidecars say of the atlases by which the maps were averaged.
+    """
     text = describe_methods(run, with_pictures=run.reports)
+    if atlases:
+        text += f"\n{describe_atlases(atlases)}\n"
     contents = {"CITATION.md": text}
     if not md_only:
         contents["CITATION.bib"] = references(text, run.provenance.version)

@@ -11,7 +11,7 @@ from bids_lacuna.citations import references
 from bids_lacuna.derivatives import OUTCOMES, Outcome, Run, read_outcomes
 from bids_lacuna.report.failure import describe_failure
 from bids_lacuna.report.maps_on_disk import MappedLesion, find_mapped_lesions, read_links, runs_of_maps
-from bids_lacuna.report.methods import combine
+from bids_lacuna.report.methods import combine, describe_atlases
 from bids_lacuna.report.pages import write_page
 from bids_lacuna.report.section import Section, describe_lesion, pictures_of
 from bids_lacuna.runtime.logs import LOG_FILE
@@ -33,7 +33,8 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
     failures, links = _failures(outcomes), read_links(output_dir)
     not_mapped = [describe_failure(output_dir, label, outcome, links) for outcome in failures]
     runs = runs_of_maps(lesions, origins)
-    methods = combine(runs.values())
+    atlases = [each.sidecar for section in sections for each in section.parcels]
+    methods = "\n\n".join(filter(None, [combine(runs.values()), describe_atlases(atlases) if runs else ""]))
     write_page(
         output_dir / f"sub-{label}.html",
         "participant.html.jinja",

@@ -19,6 +19,7 @@ from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
 from bids_lacuna.report.nulls import ShownNulls, draw_nulls, explain_no_nulls, find_null_map
 from bids_lacuna.report.pages import decimal, position
+from bids_lacuna.report.parcels import ShownParcels, read_parcels
 from bids_lacuna.report.pictures import Part, Picture, Pictures
 from bids_lacuna.report.similarity import ShownSimilarity, ShownTarget, read_similarity, read_targets
 from bids_lacuna.text import percent
@@ -75,6 +76,8 @@ class Section:
     """Similarity of the map to the connectome as a whole; None without the connectome's summary."""
     targets: list[ShownTarget] = field(default_factory=list)
     """Relation to target networks."""
+    parcels: list[ShownParcels] = field(default_factory=list)
+    """The lesion by the regions of atlases."""
     nulls: ShownNulls | None = None
     """T among null lesions; None if there is none."""
     why_no_nulls: str = ""
@@ -137,7 +140,12 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
     ]
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.similarity, section.targets = read_similarity(lesion.sidecar), read_targets(lesion.sidecar)
+    section.parcels = read_parcels(output_dir, lesion)
+    section.files += [
+        (each.path.relative_to(output_dir).as_posix(), f"by the regions of {each.name}") for each in section.parcels
+    ]
     section.facts = [
+        *((f"In {each.name}", each.lesion) for each in section.parcels if each.lesion),
         *_describe_spheres(lesion.sidecar),
         *_describe_transforms(lesion.sidecar),
         ("Connectome subjects", f"{n_subjects}{', fewer in some voxels: see the n-map' if lesion.n_map else ''}"),
@@ -244,7 +252,7 @@ def _draw(pictures: Pictures, lesion: MappedLesion, section: Section) -> None:
     section.nulls = draw_nulls(pictures, lesion, shape)
     section.why_no_nulls = "" if section.nulls else explain_no_nulls(lesion.sidecar)
     if section.maps:
-        section.clusters = {**_write_clusters(pictures, t_map, clusters), "missing": missing}
+        section.clusters = {**_write_clusters(pictures, t_map, clusters, section.parcels), "missing": missing}
 
 
 def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
@@ -426,7 +434,10 @@ def _find_clusters(r_map: _Shown, shape: LesionShape | None) -> tuple[dict[str, 
 
 
 def _write_clusters(
-    pictures: Pictures, t_map: _Shown | None, clusters: Mapping[str, Sequence[Cluster]]
+    pictures: Pictures,
+    t_map: _Shown | None,
+    clusters: Mapping[str, Sequence[Cluster]],
+    parcels: Sequence[ShownParcels],
 ) -> dict[str, Any]:
     """Write the table of clusters, and return its rows for the page."""
     tables: dict[str, list[dict[str, Any]]] = {
@@ -436,6 +447,7 @@ def _write_clusters(
                 "r": cluster.value,
                 "t": t_map.volume.at(cluster.peak_mm) if t_map else None,
                 "size_mm3": cluster.size_mm3,
+                "regions": [each.region_at(cluster.peak_mm) for each in parcels],
             }
             for cluster in found
         ]
@@ -445,7 +457,9 @@ def _write_clusters(
     for sign, table in tables.items():
         for row in table:
             t = "n/a" if row["t"] is None or row["t"] != row["t"] else f"{row['t']:.6g}"
-            cells.append([sign, *(f"{x:g}" for x in row["peak_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"])
+            numbers = [*(f"{x:g}" for x in row["peak_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"]
+            cells.append([sign, *numbers, *(name or "n/a" for name in row["regions"])])
     path = pictures.path("clusters.tsv")
-    write_table(path, ("sign", "x_mm", "y_mm", "z_mm", "r", "t", "size_mm3"), cells)
+    columns = [f"region_{each.name.replace(' ', '_')}" for each in parcels]
+    write_table(path, ("sign", "x_mm", "y_mm", "z_mm", "r", "t", "size_mm3", *columns), cells)
     return {**tables, "path": pictures.relative(path)}
