@@ -78,5 +78,5 @@ def warm_worker() -> Iterator[WarmWorker]:
 def builds_share_a_worker(warm_worker: WarmWorker) -> Iterator[None]:
     """Let all builds with one process within the tests' process share their worker."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "_processes", warm_worker.processes)
+        patch.setattr(workers, "processes", warm_worker.processes)
         yield

@@ -277,6 +277,7 @@ def test_pages(out: tuple[Path, str], tmp_path: Path) -> None:
     page = (folder / "group.html").read_text()
     assert "Against lesions at chance places" in page
     assert f"compared with {N} sets of lesions of the same sizes at chance places" in page
+    assert f'<a href="./space-{synthetic.SPACE}_stat-effect_desc-GSP3chance_statmap.nii.gz">' in page
     of_mean = read_sidecar(folder / f"space-{synthetic.SPACE}_stat-z_desc-GSP3mean_statmap.nii.gz")
     similarity = of_mean["ConnectomeSimilarity"]
     assert "<caption>Spatial correlation of the mean z-map</caption>" in page

@@ -112,6 +112,9 @@ def test_targets(z: Array, lesions: list[NullLesion], connectivity: Connectivity
                 assert damage[number, row] == pytest.approx(expected, rel=1e-7)
             else:
                 assert np.isnan(damage[number, row])
+    with kernels.threads(2):
+        again = compare_with_targets(lesions[0], SHAPE, list(targets), connectivity)
+    assert again[0].tobytes() == r.tobytes()
     assert np.isfinite(damage[0]).all()
     assert 0 < np.isnan(damage[1]).sum() < len(z)
 

@@ -18,11 +18,11 @@ class WarmWorker:
 
     def __init__(self) -> None:
         self.executor: ProcessPoolExecutor | None = None
-        self.start = workers._processes
+        self.start = workers.processes
 
     @contextmanager
     def processes(self, job: workers.Job, n_processes: int) -> Iterator[Any]:
-        """Replace `workers._processes`; a build with several processes has its own."""
+        """Replace `workers.processes`; a build with several processes has its own."""
         if n_processes > 1:
             with self.start(job, n_processes) as pool:
                 yield pool

@@ -32,8 +32,7 @@ logger = logging.getLogger("bids_lacuna")
 
 def run_build(arguments: argparse.Namespace) -> Exit:
     """Build a store, or complete an unfinished one."""
-    if arguments.rank == "full" and arguments.rank_tolerance is not None:
-        raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
+    check_rank(arguments)
     check_space(arguments.space)
     check_places(arguments.source, arguments.store)
     with ending(Exit.CANNOT_CREATE, OSError):
@@ -67,6 +66,18 @@ def run_build(arguments: argparse.Namespace) -> Exit:
             n_processes=n_processes,
             show_progress=not arguments.quiet,
         )
+    conclude(store, arguments)
+    return Exit.OK
+
+
+def check_rank(arguments: argparse.Namespace) -> None:
+    """Raise Stop for a tolerance that nothing uses."""
+    if arguments.rank == "full" and arguments.rank_tolerance is not None:
+        raise Stop(Exit.USAGE, "--rank-tolerance is only for --rank auto or a number of components")
+
+
+def conclude(store: Store, arguments: argparse.Namespace) -> None:
+    """Say what a new store holds, and summarize it if asked to."""
     if store.rank != "full":
         logger.info("rank %s", describe_rank(store))
     logger.info(
@@ -80,7 +91,6 @@ def run_build(arguments: argparse.Namespace) -> Exit:
     if arguments.summarize:
         resources = find_resources(None, arguments.nprocs)
         make_summary(store.path, store.path / FOLDER, resources, show_progress=not arguments.quiet)
-    return Exit.OK
 
 
 def check_space(space: str) -> None:

@@ -73,9 +73,11 @@ def build_parser() -> Parser:
         )
     rename.add_argument("space", type=label, metavar="SPACE", help="BIDS name of the template space")
     _add_download(fetch)
+    _add_store(fetch)
     _add_summary(summarize)
     _add_source(build)
     _add_numbers(build)
+    _add_numbers(fetch)
     return parser
 
 
@@ -116,6 +118,34 @@ def _add_download(fetch: argparse.ArgumentParser) -> None:
         "--accept-terms",
         action="store_true",
         help="accept the dataset's terms of use, which are printed, without being asked",
+    )
+
+
+def _add_store(fetch: argparse.ArgumentParser) -> None:
+    """Add the options of a store that is built from the download."""
+    fetch.add_argument(
+        "--build",
+        type=Path,
+        metavar="STORE",
+        help="build a store of the NIfTI files in the tar archives: each archive is converted and removed once it is "
+        "fetched. The options below are those of the command build",
+    )
+    fetch.add_argument(
+        "--space", type=label, metavar="SPACE", help="template space of the connectome; for gsp1000 it is known"
+    )
+    fetch.add_argument(
+        "--name", type=connectome_name, metavar="NAME", help="name of the connectome; for gsp1000: GSP1000"
+    )
+    fetch.add_argument(
+        "--mask",
+        type=Path,
+        metavar="MASK.nii.gz",
+        help="brain mask on the grid of the series, a file of yours or of the dataset; required with --build",
+    )
+    fetch.add_argument(
+        "--pattern",
+        metavar="GLOB",
+        help="paths of the series in the archives (default: sub-*/func/*_rest_*_finalmask.nii.gz)",
     )
 
 

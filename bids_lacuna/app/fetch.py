@@ -13,14 +13,24 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bids_lacuna.app.command import Exit, Stop, ending
+from bids_lacuna.app.connectome import check_rank, check_space, conclude
 from bids_lacuna.app.connectome_options import PROGRAM, TOKEN_VARIABLE
+from bids_lacuna.connectome.compression import TOLERANCE
 from bids_lacuna.connectome.exclusive import NoPlace, NoRoom, locked
 from bids_lacuna.connectome.fetch.client import Client, Missing, Refused, Server, Unexpected, Unreachable
 from bids_lacuna.connectome.fetch.dataverse import Dataset, RemoteFile, read_dataset
 from bids_lacuna.connectome.fetch.download import DamagedFile, received_bytes
 from bids_lacuna.connectome.fetch.folder import RECORDS, Folder, OtherDataset, select_files
 from bids_lacuna.connectome.fetch.jobs import fetch_files
+from bids_lacuna.connectome.gradual import GradualBuild, Wanted, building
+from bids_lacuna.connectome.importers.archive import COMPRESSED, SUFFIX
+from bids_lacuna.connectome.importers.nifti import PATTERN, read_grid
+from bids_lacuna.connectome.importers.source import NothingMatches
+from bids_lacuna.connectome.records import hash_settings
+from bids_lacuna.connectome.store import DESCRIPTION
+from bids_lacuna.connectome.workers import DamagedSource
 from bids_lacuna.files import decode_text
+from bids_lacuna.runtime.memory import available_cpus, memory_budget
 from bids_lacuna.runtime.progress import Progress, above_the_bar
 from bids_lacuna.text import format_bytes, one_line
 
@@ -28,6 +38,9 @@ logger = logging.getLogger("bids_lacuna")
 
 DATASETS = {"gsp1000": "doi:10.7910/DVN/ILXIKS"}
 """Names of datasets."""
+
+KNOWN = {"gsp1000": {"space": "MNI152NLin6Asym", "name": "GSP1000"}}
+"""Options of `build` for these datasets."""
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Hosts that a token reaches without a network."""
@@ -38,6 +51,7 @@ MOST_NAMED = 5
 
 def run_fetch(arguments: argparse.Namespace) -> Exit:
     """Fetch files of a dataset, or complete an unfinished download."""
+    _check_build(arguments)
     doi = DATASETS.get(arguments.dataset.lower(), arguments.dataset)
     if not re.fullmatch(r"doi:10\.\d+/\S+", doi):
         raise Stop(Exit.USAGE, f"{doi!r} is neither {' nor '.join(DATASETS)} nor a DOI, as in {DATASETS['gsp1000']}")
@@ -56,7 +70,10 @@ def run_fetch(arguments: argparse.Namespace) -> Exit:
                 if not folder.check_dataset(dataset):
                     _accept(dataset, arguments.accept_terms)
                     folder.accept(dataset)
-            _fetch(server, files, folder, arguments)
+            if arguments.build:
+                _build(server, dataset, files, folder, arguments)
+            else:
+                _fetch(server, files, folder, arguments)
     return Exit.OK
 
 
@@ -77,9 +94,7 @@ def _fetch(server: Server, files: Sequence[RemoteFile], folder: Folder, argument
     )
     with (
         above_the_bar(),
-        Progress(
-            n_bytes, "fetching", "B", initial=n_bytes - n_missing, shown=not arguments.quiet, in_bytes=True
-        ) as progress,
+        _showing(n_bytes, n_missing, arguments) as progress,
         _ending_with_the_server(),
         _ending_with_the_disk(folder),
         closing(fetch_files(server, missing, folder, arguments.jobs, progress)) as fetched,
@@ -93,6 +108,126 @@ def _fetch(server: Server, files: Sequence[RemoteFile], folder: Folder, argument
         PROGRAM,
         folder.path,
     )
+
+
+def _check_build(arguments: argparse.Namespace) -> None:
+    """Complete the options of a store, and raise Stop where one is missing or has no use."""
+    known = KNOWN.get(arguments.dataset.lower(), {}) if arguments.build else {}
+    for option in ("space", "name", "mask"):
+        value = getattr(arguments, option) or known.get(option)
+        if arguments.build and not value:
+            raise Stop(Exit.USAGE, f"--build needs --{option}")
+        if not arguments.build and value:
+            raise Stop(Exit.USAGE, f"--{option} is only for --build STORE")
+        setattr(arguments, option, value)
+    if arguments.build:
+        check_rank(arguments)
+        check_space(arguments.space)
+
+
+def _build(
+    server: Server, dataset: Dataset, files: Sequence[RemoteFile], folder: Folder, arguments: argparse.Namespace
+) -> None:
+    """Fetch archives, and build a store of each one as it comes."""
+    archives = _select_archives(dataset, files)
+    mask = _find_mask(server, dataset, folder, arguments)
+    with ending(Exit.BAD_DATA, OSError, ValueError), ending(Exit.NO_INPUT, FileNotFoundError, PermissionError):
+        grid = read_grid(mask)
+    wanted = Wanted(
+        arguments.build,
+        arguments.name,
+        arguments.space,
+        grid,
+        arguments.dtype,
+        arguments.rank,
+        arguments.rank_tolerance or TOLERANCE,
+        arguments.pattern or PATTERN,
+    )
+    description = {
+        "store": str(arguments.build.resolve()),
+        "wanted": [wanted.name, wanted.space, hash_settings(wanted.describe()), wanted.pattern],
+        "archives": [file.checksum for file in archives],
+    }
+    if (arguments.build / DESCRIPTION).exists() and folder.has_built(description):
+        logger.info("%s is already finished: nothing to do", arguments.build)
+        return
+    n_processes = min(arguments.nprocs or available_cpus(), available_cpus())
+    available_bytes = memory_budget().available_bytes
+    with _ending_with_the_store(arguments.build), building(wanted) as build:
+        for file in _fetch_for(build, server, archives, folder, arguments):
+            build.add(folder.path / file.path, file.checksum, n_processes, available_bytes)
+            folder.drop(file)
+        store = build.finish()
+    folder.note_store(description)
+    conclude(store, arguments)
+
+
+def _fetch_for(
+    build: GradualBuild, server: Server, archives: Sequence[RemoteFile], folder: Folder, arguments: argparse.Namespace
+) -> Iterator[RemoteFile]:
+    """Yield the archives that are not in the store yet: those that are here, then each one as it comes."""
+    needed = [file for file in archives if not build.has(file.checksum)]
+    for file in archives:
+        if file not in needed:
+            folder.drop(file)
+    with _ending_with_the_disk(folder):
+        here = [file for file in needed if folder.has(file)]
+        missing = [file for file in needed if file not in here]
+        left = {file: file.n_bytes - received_bytes(file, folder.path) for file in missing}
+        folder.check_room(sum(sorted(left.values())[-arguments.jobs :]))
+    n_bytes = sum(file.n_bytes for file in archives)
+    logger.info(
+        "%d of %d archives are in the store, %s are left to fetch",
+        len(archives) - len(needed),
+        len(archives),
+        format_bytes(sum(left.values())),
+    )
+    with above_the_bar(), _showing(n_bytes, sum(left.values()), arguments) as progress:
+        yield from here
+        with (
+            _ending_with_the_disk(folder),
+            closing(fetch_files(server, missing, folder, arguments.jobs, progress)) as fetched,
+        ):
+            yield from fetched
+
+
+def _select_archives(dataset: Dataset, files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """Return the archives of a selection."""
+    compressed = [file.path for file in files if file.path.endswith(COMPRESSED)]
+    archives = [file for file in files if file.path.endswith(SUFFIX)]
+    if compressed or not archives:
+        found = f"{compressed[0]} is compressed" if compressed else f"{dataset.doi} has no archive among them"
+        raise Stop(
+            Exit.NO_FILES_SELECTED,
+            f"--build takes subjects out of tar archives ({SUFFIX}), but {found}: name the archives with --files, or "
+            f"fetch without --build, unpack what is packed, and use {PROGRAM} build",
+        )
+    return archives
+
+
+def _find_mask(server: Server, dataset: Dataset, folder: Folder, arguments: argparse.Namespace) -> Path:
+    """Return the brain mask: the user's file, or else the dataset's, which is fetched before all archives."""
+    mask: Path = arguments.mask
+    found = [] if mask.exists() else select_files(dataset.files, [mask.as_posix()])
+    if not found:
+        return mask
+    with _ending_with_the_disk(folder):
+        missing = [file for file in found[:1] if not folder.has(file)]
+    n_bytes = sum(file.n_bytes for file in missing)
+    with (
+        _showing(n_bytes, n_bytes, arguments) as progress,
+        _ending_with_the_server(),
+        _ending_with_the_disk(folder),
+        closing(fetch_files(server, missing, folder, 1, progress)) as fetched,
+    ):
+        for _ in fetched:
+            pass
+    return folder.path / found[0].path
+
+
+def _showing(n_bytes: int, n_missing: int, arguments: argparse.Namespace) -> Progress:
+    """Start a bar with bytes and remaining time."""
+    return Progress(n_bytes, "fetching", "B", initial=n_bytes - n_missing, shown=not arguments.quiet, in_bytes=True)
 
 
 @contextmanager
@@ -194,3 +329,17 @@ def _ending_with_the_disk(folder: Folder) -> Iterator[None]:
             f"the download cannot be written to {folder.path} ({error.strerror or error}): free some space, or check "
             "the disk, and rerun the same command to resume",
         ) from error
+
+
+@contextmanager
+def _ending_with_the_store(store: Path) -> Iterator[None]:
+    """Turn errors of a store that is being built into exit statuses."""
+    with (
+        _ending_with_the_server(),
+        ending(Exit.INPUT_OUTPUT, OSError, saying=f"the store {store} could not be written"),
+        ending(Exit.NO_FILES_SELECTED, NothingMatches),
+        ending(Exit.FAILED, MemoryError),
+        ending(Exit.BAD_DATA, DamagedSource, ValueError),
+        ending(Exit.CANNOT_CREATE, FileExistsError, NoPlace, NoRoom),
+    ):
+        yield

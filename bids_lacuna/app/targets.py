@@ -69,7 +69,7 @@ def read_targets(
         ):
             own_space = read_space(path)
             if own_space is None:
-                logger.info("target %s: %s names no space: taken to be in the connectome's, %s", name, path, space)
+                logger.warning("target %s: %s names no space: taken to be in the connectome's, %s", name, path, space)
             transform = finder.of_template(own_space or space)
             found.append(read_target(name, path, grid, own_space or space, transform))
         if transform:

@@ -123,7 +123,7 @@ def build_store(
         store.save()
         # Network file systems keep a file that is still open, such as the lock.
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
-    _warn_of_bound(store, rank_tolerance)
+    warn_of_bound(store, rank_tolerance)
     return store
 
 
@@ -247,7 +247,7 @@ def _outline(store: Store) -> list[tuple[str, tuple[StoredRun, ...]]]:
     return [(subject.name, subject.runs) for subject in store.subjects]
 
 
-def _warn_of_bound(store: Store, tolerance: float) -> None:
+def warn_of_bound(store: Store, tolerance: float) -> None:
     """Log a warning if a number of components leaves out more than the tolerance."""
     bounds = {subject.name: subject.r_error_bound for subject in store.subjects}
     n_above = sum(bound > tolerance for bound in bounds.values())

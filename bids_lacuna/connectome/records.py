@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,27 +70,53 @@ def read_records(source: Source, wanted: Store, settings: str) -> dict[str, Stor
     """
     recorded = {}
     subjects = {subject.name: subject for subject in source.subjects}
-    for path in sorted((wanted.path / BUILDING).glob("sub-*.json")):
-        try:
-            record = read_json_object(path)
-            runs = tuple(StoredRun(**run) for run in record["subject"]["runs"])
-            stored = StoredSubject(**{**record["subject"], "runs": runs})
-            their_settings, signature = record["settings"], record["signature"]
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is not a record of a subject (%r): the subject is written again", path, error)
-            continue
+    for stored, signature, their_settings in _read_all(wanted.path):
         subject = subjects.get(stored.name)
         if their_settings != settings or subject is None:
-            raise FileExistsError(
-                f"{wanted.path} holds an unfinished store of other subjects, another grid, another dtype or another "
-                "rank: name a new folder, or remove this one"
-            )
+            raise FileExistsError(_describe_others(wanted.path))
         if signature == read_signature(subject) and _has_files(wanted, stored):
             recorded[stored.name] = stored
     return recorded
 
 
-def remove_unrecorded(folder: Path, recorded: Mapping[str, StoredSubject]) -> None:
+def read_all_records(wanted: Store, settings: str) -> dict[str, tuple[StoredSubject, list[Any]]]:
+    """Return all subjects that earlier builds have written, with their signatures.
+
+    Raises
+    ------
+    FileExistsError
+        An earlier build had other settings.
+    """
+    recorded = {}
+    for stored, signature, their_settings in _read_all(wanted.path):
+        if their_settings != settings:
+            raise FileExistsError(_describe_others(wanted.path))
+        if _has_files(wanted, stored):
+            recorded[stored.name] = stored, signature
+    return recorded
+
+
+def _read_all(folder: Path) -> Iterator[tuple[StoredSubject, list[Any], str]]:
+    """Read all records of subjects: the subject, its signature and the settings."""
+    for path in sorted((folder / BUILDING).glob("sub-*.json")):
+        try:
+            record = read_json_object(path)
+            runs = tuple(StoredRun(**run) for run in record["subject"]["runs"])
+            read = StoredSubject(**{**record["subject"], "runs": runs}), record["signature"], record["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is not a record of a subject (%r): the subject is written again", path, error)
+            continue
+        yield read
+
+
+def _describe_others(folder: Path) -> str:
+    return (
+        f"{folder} holds an unfinished store of other subjects, another grid, another dtype or another rank: name a "
+        "new folder, or remove this one"
+    )
+
+
+def remove_unrecorded(folder: Path, recorded: Collection[str]) -> None:
     """Remove the files of subjects that are not recorded."""
     keep = {array_path(folder, name, kind) for name in recorded for kind in ("timeseries", "scale")}
     for path in set(folder.glob("sub-*.npy")) - keep:

@@ -6,24 +6,31 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
 
 from bids_lacuna.connectome.compression import rotate
-from bids_lacuna.connectome.importers.source import Source
+from bids_lacuna.connectome.importers import nifti
+from bids_lacuna.connectome.importers.archive import PackedSubject
+from bids_lacuna.connectome.importers.source import Source, SourceSubject
 from bids_lacuna.connectome.records import read_signature, stored_runs, write_record
-from bids_lacuna.connectome.store import Rank, Store, StoredSubject, StoreDtype, write_subject
+from bids_lacuna.connectome.store import BUILDING, Rank, Store, StoredSubject, StoreDtype, write_subject
 from bids_lacuna.files import FileState, check_unchanged
 from bids_lacuna.runtime.processes import prepare_worker, start_pool
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.text import format_bytes
 
 logger = logging.getLogger(__name__)
+
+Array = np.ndarray
+T = TypeVar("T")
 
 GRACE_S = 1.0
 """Seconds from the loss of a worker to the error, in which SIGTERM may reach this process, too."""
@@ -49,8 +56,21 @@ class Job:
     """From `records.hash_settings`."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A subject that was read."""
+
+    standardized: tuple[Array, Array, Array]
+    """Series, scale and sd, from `compression.rotate`."""
+    r_error_bound: float
+    no_signal: str
+    """Why no voxel has a signal; "" if one has."""
+    signature: list[Any]
+    """From `records.read_signature`."""
+
+
 @dataclass(frozen=True)
-class _Written:
+class Written:
     """A subject that was written."""
 
     name: str
@@ -60,11 +80,15 @@ class _Written:
 
 
 @dataclass(frozen=True)
-class _Damage:
+class Damage:
     """A subject that cannot be read, and why."""
 
     name: str
     reason: str
+
+
+Outcome = Future[Written | Damage]
+"""What a worker process makes of a subject."""
 
 
 def write_subjects(
@@ -96,42 +120,47 @@ def write_subjects(
         Progress(
             sum(n_bytes.values()), "building", "B", initial=n_recorded, shown=show_progress, in_bytes=True
         ) as progress,
-        _processes(job, n_processes) as pool,
+        processes(job, n_processes) as pool,
     ):
-        # Workers inherit this: they must ignore Ctrl-C while they start, too.
-        with _ignoring_interrupts():
-            futures: list[Future[_Written | _Damage]] = [pool.submit(_write_subject, index) for index in indices]
-        try:
-            for n_done, future in enumerate(as_completed(futures), start=1):
-                outcome = future.result()
-                if isinstance(outcome, _Written):
-                    # The rank "auto" may store fewer components than planned.
-                    planned, n_bytes[outcome.name] = n_bytes[outcome.name], wanted.bytes_of(outcome.stored)
-                    progress.change_total(n_bytes[outcome.name] - planned)
-                progress.update(n_bytes[outcome.name])
-                if isinstance(outcome, _Damage):
-                    damaged[outcome.name] = outcome.reason
-                    logger.error("sub-%s: %s", outcome.name, outcome.reason)
-                    continue
-                written[outcome.name] = outcome.stored
-                if outcome.no_signal:
-                    logger.warning(
-                        "sub-%s has no signal in any voxel (%s): no map will include this subject",
-                        outcome.name,
-                        outcome.no_signal,
-                    )
-                if n_done * N_LOGGED_STEPS // len(futures) > (n_done - 1) * N_LOGGED_STEPS // len(futures):
-                    logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
-        except BrokenProcessPool as error:
-            # A scheduler that ends all processes may signal this one last; SIGTERM is then the reason to report.
-            time.sleep(GRACE_S)
-            raise MemoryError(
-                "a process of the build was killed, most likely for lack of memory, or could not start: rerun the "
-                "same command with a smaller --nprocs to resume"
-            ) from error
+        futures = submit(pool, _write_subject, indices)
+        for n_done, outcome in enumerate(outcomes(futures), start=1):
+            if isinstance(outcome, Written):
+                # The rank "auto" may store fewer components than planned.
+                planned, n_bytes[outcome.name] = n_bytes[outcome.name], wanted.bytes_of(outcome.stored)
+                progress.change_total(n_bytes[outcome.name] - planned)
+            progress.update(n_bytes[outcome.name])
+            if isinstance(outcome, Damage):
+                damaged[outcome.name] = outcome.reason
+                continue
+            written[outcome.name] = outcome.stored
+            if n_done * N_LOGGED_STEPS // len(futures) > (n_done - 1) * N_LOGGED_STEPS // len(futures):
+                logger.info("%d of %d subjects", len(recorded) + n_done, len(n_bytes))
     if damaged:
         _refuse(damaged, len(n_bytes))
     return written
+
+
+def outcomes(futures: Iterable[Outcome]) -> Iterator[Written | Damage]:
+    """Yield and log what becomes of subjects, as their processes end; raise MemoryError if a process was killed."""
+    try:
+        for future in as_completed(futures):
+            outcome = future.result()
+            if isinstance(outcome, Damage):
+                logger.error("sub-%s: %s", outcome.name, outcome.reason)
+            elif outcome.no_signal:
+                logger.warning(
+                    "sub-%s has no signal in any voxel (%s): no map will include this subject",
+                    outcome.name,
+                    outcome.no_signal,
+                )
+            yield outcome
+    except BrokenProcessPool as error:
+        # A scheduler that ends all processes may signal this one last; SIGTERM is then the reason to report.
+        time.sleep(GRACE_S)
+        raise MemoryError(
+            "a process of the build was killed, most likely for lack of memory, or could not start: rerun the "
+            "same command with a smaller --nprocs to resume"
+        ) from error
 
 
 def _refuse(damaged: Mapping[str, str], n_subjects: int) -> NoReturn:
@@ -143,13 +172,20 @@ def _refuse(damaged: Mapping[str, str], n_subjects: int) -> NoReturn:
 
 
 @contextmanager
-def _processes(job: Job, n_processes: int) -> Iterator[Executor]:
+def processes(job: Job, n_processes: int) -> Iterator[Executor]:
     """Start worker processes that know the job; if the block fails, pending subjects are cancelled."""
     pool = start_pool(n_processes, _start_process, job)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def submit(pool: Executor, write: Callable[[T], Written | Damage], subjects: Iterable[T]) -> list[Outcome]:
+    """Give subjects to worker processes."""
+    # Workers inherit this: they must ignore Ctrl-C while they start, too.
+    with _ignoring_interrupts():
+        return [pool.submit(write, subject) for subject in subjects]
 
 
 @contextmanager
@@ -175,22 +211,47 @@ def _start_process(job: Job) -> None:
     prepare_worker()
 
 
-def _write_subject(index: int) -> _Written | _Damage:
+def _write_subject(index: int) -> Written | Damage:
     """Read, write and record one subject of the source."""
     subject = _job.source.subjects[index]
+    read = _read(_job.source, subject)
+    return read if isinstance(read, Damage) else _write(subject, read)
+
+
+def write_unpacked(packed: PackedSubject) -> Written | Damage:
+    """Unpack, read, write and record one subject of an archive; its files are removed before it is written."""
+    with packed.unpacked(_job.folder / BUILDING) as folder:
+        try:
+            source = nifti.open_folder(folder, _job.source.grid, packed.pattern)
+            (subject,) = source.subjects
+            read = _read(source, subject)
+        except (OSError, ValueError) as error:
+            read = Damage(packed.name, str(error))
+        if isinstance(read, Damage):
+            return replace(read, reason=read.reason.replace(str(folder), str(packed.archive)))
+    return _write(subject, read)
+
+
+def _read(source: Source, subject: SourceSubject) -> _Read | Damage:
+    """Read one subject of a source, and reduce its components."""
     try:
         signature = read_signature(subject)
-        states = {path: FileState.of(path) for path in _job.source.files_of(subject)}
-        standardized = _job.source.read(subject)
-        no_signal = "" if standardized[1].any() else _job.source.explain_no_signal(subject)
+        states = {path: FileState.of(path) for path in source.files_of(subject)}
+        standardized = source.read(subject)
+        no_signal = "" if standardized[1].any() else source.explain_no_signal(subject)
         check_unchanged(states)
     except (OSError, ValueError) as error:
-        return _Damage(subject.name, str(error))
+        return Damage(subject.name, str(error))
     standardized, r_error_bound = rotate(standardized, _job.rank, _job.rank_tolerance)
-    sha256 = write_subject(_job.folder, subject.name, standardized, _job.dtype)
-    n_components = standardized[0].shape[1]
+    return _Read(standardized, r_error_bound, no_signal, signature)
+
+
+def _write(subject: SourceSubject, read: _Read) -> Written:
+    """Write and record one subject that has been read."""
+    sha256 = write_subject(_job.folder, subject.name, read.standardized, _job.dtype)
+    n_components = read.standardized[0].shape[1]
     stored = StoredSubject(
-        subject.name, subject.n_timepoints, n_components, r_error_bound, stored_runs(subject), sha256
+        subject.name, subject.n_timepoints, n_components, read.r_error_bound, stored_runs(subject), sha256
     )
-    write_record(_job.folder, stored, signature, _job.settings)
-    return _Written(stored.name, stored, no_signal)
+    write_record(_job.folder, stored, read.signature, _job.settings)
+    return Written(stored.name, stored, read.no_signal)

@@ -26,7 +26,7 @@ COLUMNS = {
 OF_NULLS = {
     "r_percentile": (
         "RPercentile",
-        "Percentile of r outside the lesion among the lesion's null lesions, all by approximate maps",
+        "Percentile of r outside the lesion among the lesion's null lesions, by approximate maps on both sides",
     ),
     "damage_percentile": ("DamageScorePercentile", "Percentile of the mean over the lesion among the null lesions"),
 }

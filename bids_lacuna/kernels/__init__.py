@@ -14,6 +14,7 @@ from bids_lacuna.kernels.cpu import (
     threads,
 )
 from bids_lacuna.kernels.nulls import (
+    NULL_TILE,
     add_null_maps,
     add_sets,
     add_to_sets,
@@ -26,6 +27,7 @@ from bids_lacuna.kernels.nulls import (
 __all__ = [
     "CELLS",
     "GROUP",
+    "NULL_TILE",
     "add_degree",
     "add_fisher_z",
     "add_null_maps",

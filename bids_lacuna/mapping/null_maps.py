@@ -6,6 +6,7 @@ every place has a network of its own, so the largest |T| of one lesion tests not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from bids_lacuna import kernels
 from bids_lacuna.grid import Grid
+from bids_lacuna.kernels.cpu import PIECES_PER_THREAD
 from bids_lacuna.lesion import LesionData, load_lesion
 from bids_lacuna.mapping.nulls import FARTHER_MM, Connectivity, NullLesion, make_nulls
 from bids_lacuna.mapping.places import Shape
@@ -227,22 +229,46 @@ def compare_with_targets(
         Mean of each target over the lesion at each place, weighted by its weights inside the brain mask.
     """
     defined = np.isfinite(targets)
-    # The mean is taken off so that no digits are lost in the sums.
-    centred = np.where(defined, targets - np.nanmean(targets, axis=1, keepdims=True), 0)
-    sums = np.zeros((6, len(targets), len(lesion.corners)))
+    # With mean 0 and sd 1, float32 is enough for the sums over a tile.
+    scaled = np.array(targets, float) - np.nanmean(targets, axis=1, keepdims=True)
+    scaled = np.where(defined, scaled / np.nanstd(scaled, axis=1, keepdims=True), 0).astype(np.float32)
+    sums = np.zeros((6, len(lesion.corners), len(targets)))
     with kernels.single_threaded_blas():
         for block, operator in connectivity.summary.arrays.operator.blocks():
-            z = kernels.map_seeds(operator, lesion.seeds, lesion.neighbourhood, connectivity.voxels(block))
-            kept = np.isfinite(z).astype(float)
-            z = np.where(kept > 0, z, 0).astype(float)
-            d, x = defined[:, block].T.astype(float), centred[:, block].T
-            products = kept @ d, z @ d, kept @ x, z**2 @ d, kept @ x**2, z @ x
-            sums += np.stack([product.T for product in products])
-    n, sum_z, sum_x, squares_z, squares_x, product = sums
+            voxels = connectivity.voxels(block)
+            sums += _add_block(operator, lesion, voxels, defined[:, block].astype(np.float32), scaled[:, block])
+    n, sum_z, sum_x, squares_z, squares_x, product = sums.transpose(0, 2, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         variation = (squares_z - sum_z**2 / n) * (squares_x - sum_x**2 / n)
         r = (product - sum_z * sum_x / n) / np.sqrt(np.where(variation > 0, variation, np.nan))
     return r, measure_damage(shape, lesion.corners, targets, connectivity.grid)
+
+
+def _add_block(
+    operator: Array, lesion: NullLesion, voxels: tuple[Array, Array, Array], defined: Array, targets: Array
+) -> Array:
+    """Sum, over a block of voxels, what the correlation of each map with each target needs.
+
+    Returns
+    -------
+    shape (6, n_seeds, n_targets), float64
+        Sums of 1, z, x, z², x² and z x for each map's z and each target's x, where both are defined.
+    """
+    n_tiles = math.ceil(operator.shape[1] / kernels.NULL_TILE)
+    sums = np.zeros((n_tiles, 6, len(lesion.corners), len(targets)))
+
+    def work(first: int, last: int) -> None:
+        for number in range(first, last):
+            tile = slice(number * kernels.NULL_TILE, (number + 1) * kernels.NULL_TILE)
+            of_tile = voxels[0][tile], voxels[1][tile], voxels[2][tile]
+            z = kernels.map_seeds(operator[:, tile], lesion.seeds, lesion.neighbourhood, of_tile)
+            kept = np.isfinite(z)
+            z[~kept] = 0
+            ones, d, x = kept.astype(np.float32), defined[:, tile].T, targets[:, tile].T
+            sums[number] = ones @ d, z @ d, ones @ x, z**2 @ d, ones @ x**2, z @ x
+
+    kernels.distribute(work, n_tiles, PIECES_PER_THREAD)
+    return sums.sum(axis=0)
 
 
 def measure_damage(shape: Shape, corners: Array, targets: Sequence[Array], grid: Grid) -> Array:

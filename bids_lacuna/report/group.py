@@ -27,6 +27,7 @@ from bids_lacuna.report.contrast import link_tests, write_test_reports
 from bids_lacuna.report.group_drawing import GroupDrawing, Row, describe_range
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion, runs_of_maps
 from bids_lacuna.report.methods import combine, describe_group_methods
+from bids_lacuna.report.nulls import find_chance_maps
 from bids_lacuna.report.pages import write_page
 from bids_lacuna.report.similarity import ShownSimilarity, read_similarity
 
@@ -91,7 +92,7 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
         distributions=distributions,
         problems=drawing.problems,
         facts=_describe_origin(group, rows, lesions, drawing.thresholds),
-        files=[name for name in _list_files(group) if (folder / name).is_file()],
+        files=[name for name in _list_files(folder, group) if (folder / name).is_file()],
         tables=[_link(log_dir / OUTCOMES, folder) for log_dir in runs],
         methods=methods.split("\n\n") if methods else [],
         references=references(methods, list(runs.values())[-1].provenance.version) if methods else "",
@@ -134,8 +135,9 @@ def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesi
     return found
 
 
-def _list_files(group: Mapping[str, Any]) -> list[str]:
-    return [GROUP_TABLE, GROUP_DICTIONARY, *group["Maps"].values(), group["SimilarityMatrix"]]
+def _list_files(folder: Path, group: Mapping[str, Any]) -> list[str]:
+    chance = [path.name for path in find_chance_maps(folder, group).values()]
+    return [GROUP_TABLE, GROUP_DICTIONARY, *group["Maps"].values(), *chance, group["SimilarityMatrix"]]
 
 
 def _link(path: Path, folder: Path) -> str:

@@ -102,11 +102,12 @@ def _describe_meaning(sidecar: Mapping[str, Any]) -> str:
 
 
 def find_chance_maps(folder: Path, group: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the paths of a group's effect and corrected p against chance places; empty if there are none."""
+    """Return the paths of a group's effect, T and corrected p against chance places; empty if there are none."""
     stem = f"space-{group['SpatialReference']}_stat"
     name = group["ConnectomeName"]
     paths = {
         "effect": folder / f"{stem}-effect_desc-{name}chance_statmap.nii.gz",
+        "zscore": folder / f"{stem}-zscore_desc-{name}chance_statmap.nii.gz",
         "logp": folder / f"{stem}-logp_desc-{name}chanceFWE_statmap.nii.gz",
     }
     return paths if all(path.exists() and sidecar_path(path).exists() for path in paths.values()) else {}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bids_lacuna.connectome.exclusive import NoRoom
 from bids_lacuna.connectome.fetch.dataverse import Dataset, RemoteFile
+from bids_lacuna.connectome.fetch.download import part_path
 from bids_lacuna.files import read_json_object, write_json
 from bids_lacuna.text import tell_bytes_apart
 
@@ -21,6 +22,8 @@ RECORDS = ".fetch"
 """Folder within the download with its lock, the dataset, and a record of each verified file."""
 
 DATASET = "dataset.json"
+
+STORE = "store.json"
 
 
 class OtherDataset(FileExistsError):  # noqa: N818  a fact about the folder, not a defect of the program
@@ -91,6 +94,11 @@ class Folder:
         """Record a file that is whole."""
         write_json(self._record(f"{file.id}.json"), _state(self.path / file.path))
 
+    def drop(self, file: RemoteFile) -> None:
+        """Remove a file that is no longer needed."""
+        for path in (self.path / file.path, part_path(self.path / file.path), self._record(f"{file.id}.json")):
+            path.unlink(missing_ok=True)
+
     def check_room(self, n_bytes: int) -> None:
         """Raise NoRoom if this many bytes would fill the disk."""
         free = shutil.disk_usage(self.path).free
@@ -100,6 +108,15 @@ class Folder:
                 f"the download needs {needed} more, the disk of {self.path} has {available} free: free some space, "
                 "name a folder on another disk, or fetch fewer files with --files"
             )
+
+    def has_built(self, description: Mapping[str, object]) -> bool:
+        """Return whether a store of this description was built from the download before."""
+        record = self._record(STORE)
+        return record.exists() and read_json_object(record) == description
+
+    def note_store(self, description: Mapping[str, object]) -> None:
+        """Record a store that was built from the download."""
+        write_json(self._record(STORE), description)
 
     def _record(self, name: str) -> Path:
         return self.path / RECORDS / name

@@ -94,7 +94,11 @@ def open_source(path: Path, mask: Path, pattern: str | None = None) -> Source:
     ValueError
         A file is not a 4D series, or has another shape or affine than the mask.
     """
-    grid = read_grid(mask)
+    return open_folder(path, read_grid(mask), pattern)
+
+
+def open_folder(path: Path, grid: Grid, pattern: str | None = None) -> Source:
+    """Open a folder of 4D files on a known grid, as `open_source` does."""
     files = find_files(path, pattern or PATTERN)
     if not files:
         raise NothingMatches(
