@@ -141,7 +141,9 @@ KINDS: dict[str, tuple[Kind, bool]] = {
 
 def run_study(study: Study, welch: bool, n_permutations: int, seed: int, n_threads: int) -> Inference:
     """Test a study."""
-    permutations = choose_permutations(study.tested, study.covariates, study.blocks, n_permutations, seed, ALPHA)
+    permutations = choose_permutations(
+        study.tested, study.covariates, study.blocks, n_permutations, seed, ALPHA, welch
+    )
     model = make_model(study.tested, study.covariates, study.blocks, welch)
     return infer(study.z, model, permutations, ALPHA, n_threads=n_threads)
 
@@ -158,7 +160,7 @@ def calibrate(maps: Maps, n_studies: int, n_permutations: int, n_threads: int) -
             result = run_study(draw(maps, rng), welch, n_permutations, number, n_threads)
             found[number] = np.nanmin(result.p) <= ALPHA
             # Voxels whose |t| is among the study's largest twentieth: where a false positive would be.
-            strong[number] = np.abs(result.t) >= np.nanquantile(np.abs(result.t), 1 - ALPHA)
+            strong[number] = np.abs(result.statistic) >= np.nanquantile(np.abs(result.statistic), 1 - ALPHA)
         error = 2 * np.sqrt(ALPHA * (1 - ALPHA) / n_studies)
         r = np.corrcoef(strong.mean(axis=0), maps.degree)[0, 1]
         resampled = [
@@ -189,7 +191,7 @@ def measure_power(maps: Maps, n_targets: int, n_draws: int, n_permutations: int,
                 result = run_study(study, False, n_permutations, 1000 * number + draw, n_threads)
                 upper = score > np.median(score)
                 peaks = {
-                    "contrast": result.t,
+                    "contrast": result.statistic,
                     "mean of the upper half": maps.z[upper].mean(axis=0),
                     "overlap of it": (maps.t[upper] > T_THRESHOLD).mean(axis=0),
                 }

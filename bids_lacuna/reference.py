@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from scipy import special
 
 Array = np.ndarray
 
@@ -202,7 +203,9 @@ def permutation_statistics(
     orders : shape (n_permutations, n_patients)
         The residual of patient i goes to row `orders[k, i]`.
     groups : shape (n_patients,), boolean
-        Groups that may differ in their variance, for Aspin and Welch's v; without, Student's t.
+        Groups that may differ in their variance, for z of Aspin and Welch's v; without, Student's t. Residuals are
+        then permuted in units of each group's standard deviation: one ratio of both groups' for all voxels, from the
+        mean of each group's fraction of the variance.
 
     Returns
     -------
@@ -210,24 +213,36 @@ def permutation_statistics(
 
     References
     ----------
-    Winkler et al. (2014), NeuroImage 92:381, doi:10.1016/j.neuroimage.2014.01.060, with v as G of one contrast.
+    Winkler et al. (2014), NeuroImage 92:381, doi:10.1016/j.neuroimage.2014.01.060, with v as G of one contrast;
+    Satterthwaite (1946), Biometrics Bull 2:110, for its degrees of freedom.
     """
-    fitted = nuisance @ np.linalg.lstsq(nuisance, maps, rcond=None)[0]
     design = np.column_stack([tested, nuisance])
     forming = np.eye(len(tested)) - design @ np.linalg.pinv(design)
-    same = np.ones(len(tested), dtype=bool)
+    parts = [np.ones(len(tested), dtype=bool)] if groups is None else [groups, ~groups]
+    freedom = [np.trace(forming[np.ix_(rows, rows)]) for rows in parts]
+    errors = forming @ maps
+    spread = np.ones((len(tested), 1))
+    for rows, degrees in zip(parts, freedom, strict=True):
+        spread[rows] = np.sqrt(np.mean((errors[rows] ** 2).sum(axis=0) / degrees / (errors**2).sum(axis=0)))
+    fitted = nuisance @ np.linalg.lstsq(nuisance / np.sqrt(spread), maps / np.sqrt(spread), rcond=None)[0]
     statistics = np.empty((len(orders), maps.shape[1]))
     for k, order in enumerate(orders):
-        permuted = fitted.copy()
-        permuted[order] += maps - fitted
+        permuted = np.empty_like(fitted)
+        permuted[order] = (maps - fitted) / spread
+        permuted = fitted + spread * permuted
         coefficients = np.linalg.lstsq(design, permuted, rcond=None)[0]
-        errors = permuted - design @ coefficients
-        for voxel, error in enumerate(errors.T):
-            weights = np.zeros(len(tested))
-            for rows in [same] if groups is None else [groups, ~groups]:
-                weights[rows] = np.trace(forming[np.ix_(rows, rows)]) / (error[rows] @ error[rows])
-            covariance = np.linalg.pinv(design.T @ (weights[:, np.newaxis] * design))
+        for voxel, error in enumerate((permuted - design @ coefficients).T):
+            precisions = [
+                degrees / (error[rows] @ error[rows]) * design[rows].T @ design[rows]
+                for rows, degrees in zip(parts, freedom, strict=True)
+            ]
+            covariance = np.linalg.pinv(sum(precisions))
             statistics[k, voxel] = coefficients[0, voxel] / np.sqrt(covariance[0, 0])
+            if groups is not None:
+                fractions = [(covariance @ each @ covariance)[0, 0] / covariance[0, 0] for each in precisions]
+                degrees = 1 / sum(fraction**2 / each for fraction, each in zip(fractions, freedom, strict=True))
+                p = special.stdtr(degrees, -abs(statistics[k, voxel]))
+                statistics[k, voxel] = -special.ndtri(p) * np.sign(statistics[k, voxel])
     return statistics
 
 

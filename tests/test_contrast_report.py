@@ -40,7 +40,7 @@ class _Lesion:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Test two groups that differ in a corner, and a score that goes with nothing; write pages of both."""
+    """Test two groups that differ in a corner, by Welch's v, and a score that goes with nothing; write pages."""
     root = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(1)
     volumes = rng.standard_normal((N, *synthetic.SHAPE)).astype(np.float32)
@@ -64,10 +64,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {PROGRAM: "1"},
     )
     lesions = [_Lesion(number) for number in range(N)]
-    for column in ("<b>aphasia", "score"):
+    for column, statistic in (("<b>aphasia", "welch"), ("score", "auto")):
         files = [root / lesion.maps["z"] for lesion in lesions]
-        test = contrast_maps(list(table.rows), files, table, Question(column, n_permutations=199))
-        share = np.linspace(0, 0.4, len(test.result.t))
+        test = contrast_maps(
+            list(table.rows), files, table, Question(column, statistic=statistic, n_permutations=199)
+        )
+        share = np.linspace(0, 0.4, len(test.result.statistic))
         found = [Sensitivity(7.0, 0.75, share, share, np.where(share > 0.3, share, 0))] if test.design.levels else []
         source = TestInput(root, root, "z", "participants.tsv")
         ContrastWriter(test, lesions, provenance, source).write(found, share)
@@ -80,7 +82,7 @@ def test_what_the_page_says(folder: Path) -> None:
     page = (folder / "group_contrast-bAphasia.html").read_text()
     record = json.loads((folder / "group_contrast-bAphasia_design.json").read_text())
     stem = f"space-{synthetic.SPACE}_contrast-bAphasia_stat"
-    t = nib.load(folder / f"{stem}-t_desc-GSP_statmap.nii.gz").get_fdata()
+    t = nib.load(folder / f"{stem}-z_desc-GSP_statmap.nii.gz").get_fdata()
     n = np.count_nonzero(np.abs(t) > record["Threshold"])
     assert n >= 10
     assert f"<strong>{n} voxels of {t.size} are significant</strong>" in page
@@ -94,6 +96,10 @@ def test_what_the_page_says(folder: Path) -> None:
     assert "the same with lesion volume" in page
     assert "lesion volume alone" in page
     assert "p is coarse: with 199 permutations" in page
+    assert "Outlined in green: at least 10 % of the patients are lesioned." in page
+    assert "Threshold of |z|" in page
+    assert f"|z| above {record['Threshold']:.3g} is significant" in page
+    assert f"<dd>yes relative to no: {record['VarianceRatio']:.3g}</dd>" in page
     assert "[@freedman1983]" in page
     assert "@article{winkler2014," in page
 

@@ -361,6 +361,16 @@ def test_a_map_s_colours_show_its_sign(tmp_path: Path) -> None:
     assert (across[reddish] > 20).all()
     assert (across[bluish] < -20).all()
     assert not (green - red > 60).any()
+    region = np.zeros(SHAPE, bool)
+    region[blob((40, -18, 12), 16)] = True
+    figures.draw_map(
+        path, figures.Volume(values, TWO_MM), 5, "t", ("a title", "a sentence"), figures.Volume(region, TWO_MM)
+    )
+    outlined = pixels_of(path)[-(186 + mosaic.LABEL_PIXELS) :, :width]
+    green = outlined[..., 1] - outlined[..., 0] > 60
+    assert green.any()
+    assert (across[green] > 20).all()
+    np.testing.assert_array_equal(outlined[~green], pixels[~green])
 
 
 @pytest.mark.parametrize("two_sided", [True, False])

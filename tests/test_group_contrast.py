@@ -64,14 +64,14 @@ def test_two_groups() -> None:
     found = bids_lacuna.group_test(MAPS, make_table(), "depressed", n_permutations=199)
     expected = stats.ttest_ind(STACK[::2], STACK[1::2])
     assert np.isnan(expected.statistic[UNDEFINED])
-    image = found.image("t")
+    image = found.image("statistic")
     np.testing.assert_allclose(image.get_fdata(), expected.statistic, rtol=1e-5)
     np.testing.assert_array_equal(image.affine, synthetic.RADIOLOGICAL)
     np.testing.assert_allclose(found.image("effect").get_fdata(), STACK[::2].mean(0) - STACK[1::2].mean(0), rtol=1e-4)
     logp = found.image("logp").get_fdata()
     np.testing.assert_allclose(logp[:2, :2, :2], np.log10(200), rtol=1e-6)
     assert np.median(logp[found.voxels]) < 0.1
-    assert found.n_significant == np.count_nonzero(np.abs(found.result.t) > found.result.threshold)
+    assert found.n_significant == np.count_nonzero(np.abs(found.result.statistic) > found.result.threshold)
     assert found.fraction_of_voxels == found.voxels.sum() / (found.voxels.sum() + 1)
     assert found.prediction.maps.value > 0.9
     assert found.beside is None
@@ -90,7 +90,7 @@ def test_files_by_participant(tmp_path: Path) -> None:
     options = {"covariates": ["age"], "n_permutations": 99}
     found = bids_lacuna.group_test(paths, tmp_path / "t.tsv", "score", **options)
     again = bids_lacuna.group_test(MAPS, table, "score", **options)
-    np.testing.assert_allclose(found.result.t, again.result.t, rtol=1e-10)
+    np.testing.assert_allclose(found.result.statistic, again.result.statistic, rtol=1e-10)
     np.testing.assert_allclose(found.image("effect").get_fdata(), again.image("effect").get_fdata(), rtol=1e-6)
     voxel = tuple(np.argwhere(found.voxels)[17])
     residuals = [
@@ -124,7 +124,7 @@ def test_with_and_without_volume() -> None:
     assert without.beside is not None
     assert with_volume.beside is not None
     assert (without.beside.word, with_volume.beside.word) == ("with", "without")
-    np.testing.assert_allclose(without.beside.result.t, with_volume.result.t, rtol=1e-10)
+    np.testing.assert_allclose(without.beside.result.statistic, with_volume.result.statistic, rtol=1e-10)
     np.testing.assert_allclose(with_volume.beside.result.p, without.result.p)
     assert without.prediction.baseline is not None
     assert bids_lacuna.group_test(MAPS, table, "lesion_volume", **options).beside is None
@@ -146,7 +146,7 @@ def test_missing_values() -> None:
     )
     kept = {name: values[1:] for name, values in make_table().items()}
     expected = bids_lacuna.group_test(MAPS[1:], kept, "score", covariates=["age"], n_permutations=99)
-    np.testing.assert_array_equal(found.result.t, expected.result.t)
+    np.testing.assert_array_equal(found.result.statistic, expected.result.statistic)
     assert found.design.dropped == ("sub-00",)
     assert "1 patients with missing values are left out: sub-00" in found.warnings
 

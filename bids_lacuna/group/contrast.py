@@ -82,9 +82,9 @@ class GroupTest:
         volume[self.voxels] = values
         return volume
 
-    def image(self, what: Literal["t", "effect", "logp"]) -> nib.Nifti1Image:
-        """Return a map of the test: t or v, the effect, or -log10 of the corrected p."""
-        values = {"t": self.result.t, "effect": self.effect, "logp": logp_of(self.result)}[what]
+    def image(self, what: Literal["statistic", "effect", "logp"]) -> nib.Nifti1Image:
+        """Return a map of the test: t or z of Welch's v, the effect, or -log10 of the corrected p."""
+        values = {"statistic": self.result.statistic, "effect": self.effect, "logp": logp_of(self.result)}[what]
         return nib.Nifti1Image(self.volume(values), self.affine)
 
 
@@ -122,7 +122,7 @@ def group_test(
     """Test which voxels' connectivity goes with a column of a table, over patients.
 
     A general linear model at each voxel, with Freedman and Lane's permutations; p are two-sided and corrected for
-    all voxels by the largest |t| of each permutation.
+    all voxels by the largest |t|, or |z| of Welch's v, of each permutation.
 
     Parameters
     ----------
@@ -303,6 +303,7 @@ def _choose(design: Design, question: Question) -> Permutations:
         question.n_permutations,
         question.random_seed,
         question.alpha,
+        design.statistic == "welch",
     )
 
 

@@ -30,7 +30,10 @@ Array = np.ndarray
 RECORDS = "group_contrast-*_design.json"
 """Pattern of the records; each is also the data dictionary of the table of the same name."""
 
-STATISTICS = {"pooled": "Student's t with one variance", "welch": "Aspin and Welch's v: each group has its variance"}
+STATISTICS = {
+    "pooled": "Student's t with one variance",
+    "welch": "Aspin and Welch's v, each group has its variance; as z, by its degrees of freedom at each voxel",
+}
 
 INTERPRETATION = (
     "Where patients' lesions are connected in healthy people, in relation to the tested column; not what is damaged "
@@ -150,6 +153,7 @@ class ContrastWriter:
             "Model": describe_model(design),
             "Statistic": STATISTICS[design.statistic],
             "Threshold": result.threshold,
+            **({"VarianceRatio": result.variance_ratio} if result.variance_ratio else {}),
             "NumberOfSignificantVoxels": int(significant.sum()),
             "NumberOfSignificantLesionedVoxels": int((significant & (lesioned >= LESIONED)).sum()),
         }
@@ -164,14 +168,15 @@ class ContrastWriter:
                     of: r if np.isfinite(r) else None for of, r in numbers.items()
                 }
         unit = f"difference in {self._source.stat}" if design.levels else "partial r"
-        self._write_map(f"{key}t", "t", word, result.t, STATISTICS[design.statistic], **more)
+        stat = design.stat
+        self._write_map(f"{key}{stat}", stat, word, result.statistic, STATISTICS[design.statistic], **more)
         self._write_map(f"{key}effect", "effect", word, images["effect"], f"Effect: {unit}", **more)
         self._write_map(
             f"{key}logp",
             "logp",
             f"{word}FWE",
             images["logp"],
-            "-log10 of the two-sided p, corrected for all voxels by the largest |t| of each permutation",
+            f"-log10 of the two-sided p, corrected for all voxels by the largest |{stat}| of each permutation",
             **more,
         )
         return more
@@ -282,7 +287,7 @@ def describe_test(
         "RandomSeed": question.random_seed,
         "Alpha": question.alpha,
         "InputStatistic": source.stat,
-        "NumberOfVoxels": int(np.isfinite(test.result.t).sum()),
+        "NumberOfVoxels": int(np.isfinite(test.result.statistic).sum()),
         "FractionOfVoxels": test.fraction_of_voxels,
         **describe_settings(provenance),
         "MapsHash": hash_maps(lesions, source.maps_dir, source.stat),
@@ -296,9 +301,10 @@ def describe_model(design: Design) -> str:
     terms = [design.column, *(_name_covariate(name) for name in design.covariates)]
     constant = f"a constant for each {design.block_column}" if design.block_column else "a constant"
     within = f" within each {design.block_column}" if design.block_column else ""
+    units = ", in units of each group's standard deviation" if design.statistic == "welch" else ""
     return (
         f"map = {' + '.join(terms)} + {constant}, by least squares at each voxel; residuals of the nuisance permuted"
-        f"{within} (Freedman and Lane)"
+        f"{within}{units} (Freedman and Lane)"
     )
 
 

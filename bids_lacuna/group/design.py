@@ -114,6 +114,11 @@ class Design:
         return {f"{self.block_column}={block}": (block_of == block).astype(float) for block in np.unique(block_of)}
 
     @property
+    def stat(self) -> Literal["t", "z"]:
+        """Name of the statistic at each voxel: t, or z of Welch's v."""
+        return "z" if self.statistic == "welch" else "t"
+
+    @property
     def n_cases(self) -> int:
         """Number of cases; with a score, of all patients."""
         return int(self.tested.sum()) if self.levels else len(self.tested)

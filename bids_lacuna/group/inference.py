@@ -6,6 +6,11 @@ the definition). Nothing is fitted here: all statistics follow from products of 
 with the permuted residuals. Permuting a functional instead of the residuals turns a block of permutations into one
 matrix product.
 
+With Welch's v, groups may vary differently. A permutation would mix what varies much with what varies little: each
+residual is therefore divided by its group's standard deviation, and multiplied by that of the group to which it goes,
+with one ratio of both for all voxels. v has other degrees of freedom at each voxel and in each permutation: the
+largest is found of the z with the same p.
+
 References
 ----------
 Freedman & Lane (1983), J Bus Econ Stat 1:292; Winkler et al. (2014), NeuroImage 92:381,
@@ -22,7 +27,7 @@ import numpy as np
 
 from bids_lacuna.group.permutations import Permutations
 from bids_lacuna.kernels import single_threaded_blas
-from bids_lacuna.kernels.maxima import largest_pooled, largest_welch
+from bids_lacuna.kernels.maxima import largest_pooled, largest_welch, welch_z
 
 Array = np.ndarray
 
@@ -41,18 +46,23 @@ CONSTANT = 1e-20
 ROUNDING = 1e-14
 """Fraction of a voxel's sum of squares below which a group's error is a rounding error."""
 
+LARGEST_RATIO = 100.0
+"""Largest ratio of two groups' standard deviations that is accounted for: a group may not vary at all."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
     """A design, and the vectors from which its statistics follow."""
 
     nuisance: Array
-    """Shape (n_patients, n): orthonormal basis of the blocks' constants and the covariates."""
+    """Shape (n_patients, n): orthonormal basis of the blocks' constants and the covariates, times `weights`."""
+    weights: Array
+    """Shape (n_patients,): 1 / root of the standard deviation of each patient's group; 1 for the pooled t."""
     functionals: Array
-    """Shape (n_patients, m): orthonormal; the first is the tested column without the nuisance. Sums within blocks are
+    """Shape (n_patients, m): orthonormal; the first gives the tested column's coefficient. Sums within blocks are
     left out, since they are 0 in all permutations."""
     scale: float
-    """Norm of the tested column without the nuisance."""
+    """The first functional's product, divided by the coefficient."""
     degrees_of_freedom: int
     """Patients minus columns of the model."""
     blocks: Array
@@ -67,10 +77,15 @@ class Welch:
 
     first: Array
     """Shape (n_patients,), boolean: the group with its own variance; the others have another one."""
+    basis: Array
+    """Shape (n_patients, n_columns): orthonormal basis of the model, the tested column first."""
+    ratio: float
+    """Standard deviation of the first group, relative to that of the others."""
     forms: Array
     """Shape (2, m, m): upper triangles."""
+    factors: Array
     freedom: Array
-    """Shape (2,)."""
+    """Shape (2,) both."""
     eigenvalues: Array
     loadings: Array
     """Shape (n_columns,) both."""
@@ -80,19 +95,21 @@ class Welch:
 class Inference:
     """The result of a test at each voxel; NaN where the maps do not vary."""
 
-    t: Array
-    """Shape (n_voxels,), float64: t, or v."""
+    statistic: Array
+    """Shape (n_voxels,), float64: t; or z of Welch's v, by its degrees of freedom at each voxel."""
     effect: Array
     """Shape (n_voxels,): coefficient of the tested column, in units of the maps."""
     partial_r: Array
     """Shape (n_voxels,): partial correlation of the tested column with the maps."""
     p: Array
-    """Shape (n_voxels,): two-sided p, corrected for all voxels by the largest |t| of each permutation."""
+    """Shape (n_voxels,): two-sided p, corrected for all voxels by the largest |statistic| of each permutation."""
     maxima: Array
-    """Shape (n_permutations,): largest |t| over voxels in each permutation."""
+    """Shape (n_permutations,): largest |statistic| over voxels in each permutation."""
     threshold: float
-    """|t| above which p is at most alpha."""
+    """|statistic| above which p is at most alpha."""
     permutations: Permutations
+    variance_ratio: float | None
+    """Variance of the first group relative to the others', over all voxels, where each group has its own."""
 
 
 def make_model(tested: Array, covariates: Array, blocks: Array, welch: bool = False) -> Model:
@@ -108,7 +125,7 @@ def make_model(tested: Array, covariates: Array, blocks: Array, welch: bool = Fa
         Patients are exchanged within blocks of equal numbers, each of which has its own constant; equal numbers
         everywhere where there are no blocks.
     welch
-        Whether to let the two groups differ in their variance (`Welch`).
+        Whether to let the two groups differ in their variance (`Welch`); `infer` finds how much they do.
 
     Raises
     ------
@@ -116,8 +133,7 @@ def make_model(tested: Array, covariates: Array, blocks: Array, welch: bool = Fa
         The tested column follows from the others, or no degrees of freedom are left.
     """
     blocks = np.asarray(blocks)
-    constants = np.array([blocks == block for block in np.unique(blocks)], float).T
-    constants /= np.linalg.norm(constants, axis=0)
+    constants = _constants(blocks)
     varying = _orthonormal(_scaled(_without(constants, np.asarray(covariates, float))))
     nuisance = np.hstack([constants, varying])
     degrees_of_freedom = len(tested) - nuisance.shape[1] - 1
@@ -130,38 +146,61 @@ def make_model(tested: Array, covariates: Array, blocks: Array, welch: bool = Fa
     scale = float(np.linalg.norm(rest))
     if scale <= RANK * np.linalg.norm(tested - np.mean(tested)) or scale == 0:
         raise ValueError("the tested column follows from the covariates and the blocks: leave one of them out")
-    functionals = np.column_stack([rest / scale, varying])
-    details = None
     if welch:
-        functionals, details = _prepare_welch(tested == np.max(tested), constants, nuisance, functionals[:, 0])
-    return Model(nuisance, functionals, scale, degrees_of_freedom, blocks, details)
+        basis = np.column_stack([rest / scale, nuisance])
+        return _make_welch(basis, tested == np.max(tested), scale, degrees_of_freedom, blocks, ratio=1)
+    functionals = np.column_stack([rest / scale, varying])
+    return Model(nuisance, np.ones(len(tested)), functionals, scale, degrees_of_freedom, blocks, None)
 
 
-def _prepare_welch(first: Array, constants: Array, nuisance: Array, unit: Array) -> tuple[Array, Welch]:
-    """Find the functionals from which both groups' errors follow, and how they do.
+def _make_welch(
+    basis: Array, first: Array, scale: float, degrees_of_freedom: int, blocks: Array, ratio: float
+) -> Model:
+    """Find the functionals from which the effect and both groups' errors follow, and how they do.
 
-    With B an orthonormal basis of the model, B_g its rows of group g and c = B'y, the error of group g is
-    y_g'y_g - 2 c'B_g'y_g + c'B_g'B_g c, and both c and B_g'y_g follow from the functionals M'y.
+    With B the basis, B_g its rows of group g and c = B'y, group g's error is y_g'y_g - 2 c'B_g'y_g + c'B_g'B_g c.
+    Both c and B_g'y_g follow from the functionals' products with u, where u are permuted residuals in units of
+    their groups' standard deviations, and y is u times the standard deviation of the group to which each went.
+
+    Parameters
+    ----------
+    basis : shape (n_patients, n_columns)
+        Orthonormal basis of the model; the first column is the tested one without the nuisance, divided by `scale`.
+    ratio
+        Standard deviation of the first group, relative to that of the others.
     """
-    basis = np.column_stack([unit, nuisance])
+    spread = np.where(first, ratio, 1.0)
+    constants = _constants(blocks)
+    unit = _without(constants, spread * basis[:, 0])
+    norm = float(np.linalg.norm(unit))
+    unit /= norm
     parts = [basis * rows[:, np.newaxis] for rows in (first, ~first)]
-    invariant = np.column_stack([constants, unit])
-    functionals = np.column_stack([unit, _orthonormal(_without(invariant, np.hstack(parts)))])
-    coefficients = basis.T @ functionals
+    functionals = np.column_stack(
+        [unit, _orthonormal(_without(np.column_stack([constants, unit]), np.hstack(parts)))]
+    )
+    scaled = spread[:, np.newaxis] * functionals
+    coefficients = basis.T @ scaled
     forms = []
-    for part in parts:
-        form = 2 * coefficients.T @ (part.T @ functionals) - coefficients.T @ (part.T @ part) @ coefficients
-        symmetric = (form + form.T) / 2
+    for part, variance in zip(parts, (ratio**2, 1), strict=True):
+        form = 2 * coefficients.T @ (part.T @ scaled) - coefficients.T @ (part.T @ part) @ coefficients
+        symmetric = (form + form.T) / (2 * variance)
         forms.append(np.triu(symmetric) + np.triu(symmetric, 1))
     leverage = (basis**2).sum(axis=1)
+    freedom = np.array([(1 - leverage)[rows].sum() for rows in (first, ~first)])
     eigenvalues, vectors = np.linalg.eigh(parts[0].T @ parts[0])
-    return functionals, Welch(
+    welch = Welch(
         first=np.asarray(first),
+        basis=basis,
+        ratio=ratio,
         forms=np.array(forms),
-        freedom=np.array([(1 - leverage)[rows].sum() for rows in (first, ~first)]),
+        factors=np.array([ratio**2, 1]) / freedom,
+        freedom=freedom,
         eigenvalues=np.clip(eigenvalues, 0, 1),
-        loadings=vectors[0] ** 2,
+        loadings=vectors[0] ** 2 / norm**2,
     )
+    weights = 1 / np.sqrt(spread)
+    nuisance = _orthonormal(weights[:, np.newaxis] * basis[:, 1:])
+    return Model(nuisance, weights, functionals, scale / norm, degrees_of_freedom, blocks, welch)
 
 
 def infer(
@@ -173,7 +212,7 @@ def infer(
     n_threads: int = 1,
     on_tile: Callable[[], None] = lambda: None,
 ) -> Inference:
-    """Test a model at each voxel, with p from the permutations' largest |t|.
+    """Test a model at each voxel, with p from the permutations' largest |t|, or |z|.
 
     Parameters
     ----------
@@ -189,7 +228,9 @@ def infer(
         Called after each of `count_tiles` tiles.
     """
     n_voxels = maps.shape[1]
-    t, effect, partial_r = (np.full(n_voxels, np.nan) for _ in range(3))
+    if model.welch is not None:
+        model = _give_ratio(model, maps)
+    statistic, effect, partial_r = (np.full(n_voxels, np.nan) for _ in range(3))
     squared = np.zeros(len(permutations.orders))
     starts = iter(range(0, n_voxels, VOXELS))
 
@@ -199,7 +240,7 @@ def infer(
             tile = slice(start, start + VOXELS)
             residuals, total, defined = _residuals(maps[:, tile], model)
             voxels = start + np.flatnonzero(defined)
-            t[voxels], effect[voxels], partial_r[voxels] = _observe(residuals, total, model)
+            statistic[voxels], effect[voxels], partial_r[voxels] = _observe(residuals, total, model)
             _update_maxima(residuals, total, model, permutations.orders, mine)
             on_tile()
         return mine
@@ -214,15 +255,16 @@ def infer(
             # After an exception, and after Ctrl-C, the helpers end with their tiles.
             for _ in starts:
                 pass
-    maxima = _t_of(squared, model)
+    maxima = _root_of(squared, model)
     return Inference(
-        t,
+        statistic,
         effect,
         partial_r,
-        permutations.p(maxima, np.abs(t)),
+        permutations.p(maxima, np.abs(statistic)),
         maxima,
         permutations.threshold(maxima, alpha),
         permutations,
+        model.welch.ratio**2 if model.welch else None,
     )
 
 
@@ -239,7 +281,7 @@ def working_bytes(n_patients: int, n_voxels: int, n_permutations: int, n_functio
 
 
 def _update_maxima(residuals: Array, total: Array, model: Model, orders: Array, largest: Array) -> None:
-    """Update each permutation's largest squared statistic with a tile of voxels, of |r| or of v."""
+    """Update each permutation's largest squared r, or z of Welch's v, with a tile of voxels."""
     if not len(total):
         return
     n_functionals, n_voxels = model.functionals.shape[1], len(total)
@@ -261,6 +303,7 @@ def _update_maxima(residuals: Array, total: Array, model: Model, orders: Array, 
             first,
             total,
             welch.forms,
+            welch.factors,
             welch.freedom,
             welch.eigenvalues,
             welch.loadings,
@@ -270,7 +313,7 @@ def _update_maxima(residuals: Array, total: Array, model: Model, orders: Array, 
 
 
 def _residuals(maps: Array, model: Model) -> tuple[Array, Array, Array]:
-    """Remove the nuisance from a tile of maps.
+    """Remove the nuisance from a tile of maps; what is left is in units of each group's standard deviation.
 
     Returns
     -------
@@ -280,10 +323,11 @@ def _residuals(maps: Array, model: Model) -> tuple[Array, Array, Array]:
     defined : shape (n_tile,), boolean
         Voxels where no map is NaN, and the maps vary beyond the nuisance.
     """
-    values = maps.astype(float)
+    weights = model.weights[:, np.newaxis]
+    values = maps * weights
     defined = np.isfinite(values).all(axis=0)
     values[:, ~defined] = 0
-    residuals = _without(model.nuisance, values)
+    residuals = _without(model.nuisance, values) * weights
     total = np.einsum("ij,ij->j", residuals, residuals)
     defined &= total > CONSTANT * np.einsum("ij,ij->j", values, values)
     return np.ascontiguousarray(residuals[:, defined]), total[defined], defined
@@ -292,33 +336,52 @@ def _residuals(maps: Array, model: Model) -> tuple[Array, Array, Array]:
 def _observe(residuals: Array, total: Array, model: Model) -> tuple[Array, Array, Array]:
     """Compute the observed statistic, the coefficient and the partial correlation at each voxel of a tile."""
     values = model.functionals.T @ residuals
-    rest = total - (values[1:] ** 2).sum(axis=0) if model.welch is None else total
-    partial_r = np.clip(values[0] / np.sqrt(rest), -1, 1)
     if model.welch is None:
-        statistic = np.sign(partial_r) * _t_of(partial_r**2, model)
+        partial_r = np.clip(values[0] / np.sqrt(total - (values[1:] ** 2).sum(axis=0)), -1, 1)
+        squared = partial_r**2
     else:
-        statistic = values[0] / np.sqrt(_welch_variance(values, residuals, total, model.welch))
-    return statistic, values[0] / model.scale, partial_r
+        welch = model.welch
+        variances = _group_variances(values, residuals, total, welch)
+        variance = np.zeros(len(total))
+        for share, loading in zip(welch.eigenvalues, welch.loadings, strict=True):
+            variance += loading * variances[0] * variances[1] / (share * variances[1] + (1 - share) * variances[0])
+        squared = values[0] ** 2 / variance
+        squared = welch_z(squared, *variances, variance, welch.freedom, welch.eigenvalues, welch.loadings)
+        rest = welch.loadings.sum() * (welch.freedom @ variances)
+        partial_r = values[0] / np.sqrt(values[0] ** 2 + rest)
+    return np.sign(values[0]) * _root_of(squared, model), values[0] / model.scale, partial_r
 
 
-def _t_of(squared: Array, model: Model) -> Array:
-    """Turn what `_update_maxima` collects into |t|, or |v|."""
+def _root_of(squared: Array, model: Model) -> Array:
+    """Turn what `_update_maxima` collects into |t|, or |z|."""
     if model.welch is not None:
         return np.sqrt(squared)
     with np.errstate(divide="ignore"):
         return np.sqrt(model.degrees_of_freedom * squared / np.maximum(1 - squared, 0))
 
 
-def _welch_variance(values: Array, residuals: Array, total: Array, welch: Welch) -> Array:
-    """Compute the squared standard error of the first functional's product, as `largest_welch` does."""
+def _group_variances(values: Array, residuals: Array, total: Array, welch: Welch) -> Array:
+    """Estimate both groups' variances at each voxel, as `largest_welch` does: shape (2, n_voxels)."""
     first = welch.first.astype(float) @ residuals**2
     explained = np.einsum("gkj,kv,jv->gv", welch.forms, values, values)
     errors = np.maximum(np.array([first, total - first]) - explained, ROUNDING * total)
-    errors /= welch.freedom[:, np.newaxis]
-    variance = np.zeros(len(total))
-    for share, loading in zip(welch.eigenvalues, welch.loadings, strict=True):
-        variance += loading * errors[0] * errors[1] / (share * errors[1] + (1 - share) * errors[0])
-    return variance
+    return errors * welch.factors[:, np.newaxis]
+
+
+def _give_ratio(model: Model, maps: Array) -> Model:
+    """Give a model the ratio of the groups' standard deviations: one for all voxels, each in units of its own."""
+    welch = model.welch
+    assert welch is not None  # noqa: S101  for the type checker
+    sums = np.zeros(2)
+    for start in range(0, maps.shape[1], VOXELS):
+        residuals, total, _ = _residuals(maps[:, start : start + VOXELS], model)
+        variances = _group_variances(model.functionals.T @ residuals, residuals, total, welch)
+        sums += (variances / (welch.freedom @ variances)).sum(axis=1)
+    if not sums.all():
+        return model
+    ratio = float(np.clip(np.sqrt(sums[0] / sums[1]), 1 / LARGEST_RATIO, LARGEST_RATIO))
+    # The first functional's product is the tested column's in a model of equal variances.
+    return _make_welch(welch.basis, welch.first, model.scale, model.degrees_of_freedom, model.blocks, ratio)
 
 
 def _without(basis: Array, columns: Array) -> Array:
@@ -326,6 +389,12 @@ def _without(basis: Array, columns: Array) -> Array:
     for _ in range(2):
         columns = columns - basis @ (basis.T @ columns)
     return columns
+
+
+def _constants(blocks: Array) -> Array:
+    """Return a constant for each block, of norm 1: shape (n_patients, n_blocks)."""
+    constants = np.array([blocks == block for block in np.unique(blocks)], float).T
+    return constants / np.linalg.norm(constants, axis=0)
 
 
 def _scaled(columns: Array) -> Array:

@@ -69,7 +69,13 @@ TIE = 1e-5
 
 
 def choose_permutations(
-    tested: Array, nuisance: Array, blocks: Array, n_permutations: int, random_seed: int, alpha: float
+    tested: Array,
+    nuisance: Array,
+    blocks: Array,
+    n_permutations: int,
+    random_seed: int,
+    alpha: float,
+    welch: bool = False,
 ) -> Permutations:
     """Enumerate all distinct permutations if they are not more than asked for, or else draw that many.
 
@@ -91,6 +97,8 @@ def choose_permutations(
         Seed of the draws: the same seed gives the same permutations.
     alpha
         Level of the test.
+    welch
+        Whether groups have their own variances: an arrangement and its mirror image then differ in |t|.
 
     Raises
     ------
@@ -103,7 +111,8 @@ def choose_permutations(
     n_distinct = math.prod(_count(codes[block]) for block in rows)
     exhaustive = n_distinct <= n_permutations
     if exhaustive:
-        smallest_p = (2 if by_label and _is_symmetric(tested, rows) else 1) / n_distinct
+        mirrored = by_label and not welch and _is_symmetric(tested, rows)
+        smallest_p = (2 if mirrored else 1) / n_distinct
     else:
         smallest_p = 1 / (n_permutations + 1)
     if smallest_p > alpha:

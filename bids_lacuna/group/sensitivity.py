@@ -72,7 +72,7 @@ def measure_sensitivity(
     if not test.design.levels or not thresholds:
         return []
     cases = [lesion for lesion, is_case in zip(lesions, test.design.tested, strict=True) if is_case]
-    counts = np.zeros((2, len(thresholds), len(test.result.t)))
+    counts = np.zeros((2, len(thresholds), len(test.result.statistic)))
     for lesion in cases:
         t = read_lesion_map(maps_dir / lesion.maps["t"], provenance.grid)[test.voxels]
         for number, threshold in enumerate(thresholds):
@@ -81,8 +81,8 @@ def measure_sensitivity(
     found = []
     significant = test.result.p <= test.question.alpha
     for threshold, above, below in zip(thresholds, *(counts / len(cases)), strict=True):
-        conjunction = np.where(significant & (test.result.t > 0) & (above >= smallest), above, 0.0)
-        conjunction -= np.where(significant & (test.result.t < 0) & (below >= smallest), below, 0.0)
+        conjunction = np.where(significant & (test.result.statistic > 0) & (above >= smallest), above, 0.0)
+        conjunction -= np.where(significant & (test.result.statistic < 0) & (below >= smallest), below, 0.0)
         found.append(Sensitivity(threshold, smallest, above, below, conjunction))
     return found
 

@@ -93,6 +93,7 @@ class TestDrawing:
         # Not group_…: those are removed with the group's own page.
         self._pictures = Pictures(folder, folder / FIGURES / f"contrast-{record['Label']}")
         self._rows = read_table(folder / record["Design"])
+        self._stat = "z" if "z" in record["Maps"] else "t"
         (folder / FIGURES).mkdir(exist_ok=True)
 
     def write(self, path: Path) -> list[str]:
@@ -115,6 +116,7 @@ class TestDrawing:
             "contrast.html.jinja",
             written=f"{datetime.now():%Y-%m-%d %H:%M}",
             record=record,
+            stat=self._stat,
             outcomes=self._list_outcomes(),
             maps=maps,
             clusters=self._find_clusters(),
@@ -139,25 +141,32 @@ class TestDrawing:
         return float(self._record["Beside"]["Threshold"] if key else self._record["Threshold"])
 
     def _draw_result(self, key: str) -> Picture | str:
-        """Draw t where it is significant; or else the strongest tenth, which says that nothing is."""
-        volume, threshold = self._read(f"{key}t"), self._threshold(key)
+        """Draw t or z where it is significant; or else the strongest tenth, which says that nothing is."""
+        stat = self._stat
+        volume, threshold = self._read(f"{key}{stat}"), self._threshold(key)
         facts = figures.measure_map(volume, threshold)
         extremes = (
-            f"Lowest t {decimal(facts.minimum)} at {position(facts.minimum_mm)} mm, highest {decimal(facts.maximum)} "
-            f"at {position(facts.maximum_mm)} mm; |t| above {decimal(threshold)} is significant"
+            f"Lowest {stat} {decimal(facts.minimum)} at {position(facts.minimum_mm)} mm, highest "
+            f"{decimal(facts.maximum)} at {position(facts.maximum_mm)} mm; |{stat}| above {decimal(threshold)} is "
+            "significant"
         )
         stamp = STAMP
         if facts.n_above + facts.n_below:
-            title = f"t of {self._record['Column']}, where |t| > {decimal(threshold)}: p \N{LESS-THAN OR EQUAL TO} "
-            title += f"{self._record['Alpha']:g}, corrected"
+            title = f"{stat} of {self._record['Column']}, where |{stat}| > {decimal(threshold)}: p "
+            title += f"\N{LESS-THAN OR EQUAL TO} {self._record['Alpha']:g}, corrected"
         else:
             threshold = figures.strongest_tenth_threshold(volume)
-            title = f"t of {self._record['Column']}: NO voxel is significant. The strongest tenth is shown"
+            title = f"{stat} of {self._record['Column']}: NO voxel is significant. The strongest tenth is shown"
             stamp = "None of what is shown is significant: it may be chance."
-        path = self._pictures.path(f"{key}t.png")
-        figures.draw_map(path, volume, threshold, "t", title=(title, stamp))
-        what = f"{title}; red is positive, blue negative. {extremes}. {stamp}"
-        return self._pictures.add_slices("t", path, what)
+        lesioned = self._read("lesioned")
+        region = Volume(lesioned.values >= LESIONED, lesioned.affine)
+        outlined = ""
+        if region.values.any():
+            outlined = f" Outlined in green: at least {percent(LESIONED)} of the patients are lesioned."
+        path = self._pictures.path(f"{key}{stat}.png")
+        figures.draw_map(path, volume, threshold, stat, (title, stamp + outlined), region)
+        what = f"{title}; red is positive, blue negative. {extremes}. {stamp}{outlined}"
+        return self._pictures.add_slices(stat, path, what)
 
     def _draw_lesioned(self) -> Picture | str:
         volume = self._read("lesioned")
@@ -209,7 +218,7 @@ class TestDrawing:
     def _find_clusters(self) -> dict[str, list[Cluster]]:
         """Find the clusters of significant voxels by sign."""
         try:
-            positive, negative = figures.find_clusters_beyond(self._read("t"), self._threshold(""))
+            positive, negative = figures.find_clusters_beyond(self._read(self._stat), self._threshold(""))
         except (OSError, ValueError) as error:
             self.problems.append(f"clusters could not be found: {error}.")
             return {}
@@ -248,6 +257,11 @@ class TestDrawing:
         facts = [
             ("Model", record["Model"]),
             ("Statistic", record["Statistic"]),
+            *(
+                [("Variance", f"{record['Levels'][0]} relative to {record['Levels'][1]}: {decimal(ratio)}")]
+                if (ratio := record.get("VarianceRatio"))
+                else []
+            ),
             ("Patients", str(record["NumberOfPatients"])),
             ("Permutations", f"{n}; random seed {record['RandomSeed']}"),
             (

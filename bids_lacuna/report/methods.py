@@ -120,7 +120,8 @@ def describe_test_methods(record: Mapping[str, Any]) -> str:
     variance = (
         "Student's t"
         if record["Statistic"].startswith("Student")
-        else "Aspin and Welch's v, in which each group has its own variance [@winkler2014]"
+        else "Aspin and Welch's v, in which each group has its own variance [@winkler2014], turned into z by its "
+        "degrees of freedom at each voxel"
     )
     prediction = record["LeaveOneOut"]
     measure = "the area under the ROC curve" if prediction["Measure"] == "AUC" else "Pearson's r with the score"

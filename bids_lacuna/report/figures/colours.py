@@ -26,7 +26,7 @@ GREYS = N_INKS
 """Palette index of the template's darkest grey."""
 
 LESION, HATCH, OUTLINE, HIDDEN = range(GREYS + N_GREYS, GREYS + N_GREYS + 4)
-"""Palette indices of the lesion, of the hatching where the connectome does not cover it, of its outline on a map
+"""Palette indices of the lesion, of the hatching where the connectome does not cover it, of outlines on a map
 (green: neither hot nor cold), and of values on the colour bar that are not shown."""
 
 FIRST_COLOUR = HIDDEN + 1

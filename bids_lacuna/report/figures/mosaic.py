@@ -173,7 +173,14 @@ def draw_views(
     _draw(path, strips, scale)
 
 
-def draw_map(path: Path, volume: Volume, threshold: float, name: str, title: tuple[str, str]) -> None:
+def draw_map(
+    path: Path,
+    volume: Volume,
+    threshold: float,
+    name: str,
+    title: tuple[str, str],
+    outline: Volume | None = None,
+) -> None:
     """Draw a map's voxels beyond a threshold on slices of the whole template.
 
     Parameters
@@ -182,8 +189,10 @@ def draw_map(path: Path, volume: Volume, threshold: float, name: str, title: tup
         Name of the statistic, for the colour bar.
     title
         As for `draw_overlap`.
+    outline
+        Boolean volume of a region whose outline is drawn.
     """
-    _draw_whole_brain(path, volume, two_sided_scale(volume, threshold, name), title)
+    _draw_whole_brain(path, volume, two_sided_scale(volume, threshold, name), title, outline)
 
 
 def draw_overlap(
@@ -210,11 +219,14 @@ def draw_overlap(
     _draw_whole_brain(path, volume, one_sided_scale(ticks, name, tick_label), title)
 
 
-def _draw_whole_brain(path: Path, volume: Volume, scale: Scale, title: tuple[str, str]) -> None:
+def _draw_whole_brain(
+    path: Path, volume: Volume, scale: Scale, title: tuple[str, str], outline: Volume | None = None
+) -> None:
     strips = []
     for axis, cuts in enumerate(WHOLE_BRAIN_CUTS):
         planes = [Plane(axis, cut) for cut in cuts]
-        strips.append(_Strip([_panel(plane, draw_slice(plane, volume, scale)) for plane in planes], CELL_PIXELS))
+        panels = [_panel(plane, draw_slice(plane, volume, scale, outline)) for plane in planes]
+        strips.append(_Strip(panels, CELL_PIXELS))
     _draw(path, strips, scale, title)
 
 

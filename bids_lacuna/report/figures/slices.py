@@ -113,12 +113,18 @@ def shade(brightness: Array) -> Array:
     return np.where(fractions > FAINTEST, greys, WHITE).astype(np.uint8)
 
 
-def draw_slice(plane: Plane, volume: Volume, scale: Scale, outline: LesionShape | None = None) -> Array:
-    """Draw the shown voxels of a map over the template, and the outline of a lesion: shape (rows, columns)."""
+def draw_slice(plane: Plane, volume: Volume, scale: Scale, outline: LesionShape | Volume | None = None) -> Array:
+    """Draw the shown voxels of a map over the template, and an outline: shape (rows, columns).
+
+    Parameters
+    ----------
+    outline
+        Lesion, or boolean volume of a region.
+    """
     colours = scale.indices(volume.sample(plane.points, outside=np.nan))
     picture = np.where(colours, colours, background(plane))
     if outline is not None:
-        inside = _inside(plane, outline)
+        inside = outline.sample(plane.points) if isinstance(outline, Volume) else _inside(plane, outline)
         if inside.any():
             picture[edge(inside, plane.scale)] = OUTLINE
     return picture
