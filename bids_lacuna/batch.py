@@ -285,7 +285,7 @@ class _Batches:
                 self.observer.on_finished(list(failed.values()))
                 return failed
         usable = {key: lesion for key, lesion in batch.items() if key not in failed}
-        _warn_of_low_coverage(list(usable.values()))
+        _warn_of_masks(list(usable.values()))
         if usable:
             passing = (PassStopped, *([MemoryError] if len(usable) > 1 else []))
             try:
@@ -384,8 +384,11 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _warn_of_low_coverage(lesions: Sequence[LesionData]) -> None:
+def _warn_of_masks(lesions: Sequence[LesionData]) -> None:
+    """Warn of masks that a person should look at."""
     for lesion in lesions:
+        if lesion.facts and lesion.facts.remarks:
+            logger.warning("%s: look at the mask: %s", lesion.name, "; ".join(lesion.facts.remarks))
         if lesion.coverage is not None and lesion.coverage < LOW_COVERAGE:
             logger.warning(
                 "%s: only %s of the lesion lies inside the connectome's mask; its map describes that part",

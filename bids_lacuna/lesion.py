@@ -18,6 +18,7 @@ from bids_lacuna.files import FileState, check_unchanged
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image
 from bids_lacuna.lesion_masks import check_header, describe_disagreement, read_mask, region
+from bids_lacuna.quality import MaskFacts, examine, is_centre_in_brain
 from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.text import percent
 from bids_lacuna.transforms import TransformChain
@@ -79,6 +80,8 @@ class LesionData:
     outside: LesionWeights | None = None
     """After transforms, weights of the voxels outside the connectome's mask, by their indices in the volume in
     C order, while the lesion's batch is mapped; otherwise None."""
+    facts: MaskFacts | None = None
+    """Facts about the mask that a person should look at, if it was examined."""
     is_seed: bool = False
     """Whether it is a seed, of which nobody says that it is a lesion."""
 
@@ -161,6 +164,7 @@ def load_lesion(
     weighting: Weighting = "volume",
     threshold: float | None = None,
     brain: Array | None = None,
+    examined: bool = False,
 ) -> LesionData:
     """Read a lesion's mask and compute its weights on the connectome's grid.
 
@@ -182,6 +186,8 @@ def load_lesion(
     brain : shape (x, y, z), boolean
         Voxels of the brain if the grid has all voxels of a volume; by default, the grid's voxels are those of the
         brain.
+    examined
+        Whether to find facts about the mask that a person should look at, too.
 
     Returns
     -------
@@ -217,6 +223,10 @@ def load_lesion(
         _warn_of_changed_volume(lesion.name, whole_mm3 / volume_mm3)
     else:
         (first, weights), whole_mm3 = weigh(box, affine, grid), volume_mm3
+    facts = None
+    if examined:
+        in_brain = is_centre_in_brain(first, weights, grid.mask if brain is None else brain)
+        facts = examine(box, affine, volume_mm3, in_brain)
     indices = grid.voxel_indices[region(first, weights.shape)]
     outside = _select(weights * (indices < 0), first, grid, weighting) if chain else None
     covered = (weights > 0) & (indices >= 0)
@@ -244,6 +254,7 @@ def load_lesion(
         state=state,
         template_volume_mm3=whole_mm3 if chain else None,
         outside=outside,
+        facts=facts,
     )
 
 

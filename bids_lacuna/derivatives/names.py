@@ -37,6 +37,9 @@ ENTITY_ORDER = (
 TRANSFORMS = "LesionTransforms"
 """Key of the transforms from a mask's space to the connectome's, in a sidecar of a lesion that needed some."""
 
+REMARKS = "LesionRemarks"
+"""Key, in a sidecar, of what a person should look at in the mask: a list of a few words each."""
+
 SEED = "Seed"
 """Key, in a sidecar, of the spheres of a seed, none of a seed that is an image; absent in that of a lesion."""
 

@@ -56,6 +56,8 @@ class LesionRecord:
     """Volume on the mask's own grid."""
     coverage: float | None = None
     """Fraction of the lesion inside the connectome's mask."""
+    remarks: tuple[str, ...] = ()
+    """What a person should look at in the mask, in a few words each."""
     batch: int | None = None
     """Number of the batch, counted from 1."""
     t_map: Path | None = None
@@ -83,6 +85,7 @@ class LesionRecord:
         self.status = "failed" if lesion.error else "done"
         self.reason = lesion.error or ""
         self.volume_mm3, self.coverage, self.batch = lesion.volume_mm3, lesion.coverage, lesion.batch
+        self.remarks = lesion.facts.remarks if lesion.facts else ()
 
 
 def decide(
@@ -309,7 +312,7 @@ def write_outcomes(
 ) -> None:
     """Write lesions.tsv: one row per record and per participant without a mask, with n/a for unknown values."""
     entities = list(dict.fromkeys(name for record in records for name in record.mask.entities))
-    columns = ["dataset", "mask", *entities, "status", "reason", "volume_mm3", "coverage", "batch"]
+    columns = ["dataset", "mask", *entities, "status", "reason", "volume_mm3", "coverage", "look_at", "batch"]
     rows = []
     for record in records:
         mask = record.mask
@@ -322,6 +325,7 @@ def write_outcomes(
                 " ".join(record.reason.split()) or "n/a",
                 "n/a" if record.volume_mm3 is None else f"{record.volume_mm3:g}",
                 "n/a" if record.coverage is None else f"{record.coverage:.4f}",
+                "; ".join(record.remarks) or "n/a",
                 "n/a" if record.batch is None else str(record.batch),
             ]
         )

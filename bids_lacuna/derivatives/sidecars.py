@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_lacuna.derivatives.names import SEED
+from bids_lacuna.derivatives.names import REMARKS, SEED
 from bids_lacuna.derivatives.records import lesion_provenance
 from bids_lacuna.files import sync_folder, write_json
 from bids_lacuna.lesion import LesionData
@@ -42,6 +42,8 @@ def describe_maps(
     if lesion.transform and lesion.template_volume_mm3 and lesion.volume_mm3:
         sidecar["LesionVolumeInTemplate"] = lesion.template_volume_mm3
         sidecar["LesionVolumeRatio"] = lesion.template_volume_mm3 / lesion.volume_mm3
+    if lesion.facts:
+        sidecar[REMARKS] = list(lesion.facts.remarks)
     if mask.seed is not None:
         sidecar[SEED] = mask.seed
     if "res" in mask.entities:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from bids_lacuna.bids import describe_absence
-from bids_lacuna.derivatives import GROUP_TABLE, TRANSFORMS, find_lesion
+from bids_lacuna.derivatives import GROUP_TABLE, SEED, TRANSFORMS, find_lesion
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.group.cohort import Group, GroupLesion, LeftOut, refuse
 from bids_lacuna.group.likeness import Likeness, known_columns
+from bids_lacuna.group.remarks import describe_remarks, list_remarks
 from bids_lacuna.group.sums import (
     BLOCK_BYTES,
     GroupSums,
@@ -35,6 +36,7 @@ from bids_lacuna.kernels import single_threaded_blas
 from bids_lacuna.lesion import LOW_COVERAGE, LesionData, load_lesion
 from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
+from bids_lacuna.quality import MaskFacts
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.targets import Target
 from bids_lacuna.text import percent
@@ -96,7 +98,7 @@ def summarize_group(
     """
     sums = GroupSums(group.provenance.shape, group.provenance.options.t_thresholds)
     likeness = Likeness(connectome)
-    lesions, rows, relations, damaged = _add_lesions(group, maps_dir, sums, likeness, targets, show_progress)
+    lesions, rows, facts, relations, damaged = _add_lesions(group, maps_dir, sums, likeness, targets, show_progress)
     left_out = (*group.left_out, *damaged)
     refuse(left_out, len(lesions), ignored)
 
@@ -107,14 +109,17 @@ def summarize_group(
         )
     order = order_by_similarity(similarity)
     outliers = find_outliers(with_mean)
+    remarks = list_remarks(lesions, facts)
     for index, row in enumerate(rows):
         row |= {
+            "look_at": "; ".join(remarks[index]) or "n/a",
             "r_with_group_mean": with_mean[index],
             "cluster_position": 1 + int(np.flatnonzero(order == index)[0]),
             "outlier": "yes" if outliers[index] else "no",
         }
     of_targets, mixed = add_target_columns(rows, relations)
-    warnings = (*mixed, *list_warnings(group, lesions, common, sums.mean["r"].n > 0))
+    of_masks = describe_remarks(lesions, remarks)
+    warnings = (*of_masks, *mixed, *list_warnings(group, lesions, common, sums.mean["r"].n > 0))
     for warning in warnings:
         logger.warning("%s", warning)
     # These have been logged already, by the search for masks.
@@ -147,65 +152,79 @@ def _add_lesions(
     likeness: Likeness,
     targets: Sequence[Target],
     show_progress: bool,
-) -> tuple[list[GroupLesion], list[dict[str, Any]], list[dict[str, Mapping[str, Any]]], list[LeftOut]]:
+) -> tuple[
+    list[GroupLesion],
+    list[dict[str, Any]],
+    list[MaskFacts | None],
+    list[dict[str, Mapping[str, Any]]],
+    list[LeftOut],
+]:
     """Add all lesions to the sums.
 
     Returns
     -------
-    lesions, rows, relations
-        The lesions added, their rows of the table, and their relation to target networks.
+    lesions, rows, facts, relations
+        The lesions added, their rows of the table, facts about their masks, and their relation to target networks.
     damaged
         The lesions that could not be added.
     """
     lesions: list[GroupLesion] = []
     rows: list[dict[str, Any]] = []
+    facts: list[MaskFacts | None] = []
     relations: list[dict[str, Mapping[str, Any]]] = []
     damaged: list[LeftOut] = []
     with Progress(len(group.lesions), "reading maps", "lesion", shown=show_progress) as progress:
         for lesion in group.lesions:
             try:
-                weights, maps = _read_lesion(lesion, maps_dir, group.provenance)
+                loaded, maps = _read_lesion(lesion, maps_dir, group.provenance)
+                weights = weights_of(loaded)
                 row = _describe_lesion(lesion, weights, maps, group.provenance.grid)
                 row |= likeness.of_lesion(lesion, weights, maps["z"])
                 relation = relate_to_targets(lesion, weights, maps["z"], targets)
                 # Nothing is added if a file is damaged.
                 sums.add(weights, maps)
                 rows.append(row)
+                facts.append(loaded.facts)
                 relations.append(relation)
                 lesions.append(lesion)
             except (OSError, ValueError) as error:
                 damaged.append(LeftOut(lesion.name, "missing", str(error)))
             progress.update()
-    return lesions, rows, relations, damaged
+    return lesions, rows, facts, relations, damaged
 
 
-def _read_lesion(
-    lesion: GroupLesion, maps_dir: Path, provenance: Provenance
-) -> tuple[LesionWeights, dict[str, Array]]:
-    """Read a lesion's weights on the maps' grid, and its maps; raises OSError or ValueError."""
+def _read_lesion(lesion: GroupLesion, maps_dir: Path, provenance: Provenance) -> tuple[LesionData, dict[str, Array]]:
+    """Read a lesion on the maps' grid, and its maps; raises OSError or ValueError."""
     maps = {stat: read_lesion_map(maps_dir / path, provenance.grid) for stat, path in lesion.maps.items()}
-    weights = load_weights(lesion, maps_dir, provenance, np.isfinite(maps["r"]))
+    loaded = load_mask(lesion, maps_dir, provenance, np.isfinite(maps["r"]))
     if not np.nanmin(maps["r"], initial=np.inf) < np.nanmax(maps["r"], initial=-np.inf):
         raise ValueError(f"{lesion.maps['r'].name} does not vary: map the lesion again (--overwrite)")
-    return weights, maps
+    return loaded, maps
 
 
-def load_weights(
-    lesion: GroupLesion, maps_dir: Path, provenance: Provenance, brain: Array | None = None
-) -> LesionWeights:
-    """Read a lesion's weights on the maps' grid; raises OSError or ValueError.
+def load_mask(lesion: GroupLesion, maps_dir: Path, provenance: Provenance, brain: Array | None = None) -> LesionData:
+    """Read a lesion on the maps' grid, with facts about its mask unless it is a seed; raises OSError or ValueError.
 
     Parameters
     ----------
     brain : shape (x, y, z), boolean
-        As in `load_lesion`.
+        As in `load_lesion`; None where no facts are needed.
     """
     path, lowest = find_lesion(lesion.mask.path, maps_dir / lesion.maps["r"], lesion.sidecar)
     # After transforms, the file has the weights themselves, whatever the weighting.
     weighting = "volume" if TRANSFORMS in lesion.sidecar else provenance.options.weighting
-    loaded = load_lesion(
-        LesionData.from_nifti(path), provenance.grid, weighting=weighting, threshold=lowest, brain=brain
+    return load_lesion(
+        LesionData.from_nifti(path),
+        provenance.grid,
+        weighting=weighting,
+        threshold=lowest,
+        brain=brain,
+        examined=brain is not None and SEED not in lesion.sidecar,
     )
+
+
+def weights_of(loaded: LesionData) -> LesionWeights:
+    """Return the weights of a loaded lesion."""
     assert loaded.weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
     return loaded.weights
 

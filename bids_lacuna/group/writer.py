@@ -20,6 +20,7 @@ from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
 from bids_lacuna.images import open_image, save_gzipped
 from bids_lacuna.lesion import ONE_SIDED
 from bids_lacuna.provenance import Provenance
+from bids_lacuna.quality import FAR_MM, MANY_PIECES, MANY_SINGLE, VOLUMES_ML
 from bids_lacuna.text import percent
 
 Array = np.ndarray
@@ -42,6 +43,12 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "Description": f"Hemisphere with at least {percent(ONE_SIDED)} of the lesion's volume, without voxels at x = "
         "0",
         "Levels": {"left": "x < 0", "right": "x > 0", "both": "Neither has that much"},
+    },
+    "look_at": {
+        "Description": "What a person should look at in the lesion's mask, in words: a volume below "
+        f"{VOLUMES_ML[0]:g} or above {VOLUMES_ML[1]:g} mL; more than {MANY_PIECES} pieces; {MANY_SINGLE} or more "
+        f"single voxels, or one more than {FAR_MM:g} mm from the rest; its centre of gravity outside the brain; the "
+        "voxels of another participant's lesion, at the same place, mirrored or shifted. No lesion is left out for it"
     },
     "n_connectome_subjects": {"Description": "People of the connectome that the maps were made with"},
     "peak_r": {"Description": "Value of the r-map that is farthest from 0, inside or outside the lesion"},

@@ -184,8 +184,14 @@ class FunctionalNetworkMapping:
     def load(self, lesion: LesionData) -> LesionData:
         """Read a lesion's mask and compute its weights on the connectome's grid; see `load_lesion` for errors."""
         connectome = self.connectome
+        options, examined = self.options, not lesion.is_seed
         return load_lesion(
-            lesion, connectome.grid, connectome.space, self.options.weighting, self.options.lesion_threshold
+            lesion,
+            connectome.grid,
+            connectome.space,
+            options.weighting,
+            options.lesion_threshold,
+            examined=examined,
         )
 
     def row(self, lesion: LesionData) -> LesionWeights:

@@ -159,7 +159,14 @@ def _describe_row(output_dir: Path, folder: Path, cells: Mapping[str, str], lesi
         _number(cells["r_with_group_mean"]),
         int(cells["cluster_position"]),
         cells["outlier"] == "yes",
+        _remarks(cells),
     )
+
+
+def _remarks(cells: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what a person should look at; groups of earlier versions have no such column."""
+    words = cells.get("look_at", "n/a")
+    return () if words == "n/a" else tuple(words.split("; "))
 
 
 def _peak(cells: Mapping[str, str], stat: str) -> tuple[float, tuple[float, float, float]]:

@@ -72,13 +72,15 @@ class Row:
     r_with_mean: float
     cluster_position: int
     is_outlier: bool
+    remarks: tuple[str, ...] = ()
+    """What a person should look at in the mask."""
     tile: Tile | None = None
     why_no_tile: str = ""
 
     @property
     def to_look_at(self) -> list[str]:
         """What a reader should look at, in a few words each."""
-        notes = []
+        notes = list(self.remarks)
         if self.coverage < LOW_COVERAGE:
             notes.append(f"only {percent(self.coverage)} covered")
         if self.is_outlier:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_lacuna.derivatives import FIGURES, SEED, TRANSFORMS
+from bids_lacuna.derivatives import FIGURES, REMARKS, SEED, TRANSFORMS
 from bids_lacuna.files import hash_file, write_table
 from bids_lacuna.lesion import LOW_COVERAGE, VOLUME_RATIOS, name_side
 from bids_lacuna.report import figures
@@ -214,6 +214,8 @@ def _warn(lesion: MappedLesion, coverage: float | None, n_subjects: int | None) 
             f"only {percent(coverage)} of the {lesion.kind} lies inside the connectome's mask; the maps describe "
             "only that part."
         )
+    if remarks := lesion.sidecar.get(REMARKS):
+        found.append(f"look at the mask: {'; '.join(map(str, remarks))}.")
     ratio, (low, high) = _number(lesion.sidecar.get("LesionVolumeRatio")), VOLUME_RATIOS
     if ratio is not None and not low <= ratio <= high:
         found.append(f"the transforms change the {lesion.kind}'s volume by a factor of {ratio:.2g}: check them.")
