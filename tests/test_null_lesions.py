@@ -346,6 +346,10 @@ def test_percentiles_of_targets(
     path = tmp_path / "circuit.nii.gz"
     nib.save(nib.Nifti1Image(np.float32(rng.standard_normal(SHAPE)), GRID.affine), path)
     before = state_of(folder)
+    dry = map_lesions(bids, folder, store, *options, "--target", f"circuit={path}", "--dry-run")
+    lines = {line[:20].strip(): line[20:] for line in dry.stdout.splitlines()}
+    assert lines["null lesions"] == f"{N} for each lesion; no lesion lacks them"
+    assert lines["nulls and targets"].startswith(f"{N} for each lesion; lesions to compare: 2, in about ")
     ended = map_lesions(bids, folder, store, *options, "--target", f"circuit={path}")
     assert (ended.returncode, "0 done, 3 skipped" in ended.stderr) == (0, True), ended.stderr
     changed = {name for name, state in state_of(folder).items() if state != before[name]}

@@ -63,6 +63,7 @@ def test_a_finer_map_is_averaged(grid: Grid, tmp_path: Path) -> None:
     finer = np.random.default_rng(2).standard_normal([2 * n for n in SHAPE]).astype(np.float32)
     finer[4:6, 6:8, 2:4] = np.nan
     finer[6:8, 6:8, 2] = np.nan
+    finer[0:2, 4:6, 2] = finer[0, 4, 3] = np.nan
     affine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
     affine[:3, 3] = AFFINE[:3, 3] - [-1, 1, 1]
     # A flipped and transposed copy places the same values at the same positions.
@@ -71,7 +72,7 @@ def test_a_finer_map_is_averaged(grid: Grid, tmp_path: Path) -> None:
     blocks = finer.reshape(5, 2, 7, 2, 6, 2).transpose(0, 2, 4, 1, 3, 5).reshape(*SHAPE, 8)
     n = np.isfinite(blocks).sum(axis=3)
     expected = np.where(n >= 4, np.nansum(blocks, axis=3) / np.maximum(n, 1), np.nan)
-    assert (n[2, 3, 1], n[3, 3, 1]) == (0, 4)
+    assert (n[2, 3, 1], n[3, 3, 1], n[0, 2, 1]) == (0, 4, 3)
     for name, values, of_map in (("a", finer, affine), ("b", finer.transpose(2, 0, 1)[::-1], flipped)):
         target = read_target(name, save(tmp_path / f"{name}.nii", values, of_map), grid, SPACE)
         np.testing.assert_allclose(target.values, expected[grid.mask], atol=1e-6)

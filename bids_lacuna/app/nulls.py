@@ -178,13 +178,17 @@ class Movable:
 
 
 def find_due(
-    nulls: Nulls, records: Sequence[LesionRecord], output_dir: Path, provenance: Provenance
+    nulls: Nulls,
+    records: Sequence[LesionRecord],
+    output_dir: Path,
+    provenance: Provenance,
+    lacks: Callable[[LesionRecord, Nulls, Path, Provenance], bool],
 ) -> list[Movable]:
-    """List the lesions that will be mapped, and those with maps that lack null lesions."""
+    """List the lesions that will be mapped, and those with maps that lack what null lesions are needed for."""
     due = []
     for record in records:
         volume_mm3 = record.volume_mm3 if record.status == "pending" else None
-        if is_due(record, nulls, output_dir, provenance):
+        if lacks(record, nulls, output_dir, provenance):
             z_map = sidecar_path(output_dir / map_path(record.mask, provenance, stat="z"))
             with suppress(OSError, ValueError):
                 volume_mm3 = read_json_object(z_map).get("LesionVolume")

@@ -134,7 +134,7 @@ class Job:
         shown = not self.arguments.quiet
         with_news = add_nulls(self.nulls, writer, self.analysis, self.resources, shown)
         if self.targets:
-            with_news += add_target_nulls(self.targets, self.nulls, writer, self.analysis, self.resources, shown)
+            with_news += add_target_nulls(self.targets, self.nulls, writer, self.resources, shown)
         return with_news
 
     def plan(self) -> BatchPlan:

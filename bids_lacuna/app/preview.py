@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from bids_lacuna import kernels
 from bids_lacuna.app.command import NAMES_WIDTH, Exit, ending
-from bids_lacuna.app.nulls import describe_time, find_due
+from bids_lacuna.app.nulls import describe_time, find_due, is_due
+from bids_lacuna.app.targets import lacks_percentiles
 from bids_lacuna.batch import load_lesions
 from bids_lacuna.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, prepare_dataset
@@ -120,9 +122,14 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
         seconds = seconds_of_start + sample.seconds(left, n_subjects, job.n_report_workers)
         sys.stdout.write(describe_cost(sample, left, seconds, n_subjects, job))
     if job.nulls:
-        due = find_due(job.nulls, job.records, job.arguments.output_dir, job.provenance)
-        words = describe_time(job.nulls, due, job.resources.n_threads)
-        sys.stdout.write(layout_rows({"null lesions": words}, NAMES_WIDTH))
+        needed = {"null lesions": is_due}
+        if job.targets:
+            needed["nulls and targets"] = partial(lacks_percentiles, job.targets)
+        rows = {}
+        for name, lacks in needed.items():
+            due = find_due(job.nulls, job.records, job.arguments.output_dir, job.provenance, lacks)
+            rows[name] = describe_time(job.nulls, due, job.resources.n_threads)
+        sys.stdout.write(layout_rows(rows, NAMES_WIDTH))
     return Exit.OK
 
 

@@ -18,6 +18,7 @@ from bids_lacuna.bids import read_space
 from bids_lacuna.derivatives import (
     SEED,
     TARGETS,
+    WITHOUT_NULLS,
     DerivativesWriter,
     LesionRecord,
     map_path,
@@ -30,6 +31,7 @@ from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.mapping import FunctionalNetworkMapping
 from bids_lacuna.mapping.null_maps import compare_with_targets, find_percentile
 from bids_lacuna.mapping.nulls import make_nulls
+from bids_lacuna.mapping.places import Tissue
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.plan import Resources
 from bids_lacuna.runtime.progress import Progress
@@ -140,7 +142,6 @@ def add_target_nulls(
     targets: Sequence[Target],
     nulls: Nulls,
     writer: DerivativesWriter,
-    analysis: FunctionalNetworkMapping,
     resources: Resources,
     show_progress: bool = True,
 ) -> list[str]:
@@ -151,7 +152,12 @@ def add_target_nulls(
     list of str
         Labels of the participants with a sidecar that has changed.
     """
-    due = [record for record in writer.records if _lacks_nulls(targets, record, nulls, writer)]
+    out, provenance = writer.output_dir, writer.provenance
+    due = [
+        record
+        for record in writer.records
+        if _has_t(record, nulls, out, provenance) and lacks_percentiles(targets, record, nulls, out, provenance)
+    ]
     if not due:
         return []
     try:
@@ -166,22 +172,8 @@ def add_target_nulls(
         Progress(len(due), "null lesions and targets", "lesion", shown=show_progress) as progress,
     ):
         for record in due:
-            r_map = writer.output_dir / map_path(record.mask, writer.provenance, stat="r")
             try:
-                shape = nulls.read(record.mask.path, r_map, analysis.options)
-                lesion = make_nulls(shape, nulls.connectivity, tissue, nulls.n, nulls.random_seed)
-                compared = compare_with_targets(lesion, shape, [each.values for each in targets], nulls.connectivity)
-                content = read_json_object(sidecar_path(r_map))
-                recorded = _recorded(content)
-                for target, r, damage in zip(targets, *compared, strict=True):
-                    recorded[target.name]["NullLesions"] = {
-                        **nulls.identity,
-                        "NumberOfNullLesions": lesion.n_nulls,
-                        "ApproximateR": rounded(r[0]),
-                        "RPercentile": rounded(find_percentile(r)),
-                        "DamageScorePercentile": rounded(find_percentile(damage)),
-                    }
-                write_json(sidecar_path(r_map), content | {TARGETS: recorded})
+                _add_nulls(targets, record, nulls, tissue, writer)
                 labels.append(record.mask.entities["sub"])
             except (OSError, ValueError) as error:
                 name = record.mask.path.name
@@ -190,19 +182,45 @@ def add_target_nulls(
     return labels
 
 
-def _lacks_nulls(targets: Sequence[Target], record: LesionRecord, nulls: Nulls, writer: DerivativesWriter) -> bool:
-    """Return whether a lesion has T among these null lesions, and a target lacks the percentiles among them."""
-    out, provenance = writer.output_dir, writer.provenance
-    if not record.has_maps_in(provenance.space) or not _has_t(record, nulls, out, provenance):
+def _add_nulls(
+    targets: Sequence[Target], record: LesionRecord, nulls: Nulls, tissue: Tissue, writer: DerivativesWriter
+) -> None:
+    """Add the percentiles among null lesions to one sidecar."""
+    r_map = writer.output_dir / map_path(record.mask, writer.provenance, stat="r")
+    shape = nulls.read(record.mask.path, r_map, writer.provenance.options)
+    lesion = make_nulls(shape, nulls.connectivity, tissue, nulls.n, nulls.random_seed)
+    compared = compare_with_targets(lesion, shape, [target.values for target in targets], nulls.connectivity)
+    content = read_json_object(sidecar_path(r_map))
+    recorded = _recorded(content)
+    for target, r, damage in zip(targets, *compared, strict=True):
+        if not is_recorded(target, recorded.get(target.name)):
+            raise ValueError(f"its relation to {target.name} is missing")
+        recorded[target.name]["NullLesions"] = {
+            **nulls.identity,
+            "NumberOfNullLesions": lesion.n_nulls,
+            "ApproximateR": rounded(r[0]),
+            "RPercentile": rounded(find_percentile(r)),
+            "DamageScorePercentile": rounded(find_percentile(damage)),
+        }
+    write_json(sidecar_path(r_map), content | {TARGETS: recorded})
+
+
+def lacks_percentiles(
+    targets: Sequence[Target], record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance
+) -> bool:
+    """Return whether a lesion has maps, may have null lesions, and lacks a target's percentiles among them."""
+    if not record.has_maps_in(provenance.space):
         return False
-    recorded: dict[str, Any] = {}
+    sidecar: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        recorded = _recorded(read_json_object(sidecar_path(out / map_path(record.mask, provenance, stat="r"))))
-    entries = [recorded.get(target.name) for target in targets]
-    # Without them, the comparison itself has failed, with a warning.
-    if not all(is_recorded(target, entry) for target, entry in zip(targets, entries, strict=True)):
+        sidecar = read_json_object(sidecar_path(output_dir / map_path(record.mask, provenance, stat="r")))
+    if nulls.made(sidecar.get(WITHOUT_NULLS)):
         return False
-    return not all(nulls.made(entry.get("NullLesions")) for entry in entries if entry)
+    entries = [_recorded(sidecar).get(target.name, {}) for target in targets]
+    return not all(
+        is_recorded(target, entry) and nulls.made(entry.get("NullLesions"))
+        for target, entry in zip(targets, entries, strict=True)
+    )
 
 
 def _has_t(record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance) -> bool:
