@@ -341,6 +341,23 @@ def read_volume(
     return np.concatenate([convert(slab) for slab in read_slabs(image, kind)]).T
 
 
+def check_content(path: Path, kind: str) -> None:
+    """Read an image's file to its end, where gzip stores its checksum, for another program that does not check it.
+
+    Raises
+    ------
+    OSError
+        The file is missing, is not NIfTI, or is damaged.
+    """
+    open_image(path, kind)
+    try:
+        with _open_stream(str(path)) as file:
+            read_to_end(file, path)
+    except UNREADABLE as error:
+        advice = advise(error, "the file is truncated or damaged; copy it again")
+        raise OSError(f"the {kind} {path} cannot be read ({error}): {advice}") from error
+
+
 def _slabs(image: SpatialImage) -> Iterator[np.ndarray]:
     stored = image.dataobj
     # nibabel's subclasses, for other formats, scale each volume separately.

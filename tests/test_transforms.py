@@ -304,12 +304,44 @@ def test_chains_that_do_not_join() -> None:
         TransformChain(files)
 
 
-def test_damaged_file(tmp_path: Path) -> None:
-    """A file that ITK cannot read is an error with its name."""
-    path = tmp_path / "t.h5"
-    path.write_bytes(b"no transform")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("junk.h5", "cannot be read as HDF5"),
+        ("half.h5", "cannot be read as HDF5.*truncated"),
+        ("junk.txt", r"junk\.txt cannot be read by ITK"),
+        # ITK itself maps through what it finds.
+        ("half.nii.gz", "truncated or damaged"),
+        ("checksum.nii.gz", "CRC check failed"),
+        ("half.nii", "truncated or damaged"),
+        ("nan.nii.gz", "values that are not finite"),
+        ("nan.h5", "values that are not finite"),
+        ("flat.txt", "of 2 dimensions, but one of 3 is needed"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, words: str) -> None:
+    """A transform that is damaged, or not of three dimensions, is an error with its name."""
+    path = tmp_path / name
+    field = make_field()
+    if path.stem.startswith("nan"):
+        values = sitk.GetArrayFromImage(field.GetDisplacementField())
+        values[3, 4, 5, 1] = np.nan
+        field = sitk.DisplacementFieldTransform(sitk.GetImageFromArray(values, isVector=True))
+    if path.suffix in (".nii", ".gz"):
+        sitk.WriteImage(field.GetDisplacementField(), str(path))
+    else:
+        sitk.WriteTransform(composite(make_affine(), field), str(path))
+    content = path.read_bytes()
+    if path.stem.startswith("half"):
+        path.write_bytes(content[: len(content) // 2])
+    if path.stem.startswith("checksum"):
+        path.write_bytes(content[:-8] + bytes(4) + content[-4:])
+    if path.stem == "junk":
+        path.write_bytes(b"no transform")
+    if path.stem == "flat":
+        sitk.WriteTransform(sitk.TranslationTransform(2, [1.0, 2.0]), str(path))
     chain = TransformChain((TransformFile(path, "T1w", "MNI305"),))
-    with pytest.raises(ValueError, match=r"t\.h5 cannot be read by ITK"):
+    with pytest.raises((ValueError, OSError), match=words):
         weigh_through(chain, *box_at((0, 0, 0)), GRID)
 
 

@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
-from nibabel.filebasedimages import ImageFileError
 
 from bids_lacuna.files import FileState, hash_file
+from bids_lacuna.images import open_image
 
 ITK_SUFFIXES = (".h5", ".txt", ".mat", ".tfm", ".nii", ".nii.gz")
 """Ends of the names of files that ITK writes transforms to."""
@@ -138,9 +138,9 @@ def check_format(path: Path) -> None:
 def _check_field(path: Path) -> None:
     """Raise ValueError unless a NIfTI file has the header of an ITK displacement field."""
     try:
-        header = nib.load(path).header
-    except (ImageFileError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as NIfTI ({error}): copy the transform again") from error
+        header = open_image(path, "transform").header
+    except OSError as error:
+        raise ValueError(str(error)) from error
     if not isinstance(header, nib.Nifti1Header):
         raise ValueError(f"{path} is no NIfTI file, but {ASK_FOR_ITK}")  # noqa: TRY004  a wrong file
     shape: Sequence[int] = header.get_data_shape()

@@ -14,12 +14,14 @@ from math import prod
 from pathlib import Path
 from threading import Lock
 
+import h5py
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
 from scipy import ndimage
 
 from bids_lacuna.grid import Grid
+from bids_lacuna.images import check_content
 from bids_lacuna.transforms.chain import TransformChain
 
 Array = np.ndarray
@@ -144,16 +146,71 @@ def _find_border(weights: Array) -> list[tuple[slice, ...]]:
 
 
 def read_transform(path: Path) -> sitk.Transform:
-    """Read a transform: a file of ITK's, or a displacement field in NIfTI."""
+    """Read a transform: a file of ITK's, or a displacement field in NIfTI.
+
+    Raises
+    ------
+    ValueError
+        ITK cannot read it, or it is no transform of three dimensions with finite numbers.
+    OSError
+        The file is truncated or damaged, which ITK may not notice.
+    """
+    is_image = path.name.lower().endswith((".nii", ".nii.gz"))
+    finite = True
+    if is_image:
+        check_content(path, "transform")
+        # ITK takes 0 for values of a NIfTI file that are not finite.
+        finite = bool(np.isfinite(np.asanyarray(nib.load(path).dataobj).sum(dtype=float)))
+    elif path.name.lower().endswith(".h5"):
+        _check_hdf5(path)
     try:
-        if path.name.endswith((".nii", ".nii.gz")):
-            return sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
-        return sitk.ReadTransform(str(path))
+        if is_image:
+            transform: sitk.Transform = sitk.DisplacementFieldTransform(
+                sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
+            )
+        else:
+            transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
-        what = str(error).strip().splitlines()[-1]
+        what = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
             f"the transform {path} cannot be read by ITK ({what}): check that the file is whole, or make it again"
         ) from error
+    if transform.GetDimension() != 3:
+        raise ValueError(
+            f"the transform {path} is one of {transform.GetDimension()} dimensions, but one of 3 is needed: give the "
+            "transform of the whole image"
+        )
+    if not finite or not all(_is_finite(part) for part in _parts(transform)):
+        raise ValueError(f"the transform {path} has values that are not finite: make it again")
+    return transform
+
+
+def _check_hdf5(path: Path) -> None:
+    """Raise OSError for a file that HDF5 cannot open: ITK would print its library's error and say little itself."""
+    try:
+        with h5py.File(path):
+            pass
+    except OSError as error:
+        raise OSError(f"the transform {path} cannot be read as HDF5 ({error}): copy it, or make it again") from error
+
+
+def _parts(transform: sitk.Transform) -> list[sitk.Transform]:
+    """Return the parts of a composite transform."""
+    if transform.GetTransformEnum() != sitk.sitkComposite:
+        return [transform]
+    joined = sitk.CompositeTransform(transform)
+    return [
+        part for number in range(joined.GetNumberOfTransforms()) for part in _parts(joined.GetNthTransform(number))
+    ]
+
+
+def _is_finite(part: sitk.Transform) -> bool:
+    """Return whether all parameters of a transform are finite."""
+    if part.GetTransformEnum() == sitk.sitkDisplacementField:
+        field = sitk.DisplacementFieldTransform(part).GetDisplacementField()
+        # One number that is not finite makes the sum so.
+        return bool(np.isfinite(sitk.GetArrayViewFromImage(field).sum()))
+    return bool(np.isfinite(part.GetParameters()).all())
 
 
 class VoxelFinder:
