@@ -30,6 +30,7 @@ from bids_lacuna.derivatives.records import DECIDING
 from bids_lacuna.files import read_json_object
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_volume
+from bids_lacuna.kernels import single_threaded_blas
 from bids_lacuna.mapping import FunctionalNetworkMapping
 from bids_lacuna.mapping.maps import make_image
 from bids_lacuna.parcels.atlas import Atlas, AtlasFile, read_atlas
@@ -121,26 +122,38 @@ def add_parcels(
     for used in atlases:
         tables = [table for record in writer.records if (table := _Table.of(record, used, writer)).is_due]
         in_output = _Placed.of(used, writer)
-        if not tables and not in_output.is_due:
-            continue
-        name = used.file.image.name
-        logger.info("parcels of %s: %d lesions", name, len(tables))
-        try:
-            atlas = read_atlas(used.file)
-            placed = place_atlas(atlas, analysis.connectome.grid, used.chain)
-            in_output.write(atlas, placed, analysis.connectome.grid)
-        except (OSError, ValueError) as error:
-            logger.warning("there are no parcels of %s: %s", name, error)
-            continue
-        counter = DamageCounter(atlas, analysis.connectome.grid, used.chain)
-        with Progress(len(tables), f"parcels of {used.file.name}", "lesion", shown=show_progress) as progress:
-            for table in tables:
-                try:
-                    table.write(placed, counter, analysis.connectome.grid, analysis.options.lesion_threshold)
-                    labels.append(table.record.mask.entities["sub"])
-                except (OSError, ValueError) as error:
-                    logger.warning("%s: no parcels of %s: %s", table.record.mask.path.name, name, error)
-                progress.update()
+        if tables or in_output.is_due:
+            try:
+                # Threads that wait for each other's small products take longer than one.
+                with single_threaded_blas():
+                    labels += _write_tables(used, tables, in_output, analysis, show_progress)
+            except (OSError, ValueError) as error:
+                logger.warning("there are no parcels of %s: %s", used.file.image.name, error)
+    return labels
+
+
+def _write_tables(
+    used: UsedAtlas,
+    tables: Sequence[_Table],
+    in_output: _Placed,
+    analysis: FunctionalNetworkMapping,
+    show_progress: bool,
+) -> list[str]:
+    """Write the tables of an atlas; return the labels of the participants. Raises OSError or ValueError."""
+    name, grid, labels = used.file.image.name, analysis.connectome.grid, []
+    logger.info("parcels of %s: %d lesions", name, len(tables))
+    atlas = read_atlas(used.file)
+    placed = place_atlas(atlas, grid, used.chain)
+    in_output.write(atlas, placed, grid)
+    counter = DamageCounter(atlas, grid, used.chain)
+    with Progress(len(tables), f"parcels of {used.file.name}", "lesion", shown=show_progress) as progress:
+        for table in tables:
+            try:
+                table.write(placed, counter, grid, analysis.options.lesion_threshold)
+                labels.append(table.record.mask.entities["sub"])
+            except (OSError, ValueError) as error:
+                logger.warning("%s: no parcels of %s: %s", table.record.mask.path.name, name, error)
+            progress.update()
     return labels
 
 
