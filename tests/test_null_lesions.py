@@ -278,6 +278,8 @@ def test_pages(out: tuple[Path, str], tmp_path: Path) -> None:
     assert "Against lesions at chance places" in page
     assert f"compared with {N} sets of lesions of the same sizes at chance places" in page
     assert f'<a href="./space-{synthetic.SPACE}_stat-effect_desc-GSP3chance_statmap.nii.gz">' in page
+    assert f"compared with {N} sets of null lesions (seed 0): one for each lesion" in page
+    assert "author = {Phipson" in page
     of_mean = read_sidecar(folder / f"space-{synthetic.SPACE}_stat-z_desc-GSP3mean_statmap.nii.gz")
     similarity = of_mean["ConnectomeSimilarity"]
     assert "<caption>Spatial correlation of the mean z-map</caption>" in page
@@ -401,7 +403,9 @@ def test_targets_of_a_group(
     dictionary = json.loads((folder / "group_lesions.json").read_text())
     assert dictionary["target_circuit_r"]["SHA256"] == first[0]["SHA256"]
     write_group_report(folder)
-    assert '<th scope="row">circuit</th>' in (folder / "group.html").read_text()
+    page = (folder / "group.html").read_text()
+    assert '<th scope="row">circuit</th>' in page
+    assert "with the target network circuit (one.nii.gz); [cite" in page
     one = ["--participant-label", "01", "--null-lesions", "0", "--target", circuit[1]]
     assert map_lesions(bids, folder, store, *one).returncode == 0
     mixed = run(bids, folder, "group", "--no-reports")

@@ -26,7 +26,12 @@ from bids_lacuna.files import read_json_object, read_table
 from bids_lacuna.report.contrast import link_tests, write_test_reports
 from bids_lacuna.report.group_drawing import GroupDrawing, Row, describe_range
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor, read_links, read_mapped_lesion, runs_of_maps
-from bids_lacuna.report.methods import combine, describe_group_methods
+from bids_lacuna.report.methods import (
+    combine,
+    describe_chance_methods,
+    describe_group_methods,
+    describe_target_methods,
+)
 from bids_lacuna.report.nulls import find_chance_maps
 from bids_lacuna.report.pages import write_page
 from bids_lacuna.report.similarity import ShownSimilarity, read_similarity
@@ -64,12 +69,20 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
     similarity, distributions = drawing.draw_similarity(), drawing.draw_distributions()
     drawing.draw_tiles(lesions)
     runs = _find_runs(lesions, read_outcomes(output_dir))
-    methods = combine(runs.values())
     of_mean = _compare_mean(folder / group["Maps"]["mean_z"])
+    targets = _describe_targets(group, cells_of_rows)
+    methods = combine(runs.values())
     if methods:
         version = str(group["SoftwareVersion"])
-        of_group = describe_group_methods(len(rows), drawing.thresholds, version, of_mean, drawing.kind)
-        methods = f"{methods.rstrip()}\n\n{of_group}"
+        paragraphs = [
+            methods.rstrip(),
+            describe_group_methods(len(rows), drawing.thresholds, version, of_mean, drawing.kind),
+        ]
+        if targets:
+            paragraphs.append(describe_target_methods({each["name"]: each["file"] for each in targets}, drawing.kind))
+        if chance := find_chance_maps(folder, group):
+            paragraphs.append(describe_chance_methods(read_json_object(sidecar_path(chance["effect"]))))
+        methods = "\n\n".join(paragraphs)
     write_page(
         folder / GROUP_PAGE,
         "group.html.jinja",
@@ -88,7 +101,7 @@ def write_group_report(output_dir: Path, name: str | None = None) -> list[str]:
         maps=maps,
         similarity=similarity,
         of_mean=of_mean,
-        targets=_describe_targets(group, cells_of_rows),
+        targets=targets,
         distributions=distributions,
         problems=drawing.problems,
         facts=_describe_origin(group, rows, lesions, drawing.thresholds),

@@ -108,6 +108,35 @@ def _similarity(of_mean: ShownSimilarity | None) -> str:
     )
 
 
+def describe_chance_methods(record: Mapping[str, Any]) -> str:
+    """Describe in Markdown how a group was compared with chance places, from the sidecar of the effect."""
+    return (
+        f"The mean z-map of {_count(record['NumberOfLesions'], 'lesion')}, approximated from the connectome's "
+        f"covariances with cubes of voxels, was compared with {record['NumberOfNullSets']} sets of null lesions "
+        f"(seed {record['RandomSeed']}): one for each lesion, which is the lesion itself at a random place of its "
+        "hemisphere with a similar coverage and similar fractions of grey and white matter. Voxels near a lesion or "
+        "null lesion were left out for it. The effect is the mean z minus that of the sets. Divided by the standard "
+        "deviation over the sets, it was tested against lesions at chance places: two-sided p were corrected for "
+        f"{record['NumberOfVoxels']} voxels by the largest absolute statistic of each set, p = (b + 1) / (n + 1) "
+        f"[@phipson2010], and p up to {record['Alpha']:g} was significant."
+    )
+
+
+def describe_target_methods(files: Mapping[str, str], kind: str = "lesion") -> str:
+    """Describe in Markdown how lesions were compared with target networks, given by name with their files."""
+    names = _listing([f"{name} ({file})" for name, file in files.items()])
+    score = ""
+    if kind == "lesion":
+        score = (
+            ". The network damage score is the mean of the target over the lesion's voxels, with the weights of the "
+            "mapping"
+        )
+    return (
+        f"Each {kind}'s z-map was correlated (Pearson's r over the voxels that both have) with the target "
+        f"network{'s' if len(files) > 1 else ''} {names}; [cite the source here], with and without the {kind}'s voxels{score}."
+    )
+
+
 def describe_test_methods(record: Mapping[str, Any]) -> str:
     """Describe in Markdown how a column was tested with the maps, from the record of the test."""
     n, permutations = record["NumberOfPatients"], record["NumberOfPermutations"]
