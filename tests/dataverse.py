@@ -170,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, PAGE, Content_Type="text/html;charset=UTF-8")
         elif fault.isdecimal():
             self.send(int(fault), b"", Retry_After="0")
+        elif fault == "empty":
+            self.send_json({"": ""})
         elif fault == "reset":
             self.reset()
         else:

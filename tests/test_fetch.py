@@ -255,6 +255,7 @@ def test_one_bad_file_does_not_stop_the_others(server: Dataverse, tmp_path: Path
         (["404"], 65, "does not have a/1.tar as listed (404)"),
         (["503"] * 3, 75, "answers 503 Service Unavailable, after 3 attempts; check the network"),
         (["reset"] * 3, 75, "failed (Connection reset by peer), after 3 attempts"),
+        (["cut 0"] * 3, 75, "failed (it ended early), after 3 attempts"),
     ],
 )
 def test_answers_that_are_no_file(
@@ -280,6 +281,9 @@ def test_answers_that_are_no_file(
         (["page"], 65, f"answers with a web page in place of dataset {DOI} (200)"),
         (["", "page"], 65, f"in place of list of files of {DOI}"),
         (["503", "reset", "503"], 75, "after 3 attempts"),
+        (["400"], 65, "in place of dataset doi:10.5072/FK2/LACUNA (400, Bad Request), perhaps"),
+        (["", "empty"], 65, "in a way that is not understood"),
+        (["", "", "empty"], 65, "in a way that is not understood (KeyError('message'))"),
     ],
 )
 def test_answers_that_are_no_dataset(

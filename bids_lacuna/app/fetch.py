@@ -66,7 +66,7 @@ def run_fetch(arguments: argparse.Namespace) -> Exit:
             ending(Exit.CANNOT_CREATE, FileExistsError, NoPlace, NoRoom),
             locked(folder.path, RECORDS, "into the folder", "fetching"),
         ):
-            with ending(Exit.BAD_DATA, ValueError):
+            with _ending_with_the_disk(folder), ending(Exit.BAD_DATA, ValueError):
                 if not folder.check_dataset(dataset):
                     _accept(dataset, arguments.accept_terms)
                     folder.accept(dataset)

@@ -43,6 +43,9 @@ MOST_REDIRECTS = 5
 CHUNK_BYTES = 256 * 1024
 """Bytes read at a time; as many may be lost when a connection breaks."""
 
+KINDS = {"IncompleteRead": "it ended early", "TimeoutError": f"no answer within {TIMEOUT_S[1]:.0f} s"}
+"""Words for errors of connections that have none of their own, by their types."""
+
 LONGEST_MESSAGE = 300
 """Characters of a server's message that are shown."""
 
@@ -258,7 +261,10 @@ class Client:
         status = answer.response.status_code
         if status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return
-        remedy = "check that the token is this server's and has not expired, and that your account has access"
+        remedy = (
+            "check that the token is this server's and has not expired, and open the dataset's page in a browser, "
+            "where you may have to request access"
+        )
         if not self.server.token:
             remedy = (
                 "it needs a token, which the server gives to those with an account (API Token in its menu): name a "
@@ -269,10 +275,13 @@ class Client:
     def explain_page(self, answer: Answer, what: str) -> str:
         """Explain an answer that is neither data nor an error of the API."""
         kind = "a web page" if answer.is_page else answer.response.headers.get("Content-Type", "nothing")
+        status = f"{answer.response.status_code}"
+        if answer.is_of_server and answer.response.status_code >= HTTPStatus.BAD_REQUEST:
+            status += f", {self._message(answer)}"
         return (
-            f"{answer.host} answers with {kind} in place of {what} ({answer.response.status_code}), perhaps a login, "
-            "a guestbook or a note on maintenance: open the dataset's page in a browser, answer what it asks, and "
-            "rerun the same command; or check --server"
+            f"{answer.host} answers with {kind} in place of {what} ({status}), perhaps a login, a guestbook or a note "
+            "on maintenance: open the dataset's page in a browser, answer what it asks, and rerun the same command; or "
+            "check --server"
         )
 
     def _message(self, answer: Answer) -> str:
@@ -308,4 +317,5 @@ def _describe(error: BaseException) -> str:
     """Describe why a connection failed, without its address."""
     while cause := error.__cause__ or error.__context__:
         error = cause
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    kind = type(error).__name__
+    return (error.strerror if isinstance(error, OSError) else None) or KINDS.get(kind, kind)

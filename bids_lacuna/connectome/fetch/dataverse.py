@@ -73,16 +73,21 @@ def read_dataset(client: Client, doi: str) -> Dataset:
     query = {"persistentId": doi}
     version = client.read_json(VERSION, {**query, "excludeFiles": "true"}, f"dataset {doi}")
     listed = client.read_json(f"{VERSION}/files", query, f"list of files of {doi}")
-    citation = f"https://doi.org/{doi.removeprefix('doi:')}"
+    cited = {"message": f"https://doi.org/{doi.removeprefix('doi:')}"}
     # Older servers do not have this.
     with suppress(Missing):
-        citation = _plain(client.read_json(f"{VERSION}/citation", query, f"citation of {doi}")["message"])
+        cited = client.read_json(f"{VERSION}/citation", query, f"citation of {doi}")
     try:
+        citation = _plain(cited["message"])
         number = f"{version['versionNumber']}.{version['versionMinorNumber']}"
         files = tuple(sorted((_read_file(entry) for entry in listed), key=lambda file: file.path))
         terms = tuple(_read_terms(version))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Unexpected(f"{client.server.address} describes {doi} without {error}: check --server") from error
+    except Unexpected:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unexpected(
+            f"{client.server.address} describes {doi} in a way that is not understood ({error!r}): check --server"
+        ) from error
     if len({file.path for file in files}) < len(files):
         raise Unexpected(f"{client.server.address} lists several files of {doi} with the same name")
     return Dataset(client.server.address, doi, number, citation, terms, files)

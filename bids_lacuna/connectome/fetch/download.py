@@ -174,8 +174,8 @@ class Download:
             return
         if status != HTTPStatus.OK or (answer.is_page and Path(self._file.path).suffix not in (".htm", ".html")):
             raise Unexpected(self._client.explain_page(answer, self._file.path))
-        n_bytes = headers.get("Content-Length")
-        if n_bytes is not None and "Content-Encoding" not in headers and int(n_bytes) != self._file.n_bytes:
+        n_bytes = headers.get("Content-Length", str(self._file.n_bytes))
+        if "Content-Encoding" not in headers and n_bytes != str(self._file.n_bytes):
             raise DamagedFile(self._describe_length(n_bytes))
 
     def _check_range(self, header: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -76,8 +77,10 @@ class Folder:
         if not path.exists():
             return False
         state, record = _state(path), self._record(f"{file.id}.json")
-        if record.exists() and read_json_object(record) == state:
-            return True
+        # A file whose record is damaged is verified again.
+        with suppress(FileNotFoundError, ValueError):
+            if read_json_object(record) == state:
+                return True
         if state["n_bytes"] == file.n_bytes:
             logger.info("reading %s, which is here, to verify it", path)
             with path.open("rb") as content:
