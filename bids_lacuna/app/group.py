@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     if arguments.connectome_summary and not arguments.connectome:
         raise Stop(Exit.USAGE, "--connectome-summary is of the connectome: give it, too, with --connectome PATH")
     connectome = open_connectome(arguments) if arguments.connectome else None
-    group = choose(arguments, connectome, *find_masks(arguments, datasets, connectome.space if connectome else None))
+    group = choose(arguments, connectome, *find_masks(arguments, datasets))
     asked = read_question(arguments, group)
     whole = find_summary(arguments, connectome) if connectome else None
     nulls = find_group_nulls(arguments, connectome, whole)

@@ -42,7 +42,7 @@ def find_masks(
     Parameters
     ----------
     space
-        Template of the connectome, if it is known.
+        Space of coordinates without `--coordinates-space`; by default that of their masks on disk.
     seeds_dir
         Root of the masks of coordinates; by default the output's.
     """

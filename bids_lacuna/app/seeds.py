@@ -73,7 +73,7 @@ def find_seeds(
     Parameters
     ----------
     space
-        Template of the connectome; None where it is unknown, at the group level.
+        Space of coordinates without `--coordinates-space`; None for that of their masks on disk.
     folder
         Root of their masks.
     """
@@ -204,14 +204,14 @@ def _read_number(cells: Mapping[str, Cell], column: str, where: str) -> float:
 
 def _check_participants(seeds: Sequence[Seed], path: Path, datasets: Mapping[str, Path]) -> None:
     """Stop if a participant of the table is in no dataset, by its folders and participants.tsv."""
-    listed: set[Cell] = set()
+    listed: set[str] = set()
     participants = datasets["source"] / "participants.tsv"
     if participants.exists():
         with ending(Exit.NO_INPUT, OSError), ending(Exit.BAD_DATA, BadTable):
             names, rows = read_cells(participants)
         if PARTICIPANT in names:
-            listed = {row[names.index(PARTICIPANT)] for _, row in rows}
-    labels = sorted({seed.participant for seed in seeds if f"sub-{seed.participant}" not in listed})
+            listed = {(row[names.index(PARTICIPANT)] or "").removeprefix("sub-") for _, row in rows}
+    labels = sorted({seed.participant for seed in seeds} - listed)
     with ending(Exit.NO_INPUT, UnknownParticipant, saying=f"{path} has participants of no dataset"):
         check_labels("participant", labels, datasets.values(), "sub-*")
 

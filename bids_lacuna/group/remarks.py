@@ -8,7 +8,7 @@ from bids_lacuna.derivatives import REMARKS
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.quality import MaskFacts, find_repeats
 
-NAMED = 5
+NAMED = 2
 """Masks to look at that a warning names; the table has all."""
 
 

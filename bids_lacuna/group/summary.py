@@ -281,16 +281,17 @@ def list_warnings(group: Group, lesions: Sequence[GroupLesion], common: Array, a
         Voxels that are defined in all r-maps, and in any.
     """
     warnings = []
+    kind = "seed" if all(SEED in lesion.sidecar for lesion in lesions) else "lesion"
     low = [lesion.name for lesion in lesions if lesion.sidecar["LesionCoverage"] < LOW_COVERAGE]
     if low:
         warnings.append(
-            f"lesions of which the connectome covers less than {percent(LOW_COVERAGE)}, so that their maps describe "
+            f"{kind}s of which the connectome covers less than {percent(LOW_COVERAGE)}, so that their maps describe "
             f"that part only: {', '.join(low)}"
         )
     several = [sub for sub, n in Counter(lesion.mask.entities["sub"] for lesion in lesions).items() if n > 1]
     if several:
         warnings.append(
-            "participants with several lesions, each of which counts as one: "
+            f"participants with several {kind}s, each of which counts as one: "
             f"{', '.join(f'sub-{sub}' for sub in several)}"
         )
     if common.sum() < IN_COMMON * any_map.sum():
