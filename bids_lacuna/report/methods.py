@@ -133,7 +133,8 @@ def describe_target_methods(files: Mapping[str, str], kind: str = "lesion") -> s
         )
     return (
         f"Each {kind}'s z-map was correlated (Pearson's r over the voxels that both have) with the target "
-        f"network{'s' if len(files) > 1 else ''} {names}; [cite the source here], with and without the {kind}'s voxels{score}."
+        f"network{'s' if len(files) > 1 else ''} {names}; [cite the source here], with "
+        f"and without the {kind}'s voxels{score}."
     )
 
 
