@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -106,16 +106,41 @@ def test_a_smooth_filter_keeps_what_the_tolerance_needs(n_timepoints: int, n_vox
     assert its_bound > tolerance
 
 
+@pytest.mark.parametrize(("n_timepoints", "n_kept"), [(60, 54), (59, 53), (61, 54)])
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_tenth_of_the_components_is_left_out_or_none(n_timepoints: int, n_kept: int, more: int) -> None:
+    """A mixture of as many sources as nine tenths of the timepoints is compressed, one of more is left as it is."""
+    rng = np.random.default_rng(7)
+    timeseries = as_recorded(rng.standard_normal((n_timepoints, n_kept + more)) @ rng.random((n_kept + more, 2503)))
+    given = standardize(timeseries)
+    rotated, _ = compression.rotate(given, "auto", 1e-5)
+    assert rotated[0].shape[1] == (n_timepoints if more else n_kept)
+
+
 @pytest.mark.parametrize("lengths", [(61,), (13, 29, 19)])
-def test_white_noise_keeps_all_but_the_means(lengths: tuple[int, ...]) -> None:
-    """Each demeaned run loses one degree of freedom; noise has all others."""
-    timeseries = white_noise(61, 211)
-    rotated, bound = compression.rotate(standardize(timeseries, *lengths), "auto", 1e-5)
-    assert rotated[0].shape == (211, 61 - len(lengths))
-    assert bound < 1e-12
-    runs = np.split(timeseries, np.cumsum(lengths)[:-1])
-    joined = np.concatenate([run - run.mean(axis=0) for run in runs])
-    np.testing.assert_allclose(correlations(rotated), np.corrcoef(joined.T), atol=ROUNDING)
+def test_white_noise_is_left_as_it_is(lengths: tuple[int, ...]) -> None:
+    """Each demeaned run loses one degree of freedom; noise has all others, which a sample of voxels tells."""
+    given = standardize(white_noise(61, 211), *lengths)
+    assert compression.fewest_components(given[0], 1e-5) == 61 - len(lengths)
+    rotated, bound = compression.rotate(given, "auto", 1e-5)
+    assert rotated is given
+    assert bound == 0
+
+
+@pytest.mark.parametrize("make", [brick_wall, butterworth])
+@pytest.mark.parametrize("n_sampled", [61, 150, 2503])
+def test_a_sample_of_voxels_never_needs_more_than_all(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[..., Array], n_sampled: int
+) -> None:
+    """The number of components below which a sample exceeds the tolerance is at most the one that all voxels need."""
+    monkeypatch.setattr(compression, "SAMPLED_VOXELS", n_sampled)
+    given = standardize(make(61, 2503, 13))
+    for tolerance in (1e-2, 1e-4, 1e-5, 1e-6):
+        fewest = compression.fewest_components(given[0], tolerance)
+        components = compression.principal_components(given[0])
+        bounds = compression.error_bounds(*compression.largest_tails(given[0], given[2], components))
+        needed = 1 + int(np.argmax(bounds[1:] <= tolerance))
+        assert needed - 6 <= fewest <= needed
 
 
 @pytest.mark.parametrize(("which", "tolerance"), [("full", 1e-5), (61, 1e-5), (62, 1e-5), ("auto", 1e-30)], ids=str)
@@ -287,7 +312,7 @@ def test_rounding_to_int16(filtered: bool) -> None:
     timeseries = as_recorded(timeseries)
     (series, _, _), bound = compression.rotate(standardize(timeseries), "auto", 1e-5)
     rounded, scale = kernels.quantize(series)
-    assert series.shape[1] == (58 if filtered else 119)
+    assert series.shape[1] == (58 if filtered else 120)
     assert bound < 1e-8
     r = correlations((rounded, scale, scale))
     assert np.abs(r - np.corrcoef(timeseries.T)).max() < 1e-4

@@ -94,7 +94,8 @@ def test_info(built: Built) -> None:
     assert rows["space"] == synthetic.SPACE
     assert rows["grid"].startswith(f"{N_VOXELS} voxels in a volume (5, 7, 11) of 4 x 4 x 4 mm voxels from")
     assert (rows["subjects"], rows["runs"], rows["timepoints"]) == ("5", "5", "23 to 37 per subject")
-    assert (rows["dtype"], rows["rank"]) == ("int16", "full")
+    assert rows["dtype"] == "int16"
+    assert rows["rank"] == "auto, tolerance 1e-05: all timepoints, since fewer components would not save 10 %"
     n_bytes = sum(path.stat().st_size for path in built[0].glob("*.npy"))
     assert float(rows["size"].removesuffix(" KiB")) == pytest.approx(n_bytes / 1024, rel=0.02)
     assert rows["sources"].startswith("4 files, ")
@@ -130,8 +131,18 @@ def test_maps_from_a_store(built: Built, hdf5: Path, tmp_path: Path) -> None:
     assert "another connectome" in mixed.stderr
 
 
+def test_a_store_of_an_earlier_default_rank_is_opened(tmp_path: Path) -> None:
+    """The command of a finished store changes nothing, also if all timepoints were the default when it was built."""
+    series = synthetic.make_filtered_series(N_VOXELS, (97, 101))
+    source = synthetic.write_connectome_folder(tmp_path / "source", series, MASK)
+    assert build(source, tmp_path / "store", "--rank", "full") == 0
+    assert build(source, tmp_path / "store") == 0
+    assert Store.open(tmp_path / "store").rank == "full"
+    assert build(source, tmp_path / "store", "--rank", "auto") == 73
+
+
 def test_maps_from_fewer_components(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --rank auto, maps from 10 numbers per voxel are those from 100, and the savings are reported."""
+    """By default, maps from 10 numbers per voxel are those from 100, and the savings are reported."""
     filtered = synthetic.make_filtered_series(N_VOXELS, (97, 97, 101, 103, 107))
     for series in filtered:
         series[:, 30] = series[0, 30]
@@ -142,7 +153,7 @@ def test_maps_from_fewer_components(tmp_path: Path, capsys: pytest.CaptureFixtur
         full, auto = (tmp_path / f"{which}-{dtype}" for which in ("full", "auto"))
         for store in (full, auto):
             capsys.readouterr()
-            assert build(source, store, "--dtype", dtype, "--rank", store.name.partition("-")[0]) == 0
+            assert build(source, store, "--dtype", dtype, *(["--rank", "full"] if store == full else [])) == 0
         found = r"auto, tolerance 1e-05: components 10 per subject; .* saved \(\d\d\.\d %\); .* r \d\S+e-\d\d"
         assert re.search(f"rank {found}\n", capsys.readouterr().err)
         assert cli.connectome_main(["info", str(auto)]) == 0
@@ -240,7 +251,11 @@ def test_verify_finds_problems(built: Built, tmp_path: Path) -> None:
             "neither full nor auto",
         ),
         (["build", "nowhere", "store", "--space", "MNI305", "--name", "x", "--rank", "half"], 64, "neither full nor"),
-        (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "1e-5"], 64, "only for --rank auto"),
+        (
+            ["build", ".", "x", "--space", "M", "--name", "x", "--rank", "full", "--rank-tolerance", "1e-5"],
+            64,
+            "only for --rank auto",
+        ),
         (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "0"], 64, "not a difference in r"),
         (["build", ".", "x", "--space", "M", "--name", "x", "--rank-tolerance", "nan"], 64, "not a difference in r"),
         (["build", "nowhere", "store", "--space", "MNI305", "--name", "x", "--mem", "1"], 64, "arguments: --mem 1"),

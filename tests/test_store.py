@@ -87,7 +87,7 @@ def test_a_store_from_before_there_was_a_rank(store: Store, own: Path) -> None:
     """A description without ranks is that of a full-rank store with the same hash."""
     path = own / "connectome.json"
     description = json.loads(path.read_text())
-    assert (description.pop("rank"), description.pop("rank_tolerance")) == ("full", None)
+    assert (description.pop("rank"), description.pop("rank_tolerance")) == ("auto", 1e-5)
     for subject in description["subjects"]:
         assert subject.pop("n_components") == subject["n_timepoints"]
         assert subject.pop("r_error_bound") == 0

@@ -14,11 +14,11 @@ from bids_lacuna.app.connectome_options import PROGRAM
 from bids_lacuna.app.summaries import check_summary, count_problems, describe_summary, make_summary
 from bids_lacuna.connectome import Store
 from bids_lacuna.connectome.build import build_store, check_folder, processes_that_fit
-from bids_lacuna.connectome.compression import TOLERANCE
+from bids_lacuna.connectome.compression import LEAST_SAVING, RANK, TOLERANCE
 from bids_lacuna.connectome.exclusive import NoPlace, NoRoom
 from bids_lacuna.connectome.importers import layouts
 from bids_lacuna.connectome.importers.source import NothingMatches, Source
-from bids_lacuna.connectome.store import rename_space
+from bids_lacuna.connectome.store import DESCRIPTION, Rank, rename_space
 from bids_lacuna.connectome.summary import FOLDER
 from bids_lacuna.connectome.verify import Verification, verify_store
 from bids_lacuna.connectome.workers import DamagedSource
@@ -46,7 +46,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
             arguments.space,
         )
     n_processes = min(arguments.nprocs or available_cpus(), available_cpus(), len(source.subjects))
-    n_processes = processes_that_fit(source, n_processes, memory_budget().available_bytes, arguments.rank)
+    n_processes = processes_that_fit(source, n_processes, memory_budget().available_bytes, arguments.rank or RANK)
     with (
         above_the_bar(),
         ending(Exit.INPUT_OUTPUT, OSError, saying=f"the store {arguments.store} could not be written"),
@@ -61,7 +61,7 @@ def run_build(arguments: argparse.Namespace) -> Exit:
             name=arguments.name,
             space=arguments.space,
             dtype=arguments.dtype,
-            rank=arguments.rank,
+            rank=arguments.rank or rank_of(arguments.store),
             rank_tolerance=arguments.rank_tolerance or TOLERANCE,
             n_processes=n_processes,
             show_progress=not arguments.quiet,
@@ -91,6 +91,11 @@ def conclude(store: Store, arguments: argparse.Namespace) -> None:
     if arguments.summarize:
         resources = find_resources(None, arguments.nprocs)
         make_summary(store.path, store.path / FOLDER, resources, show_progress=not arguments.quiet)
+
+
+def rank_of(path: Path) -> Rank:
+    """Return the rank of a finished store, to which the default was another one when it was built, or the default."""
+    return Store.open(path).rank if (path / DESCRIPTION).exists() else RANK
 
 
 def check_space(space: str) -> None:
@@ -209,6 +214,8 @@ def describe_rank(store: Store) -> str:
     kept = sorted(subject.n_components for subject in store.subjects)
     saved = percent(1 - store.n_bytes / store.full_bytes)
     rule = f"{store.rank}" if store.rank_tolerance is None else f"{store.rank}, tolerance {store.rank_tolerance:g}"
+    if store.rank == "auto" and store.n_bytes == store.full_bytes:
+        return f"{rule}: all timepoints, since fewer components would not save {percent(LEAST_SAVING)}"
     counts = f"{kept[0]}" if kept[0] == kept[-1] else f"{kept[0]} to {kept[-1]}, median {median(kept):g}"
     return (
         f"{rule}: components {counts} per subject; {format_bytes(store.full_bytes - store.n_bytes)} saved "

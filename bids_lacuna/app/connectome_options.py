@@ -214,10 +214,10 @@ def _add_numbers(build: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--rank",
         type=rank,
-        default="full",
-        metavar="{full,auto,K}",
-        help="number of components stored per subject: one per timepoint (full), as few as the tolerance allows, "
-        "which saves space and time for filtered series (auto), or at most K (default: %(default)s)",
+        metavar="{auto,full,K}",
+        help="number of components stored per subject: as few as the tolerance allows where that saves a tenth, as "
+        "for filtered series (auto), one per timepoint (full), or at most K (default: auto, or that of the finished "
+        "store)",
     )
     build.add_argument(
         "--rank-tolerance",

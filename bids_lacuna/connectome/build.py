@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from bids_lacuna.connectome.compression import TOLERANCE, most_components, rotation_bytes
+from bids_lacuna.connectome.compression import RANK, TOLERANCE, most_components, rotation_bytes
 from bids_lacuna.connectome.exclusive import NoRoom, locked
 from bids_lacuna.connectome.importers.source import Source, SourceSubject
 from bids_lacuna.connectome.records import hash_settings, read_records, remove_unrecorded, stored_runs
@@ -42,7 +42,7 @@ def build_store(
     name: str,
     space: str,
     dtype: StoreDtype = "int16",
-    rank: Rank = "full",
+    rank: Rank = RANK,
     rank_tolerance: float = TOLERANCE,
     n_processes: int = 1,
     show_progress: bool = True,
@@ -69,8 +69,8 @@ def build_store(
     dtype
         Data type of the stored series.
     rank
-        Number of components stored per subject: all timepoints ("full"), as few as `rank_tolerance` allows ("auto"),
-        or at most this number.
+        Number of components stored per subject: all timepoints ("full"), as few as `rank_tolerance` allows where that
+        saves a tenth ("auto", see `compression.rotate`), or at most this number.
     rank_tolerance
         Difference in r. With the rank "auto": largest bound on the error. With a number of components: a warning is
         logged where the bound exceeds it. See `compression.error_bounds`.
@@ -133,7 +133,7 @@ def check_folder(folder: Path) -> None:
         raise FileExistsError(f"{folder} exists and is not a connectome store: name a new folder for the store")
 
 
-def processes_that_fit(source: Source, n_processes: int, available_bytes: int, rank: Rank = "full") -> int:
+def processes_that_fit(source: Source, n_processes: int, available_bytes: int, rank: Rank = RANK) -> int:
     """Reduce a number of processes to what fits in memory, at least one; a reduction is logged as a warning.
 
     Parameters

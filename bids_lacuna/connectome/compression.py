@@ -7,16 +7,27 @@ concentrates the variance of all voxels in the first components, so that the oth
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import DTypeLike
 from scipy.fft import dct
 
 from bids_lacuna.connectome.store import Rank
 
 Array = np.ndarray
 
+RANK: Rank = "auto"
+"""Default rank."""
+
 TOLERANCE = 1e-5
 """Default tolerance in r: a tenth of the error of int16."""
+
+LEAST_SAVING = 0.1
+"""Smallest fraction of the components that the rank "auto" leaves out, if any."""
+
+SAMPLED_VOXELS = 2048
+"""Voxels, or twice the timepoints if those are more, that tell whether a subject can have fewer components."""
 
 CONSTANT_SEED = 1e-4
 """As in `reference`. A series with a smaller fraction kept is rounding noise and counts as constant."""
@@ -26,7 +37,8 @@ GROUP_LENGTH = 10
 
 BLOCK_VALUES = 2**16
 """Number of values rotated at a time. A block in float64 takes 512 KiB; blocks of 1 MiB and more would be returned to
-the system each time (`memory.give_back_freed_memory`), and a rotation would take twice as long."""
+the system each time (`memory.give_back_freed_memory`), and a rotation would take twice as long. BLAS is no faster
+with blocks of 16 times the size."""
 
 N_BLOCKS = 6
 """Largest number of copies of a block in memory."""
@@ -41,8 +53,12 @@ def rotate(
     """Rotate one subject's series onto as few components as the rank asks for, in place.
 
     A discrete cosine transform mixes the first principal components, so that all have values of about equal size,
-    as timepoints have: in int16, the values of small principal components would be lost. Results are bit-identical
+    as timepoints have: in int16, the values of small principal components would be lost. Large products are in
+    float32, as the series are; the bound is that of the components as they are used. Results are bit-identical
     on one machine if BLAS uses one thread.
+
+    With the rank "auto", each subject's own series decide, so that neither the other subjects nor the number of
+    processes nor an interruption matter: at least `LEAST_SAVING` of the components are left out, or none.
 
     Parameters
     ----------
@@ -63,13 +79,19 @@ def rotate(
     """
     series, scale, sd = standardized
     n_timepoints = series.shape[1]
-    if most_components(rank, n_timepoints) == n_timepoints and rank != "auto":
+    if isinstance(rank, int):
+        fewest, most = rank, n_timepoints - 1
+    else:
+        # The series of most unfiltered connectomes end here.
+        fewest = fewest_components(series, tolerance) if rank == "auto" else n_timepoints
+        most = int((1 - LEAST_SAVING) * n_timepoints)
+    if fewest > most:
         return standardized, 0.0
     components = principal_components(series)
-    bounds = error_bounds(*largest_tails(series, sd, components))
+    bounds = error_bounds(*largest_tails(series, sd, components, fewest))
     # The last bound is 0: it leaves nothing out.
-    n_components = rank if isinstance(rank, int) else 1 + int(np.argmax(bounds[1:] <= tolerance))
-    if n_components == n_timepoints:
+    n_components = rank if isinstance(rank, int) else fewest + int(np.argmax(bounds[fewest:] <= tolerance))
+    if n_components > most:
         return standardized, 0.0
     basis = components[:, :n_components] @ dct(np.eye(n_components), axis=0, norm="ortho")
     return _project(series, scale, sd, basis), float(bounds[n_components])
@@ -88,6 +110,30 @@ def rotation_bytes(n_timepoints: int, n_voxels: int) -> int:
     return 4 * n_voxels * n_timepoints + 8 * float64_values
 
 
+def fewest_components(series: Array, tolerance: float) -> int:
+    """Return a number of components below which the bound on the error exceeds the tolerance, from some voxels.
+
+    No other basis leaves out less of the voxels' mean variance than their principal components, and the largest
+    fraction of a voxel is at least the mean. In float64: what principal components leave out is a small difference.
+
+    Parameters
+    ----------
+    series : shape (n_voxels, n_timepoints)
+        Series with norm 1 or 0.
+    tolerance
+        Largest bound on the error in r.
+    """
+    n_voxels, n_timepoints = series.shape
+    some = series[:: max(1, n_voxels // max(SAMPLED_VOXELS, 2 * n_timepoints))]
+    variances = np.linalg.eigvalsh(_covariance(some, float)).clip(0)
+    if not variances.any():
+        return 1
+    # Ascending: the sum of the smallest 0, 1, …, n_timepoints.
+    mean_tails = np.cumsum([0, *variances])[::-1] / variances.sum()
+    bounds = error_bounds(mean_tails, mean_tails)
+    return 1 + int(np.argmax(bounds[1:] <= tolerance))
+
+
 def principal_components(series: Array) -> Array:
     """Compute the principal components of the series in time, by descending variance.
 
@@ -100,16 +146,21 @@ def principal_components(series: Array) -> Array:
     shape (n_timepoints, n_timepoints), float64
         Orthonormal columns; the largest value of each is positive.
     """
-    covariance = np.zeros((series.shape[1], series.shape[1]))
-    for rows in _blocks(*series.shape):
-        block = series[rows].astype(float)
-        covariance += block.T @ block
-    components = np.linalg.eigh(covariance)[1][:, ::-1]
+    components = np.linalg.eigh(_covariance(series, series.dtype))[1][:, ::-1]
     largest = np.abs(components).argmax(axis=0, keepdims=True)
     return components * np.sign(np.take_along_axis(components, largest, axis=0))
 
 
-def largest_tails(series: Array, sd: Array, components: Array) -> tuple[Array, Array]:
+def _covariance(series: Array, dtype: DTypeLike) -> Array:
+    """Sum the products of each pair of timepoints over voxels: in a dtype in each block, in float64 over blocks."""
+    covariance = np.zeros((series.shape[1], series.shape[1]))
+    for rows in _blocks(*series.shape):
+        block = series[rows].astype(dtype, copy=False)
+        covariance += block.T @ block
+    return covariance
+
+
+def largest_tails(series: Array, sd: Array, components: Array, fewest: int = 0) -> tuple[Array, Array]:
     """Find the largest fraction of a voxel's and of a seed's variance beyond the first components.
 
     The seeds tried are single voxels and the averages over every 10, 100, 1000, … consecutive voxels, up to all
@@ -124,18 +175,23 @@ def largest_tails(series: Array, sd: Array, components: Array) -> tuple[Array, A
         Standard deviations of the series as recorded.
     components : shape (n_timepoints, n_timepoints)
         Orthonormal columns.
+    fewest
+        Number of components below which no fraction is needed.
 
     Returns
     -------
     of_voxels, of_seeds : shape (n_timepoints + 1,), float64
-        Fractions beyond the first 0, 1, …, n_timepoints components, summed in float64 from the last component.
+        Fractions beyond the first 0, 1, …, n_timepoints components; 1 for less than `fewest`.
     """
-    of_voxels = _largest_tail(series, components, np.zeros(len(series)))
+    of_voxels = of_seeds = _largest_tail(series, components, fewest)
     sums, norms = _sums_of_recorded(series, sd), _sums_of_groups(sd.astype(float))
-    of_seeds = np.maximum(of_voxels, _largest_tail(sums, components, CONSTANT_SEED * norms))
-    while len(sums) > 1:
-        sums, norms = _sums_of_groups(sums), _sums_of_groups(norms)
-        of_seeds = np.maximum(of_seeds, _largest_tail(sums, components, CONSTANT_SEED * norms))
+    while len(sums):
+        lengths = np.linalg.norm(sums, axis=1)
+        lengths[lengths <= CONSTANT_SEED * norms] = np.inf
+        wider = (_sums_of_groups(sums), _sums_of_groups(norms)) if len(sums) > 1 else (sums[:0], norms[:0])
+        sums /= lengths[:, np.newaxis]
+        of_seeds = np.maximum(of_seeds, _largest_tail(sums, components, fewest))
+        sums, norms = wider
     return of_voxels, of_seeds
 
 
@@ -155,15 +211,19 @@ def error_bounds(voxel_tail: Array, seed_tail: Array) -> Array:
     return np.sqrt(voxel_tail * seed_tail) + 1 - np.sqrt((1 - voxel_tail) * (1 - seed_tail))
 
 
-def _largest_tail(series: Array, components: Array, smallest_norm: Array) -> Array:
-    """Find the largest fraction of variance beyond the first components among series above a given norm."""
-    largest = np.zeros(series.shape[1] + 1)
+def _largest_tail(series: Array, components: Array, fewest: int) -> Array:
+    """Find the largest fraction of variance beyond the first components among series with norm 1 or 0."""
+    n_timepoints = series.shape[1]
+    largest = np.zeros(n_timepoints - fewest)
+    beyond = components[:, fewest:][:, ::-1].T.astype(series.dtype)
     for rows in _blocks(*series.shape):
-        energy = (series[rows].astype(float) @ components) ** 2
-        tail = np.cumsum(energy[:, ::-1], axis=1)[:, ::-1]
-        tail = tail[tail[:, 0] > smallest_norm[rows] ** 2]
-        largest[:-1] = np.maximum(largest[:-1], (tail / tail[:, :1]).max(axis=0, initial=0))
-    return largest
+        energy = beyond @ series[rows].T
+        energy *= energy
+        # Along voxels, which are contiguous here, sums are faster than NumPy's cumsum.
+        for smaller, larger in pairwise(energy):
+            larger += smaller
+        np.maximum(largest, energy.max(axis=1, initial=0), out=largest)
+    return np.concatenate([np.ones(fewest), largest[::-1].clip(0, 1), [0]])
 
 
 def _sums_of_recorded(series: Array, sd: Array) -> Array:
@@ -171,9 +231,14 @@ def _sums_of_recorded(series: Array, sd: Array) -> Array:
     n_voxels, n_timepoints = series.shape
     sums = np.empty((-(-n_voxels // GROUP_LENGTH), n_timepoints))
     for rows in _blocks(n_voxels, n_timepoints):
+        block, factors = series[rows].astype(float), sd[rows].astype(float)
         # All blocks but the last are multiples of GROUP_LENGTH.
-        groups = slice(rows.start // GROUP_LENGTH, -(-rows.stop // GROUP_LENGTH))
-        sums[groups] = _sums_of_groups(series[rows] * sd[rows, np.newaxis].astype(float))
+        first, n_groups = rows.start // GROUP_LENGTH, len(block) // GROUP_LENGTH
+        whole = slice(0, n_groups * GROUP_LENGTH)
+        groups = factors[whole].reshape(-1, 1, GROUP_LENGTH) @ block[whole].reshape(-1, GROUP_LENGTH, n_timepoints)
+        sums[first : first + n_groups] = groups[:, 0]
+        if len(block) > whole.stop:
+            sums[-1] = factors[whole.stop :] @ block[whole.stop :]
     return sums
 
 
@@ -186,12 +251,13 @@ def _project(series: Array, scale: Array, sd: Array, basis: Array) -> tuple[Arra
     """Project series onto an orthonormal basis (n_timepoints, n_components), in place."""
     n_voxels, n_components = len(series), basis.shape[1]
     projected = series.reshape(-1)[: n_voxels * n_components].reshape(n_voxels, n_components)
-    norm = np.empty(n_voxels)
+    norm, basis = np.empty(n_voxels), basis.astype(series.dtype)
     for rows in _blocks(*series.shape):
-        block = series[rows].astype(float) @ basis
-        kept = np.linalg.norm(block, axis=1)
-        block[kept < CONSTANT_SEED] = kept[kept < CONSTANT_SEED] = 0
-        projected[rows] = block / np.where(kept > 0, kept, 1)[:, np.newaxis]
+        block = series[rows] @ basis
+        kept = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=float))
+        kept[kept < CONSTANT_SEED] = 0
+        block *= np.divide(1, kept, where=kept > 0, out=np.zeros_like(kept))[:, np.newaxis].astype(block.dtype)
+        projected[rows] = block
         norm[rows] = kept
     return projected, np.where(norm > 0, scale, 0).astype(np.float32), (sd * norm).astype(np.float32)
 
