@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
-from benchmarks import cluster, inference, job, kernel, machine, memory, nulls, others, startup, whole
+from benchmarks import build, cluster, inference, job, kernel, machine, memory, nulls, others, startup, whole
 from benchmarks.data import Data
 from benchmarks.measure import Figure
 from bids_lacuna.files import write_json
@@ -25,6 +25,7 @@ THEMES: dict[str, Callable[[Data], Iterator[Figure]]] = {
     "nulls": nulls.measure,
     "inference": inference.measure,
     "cluster": cluster.measure,
+    "build": build.measure,
     "startup": startup.measure,
     "others": others.measure,
 }
