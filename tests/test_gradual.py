@@ -99,7 +99,7 @@ def test_an_interrupted_build_resumes(
     assert (tmp_path / "out" / "2.tar.part").exists()
     shutil.copy(built / "2.tar", tmp_path / "whole.tar")
     wanted = gradual.Wanted(
-        tmp_path / "store", "five", synthetic.SPACE, nifti.read_grid(mask), "int16", "full", 1e-5, nifti.PATTERN
+        tmp_path / "store", "five", synthetic.SPACE, nifti.read_grid(mask), "int16", "auto", 1e-5, nifti.PATTERN
     )
     with gradual.building(wanted) as build:
         build._convert(archive.open_archive(tmp_path / "whole.tar", nifti.PATTERN)[1:2], 1, 2**30)

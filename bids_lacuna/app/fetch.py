@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bids_lacuna.app.command import Exit, Stop, ending
-from bids_lacuna.app.connectome import check_rank, check_space, conclude
+from bids_lacuna.app.connectome import check_rank, check_space, conclude, rank_of
 from bids_lacuna.app.connectome_options import PROGRAM, TOKEN_VARIABLE
 from bids_lacuna.connectome.compression import TOLERANCE
 from bids_lacuna.connectome.exclusive import NoPlace, NoRoom, locked
@@ -132,14 +132,14 @@ def _build(
     archives = _select_archives(dataset, files)
     mask = _find_mask(server, dataset, folder, arguments)
     with ending(Exit.BAD_DATA, OSError, ValueError), ending(Exit.NO_INPUT, FileNotFoundError, PermissionError):
-        grid = read_grid(mask)
+        grid, rank = read_grid(mask), arguments.rank or rank_of(arguments.build)
     wanted = Wanted(
         arguments.build,
         arguments.name,
         arguments.space,
         grid,
         arguments.dtype,
-        arguments.rank,
+        rank,
         arguments.rank_tolerance or TOLERANCE,
         arguments.pattern or PATTERN,
     )
