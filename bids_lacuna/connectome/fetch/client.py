@@ -279,9 +279,9 @@ class Client:
         if answer.is_of_server and answer.response.status_code >= HTTPStatus.BAD_REQUEST:
             status += f", {self._message(answer)}"
         return (
-            f"{answer.host} answers with {kind} in place of {what} ({status}), perhaps a login, a guestbook or a note "
-            "on maintenance: open the dataset's page in a browser, answer what it asks, and rerun the same command; or "
-            "check --server"
+            f"{answer.host} answers with {kind} in place of {what} ({status}), perhaps a login, a guestbook or a "
+            "note on maintenance: open the dataset's page in a browser, answer what it asks, and rerun the same "
+            "command; or check --server"
         )
 
     def _message(self, answer: Answer) -> str:
