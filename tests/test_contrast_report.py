@@ -73,8 +73,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         found = [Sensitivity(7.0, 0.75, share, share, np.where(share > 0.3, share, 0))] if test.design.levels else []
         source = TestInput(root, root, "z", "participants.tsv")
         ContrastWriter(test, lesions, provenance, source).write(found, share)
+    (root / "dataset_description.json").write_text("{}")
+    write_regions(root, "Halves", connectome_hash="hash")
+    write_regions(root, "Other", connectome_hash="another")
     assert write_test_reports(root) == []
     return root
+
+
+def write_regions(root: Path, name: str, connectome_hash: str) -> None:
+    """Write an atlas of two halves on the maps' grid, as the participant level does."""
+    stem = root / f"tpl-{synthetic.SPACE}" / f"tpl-{synthetic.SPACE}_atlas-{name}_desc-GSP_dseg"
+    halves = np.where(np.arange(synthetic.SHAPE[2]) < 4, 1, 2)
+    synthetic.write_mask(
+        stem.with_suffix(".nii.gz"),
+        np.broadcast_to(halves, synthetic.SHAPE),
+        sidecar={"Atlas": name, "ConnectomeHash": connectome_hash},
+    )
+    stem.with_suffix(".tsv").write_text("index\tname\n1\tlower\n2\tupper half\n")
 
 
 def test_what_the_page_says(folder: Path) -> None:
@@ -90,6 +105,7 @@ def test_what_the_page_says(folder: Path) -> None:
     x, y, z = nib.affines.apply_affine(synthetic.RADIOLOGICAL, voxel).round().astype(int).tolist()
     first_row = re.search(r'<tr><td data-value="[^"]*">([^<]*)</td>', page)[1]
     assert first_row.replace("\N{MINUS SIGN}", "-") == f"{x}, {y}, {z}"
+    assert re.search(r"<th scope=\"col\">Halves</th></tr>.*?<td>upper half</td></tr>", page, re.DOTALL)
     assert "&lt;b&gt;aphasia: yes (n = 8) against no (n = 8)" in page
     assert "<b>aphasia" not in page
     assert "where at least 75 % of them have a t beyond 7" in page

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from bids_lacuna.derivatives.names import PARCELS, placed_atlas_path, sidecar_path
+from bids_lacuna.derivatives.names import PARCELS, sidecar_path
 from bids_lacuna.derivatives.records import DECIDING
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
 from bids_lacuna.images import save_gzipped
@@ -73,12 +73,6 @@ class ParcelTable:
     def name(self) -> str:
         """Name of the atlas for people."""
         return " ".join(self.atlas.values())
-
-    @property
-    def placed_atlas(self) -> PurePosixPath:
-        """Path of the atlas on the connectome's grid, relative to the output's root."""
-        space, connectome = (str(self.sidecar.get(key)) for key in ("SpatialReference", "ConnectomeName"))
-        return placed_atlas_path(space, connectome, self.atlas)
 
 
 def find_parcels(r_map: Path, sidecar: Mapping[str, Any]) -> list[ParcelTable]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives import FIGURES, sidecar_path
+from bids_lacuna.derivatives.dataset import DESCRIPTION
 from bids_lacuna.files import read_json_object, read_table
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, Volume
@@ -17,6 +18,7 @@ from bids_lacuna.report.figures.charts import draw_design, draw_prediction, draw
 from bids_lacuna.report.group_drawing import attempt
 from bids_lacuna.report.methods import describe_test_methods
 from bids_lacuna.report.pages import decimal, position, write_page
+from bids_lacuna.report.parcels import read_region_names
 from bids_lacuna.report.pictures import Picture, Pictures
 from bids_lacuna.text import percent
 
@@ -93,6 +95,8 @@ class TestDrawing:
         # Not group_…: those are removed with the group's own page.
         self._pictures = Pictures(folder, folder / FIGURES / f"contrast-{record['Label']}")
         self._rows = read_table(folder / record["Design"])
+        output_dir = folder if (folder / DESCRIPTION).exists() else folder.parent
+        self._atlases = read_region_names(output_dir, record)
         self._stat = "z" if "z" in record["Maps"] else "t"
         (folder / FIGURES).mkdir(exist_ok=True)
 
@@ -120,6 +124,7 @@ class TestDrawing:
             outcomes=self._list_outcomes(),
             maps=maps,
             clusters=self._find_clusters(),
+            atlases=self._atlases,
             lesioned=attempt(self.problems, "Where patients are lesioned", self._draw_lesioned),
             conjunctions=self._list_conjunctions(),
             prediction=attempt(self.problems, "Leave-one-out", self._draw_prediction),

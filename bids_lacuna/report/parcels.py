@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bids_lacuna.derivatives.parcels import ParcelTable, find_parcels
+from bids_lacuna.derivatives import sidecar_path
+from bids_lacuna.derivatives.parcels import ParcelTable, find_parcels, read_sidecar_of
 from bids_lacuna.files import read_table
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Volume
@@ -28,6 +30,44 @@ WORTH_SAYING = 0.01
 
 
 @dataclass(frozen=True, eq=False)
+class RegionNames:
+    """The regions of an atlas by position."""
+
+    name: str
+    """Name of the atlas."""
+    labels: Volume
+    """Index of the region in each voxel; 0 outside."""
+    names: Mapping[int, str]
+
+    def at(self, point_mm: Sequence[float]) -> str:
+        """Return the name of the region at a point; empty outside all regions."""
+        index = self.labels.at(point_mm)
+        return self.names.get(int(index), "") if index == index else ""
+
+
+def read_region_names(output_dir: Path, made_with: Mapping[str, Any]) -> list[RegionNames]:
+    """Read the atlases on a connectome's grid in the output, sorted by name; damaged ones are left out.
+
+    Parameters
+    ----------
+    made_with
+        A sidecar or record, which names the connectome.
+    """
+    space, connectome = str(made_with.get("SpatialReference")), str(made_with.get("ConnectomeName"))
+    found = []
+    for path in sorted(output_dir.glob(f"tpl-{escape(space)}/*_desc-{escape(connectome)}_dseg.nii.gz")):
+        sidecar = read_sidecar_of(path)
+        if sidecar.get("ConnectomeHash") == made_with.get("ConnectomeHash"):
+            try:
+                rows = read_table(sidecar_path(path).with_suffix(".tsv"))
+                names = {int(row["index"]): row["name"] for row in rows}
+                found.append(RegionNames(str(sidecar.get("Atlas")), figures.read_map(path), names))
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("regions are not named by %s: %s", path.name, error)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
 class ShownParcels:
     """A lesion by the regions of an atlas."""
 
@@ -40,41 +80,30 @@ class ShownParcels:
     lesion: str
     """The regions in which the lesion lies, in words; empty if it is not known."""
     sidecar: Mapping[str, Any]
-    labels: Volume | None
-    """Label of each voxel; None without the file."""
-    names: Mapping[int, str]
-
-    def region_at(self, point_mm: Sequence[float]) -> str:
-        """Return the name of the region at a point; empty outside all regions."""
-        index = self.labels.at(point_mm) if self.labels else 0.0
-        return self.names.get(int(index), "") if index == index and index else ""
 
 
-def read_parcels(output_dir: Path, lesion: MappedLesion) -> list[ShownParcels]:
+def read_parcels(lesion: MappedLesion) -> list[ShownParcels]:
     """Read the tables of a lesion's maps; one that cannot be read is left out with a warning."""
     shown = []
     for table in find_parcels(lesion.r_map, lesion.sidecar):
         try:
-            shown.append(_read(output_dir, table))
+            shown.append(_read(table))
         except (OSError, ValueError, KeyError) as error:
             logger.warning("%s is not on the page: %s", table.path.name, error)
     return shown
 
 
-def _read(output_dir: Path, table: ParcelTable) -> ShownParcels:
+def _read(table: ParcelTable) -> ShownParcels:
     rows = read_table(table.path)
     regions = [row for row in rows if row["index"] != "0"]
     defined = [row for row in regions if row["mean_r"] != "n/a"]
     strongest = sorted(defined, key=lambda row: -abs(float(row["mean_r"])))[:N_STRONGEST]
-    placed = output_dir / table.placed_atlas
     return ShownParcels(
         table.name,
         table.path,
         tuple((_name_bar(row), float(row["mean_r"])) for row in strongest),
         _describe_lesion(rows),
         table.sidecar,
-        figures.read_map(placed) if placed.exists() else None,
-        {int(row["index"]): row["label"] for row in regions},
     )
 
 

@@ -19,7 +19,7 @@ from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
 from bids_lacuna.report.nulls import ShownNulls, draw_nulls, explain_no_nulls, find_null_map
 from bids_lacuna.report.pages import decimal, position
-from bids_lacuna.report.parcels import ShownParcels, read_parcels
+from bids_lacuna.report.parcels import RegionNames, ShownParcels, read_parcels, read_region_names
 from bids_lacuna.report.pictures import Part, Picture, Pictures
 from bids_lacuna.report.similarity import ShownSimilarity, ShownTarget, read_similarity, read_targets
 from bids_lacuna.text import percent
@@ -76,6 +76,8 @@ class Section:
     """Similarity of the map to the connectome as a whole; None without the connectome's summary."""
     targets: list[ShownTarget] = field(default_factory=list)
     """Relation to target networks."""
+    atlases: list[RegionNames] = field(default_factory=list)
+    """Atlases that name the regions of clusters."""
     parcels: list[ShownParcels] = field(default_factory=list)
     """The lesion by the regions of atlases."""
     nulls: ShownNulls | None = None
@@ -140,7 +142,7 @@ def describe_lesion(output_dir: Path, label: str, lesion: MappedLesion) -> Secti
     ]
     section.warnings = _warn(lesion, coverage, section.n_subjects)
     section.similarity, section.targets = read_similarity(lesion.sidecar), read_targets(lesion.sidecar)
-    section.parcels = read_parcels(output_dir, lesion)
+    section.parcels, section.atlases = read_parcels(lesion), read_region_names(output_dir, lesion.sidecar)
     section.files += [
         (each.path.relative_to(output_dir).as_posix(), f"by the regions of {each.name}") for each in section.parcels
     ]
@@ -254,7 +256,7 @@ def _draw(pictures: Pictures, lesion: MappedLesion, section: Section) -> None:
     section.nulls = draw_nulls(pictures, lesion, shape)
     section.why_no_nulls = "" if section.nulls else explain_no_nulls(lesion.sidecar)
     if section.maps:
-        section.clusters = {**_write_clusters(pictures, t_map, clusters, section.parcels), "missing": missing}
+        section.clusters = {**_write_clusters(pictures, t_map, clusters, section.atlases), "missing": missing}
 
 
 def _read_lesion(lesion: MappedLesion, section: Section) -> LesionShape | None:
@@ -439,7 +441,7 @@ def _write_clusters(
     pictures: Pictures,
     t_map: _Shown | None,
     clusters: Mapping[str, Sequence[Cluster]],
-    parcels: Sequence[ShownParcels],
+    atlases: Sequence[RegionNames],
 ) -> dict[str, Any]:
     """Write the table of clusters, and return its rows for the page."""
     tables: dict[str, list[dict[str, Any]]] = {
@@ -449,7 +451,7 @@ def _write_clusters(
                 "r": cluster.value,
                 "t": t_map.volume.at(cluster.peak_mm) if t_map else None,
                 "size_mm3": cluster.size_mm3,
-                "regions": [each.region_at(cluster.peak_mm) for each in parcels],
+                "regions": [each.at(cluster.peak_mm) for each in atlases],
             }
             for cluster in found
         ]
@@ -462,6 +464,6 @@ def _write_clusters(
             numbers = [*(f"{x:g}" for x in row["peak_mm"]), f"{row['r']:.6g}", t, f"{row['size_mm3']:g}"]
             cells.append([sign, *numbers, *(name or "n/a" for name in row["regions"])])
     path = pictures.path("clusters.tsv")
-    columns = [f"region_{each.name.replace(' ', '_')}" for each in parcels]
+    columns = [f"region_{each.name.replace(' ', '_')}" for each in atlases]
     write_table(path, ("sign", "x_mm", "y_mm", "z_mm", "r", "t", "size_mm3", *columns), cells)
     return {**tables, "path": pictures.relative(path)}
