@@ -36,6 +36,11 @@ def is_own(space: str) -> bool:
     return space.lower() in {name.lower() for name in OWN_SPACES}
 
 
+def spell(space: str) -> str:
+    """Return a name as BIDS, TemplateFlow and fMRIPrep spell it, whatever its case; another name as it is."""
+    return {name.lower(): name for name in (*OWN_SPACES, *TEMPLATES)}.get(space.lower(), space)
+
+
 def is_ambiguous(space: str) -> bool:
     """Return whether a name stands for several templates."""
     return space.lower() in {name.lower() for name in AMBIGUOUS}
@@ -76,8 +81,10 @@ def nifti_code(space: str) -> int:
 def describe_mismatch(lesion_space: str, connectome_space: str) -> str:
     """Describe a mismatch between the spaces of a lesion and of the connectome, and what to do about it."""
     whose = "the participant's own space" if is_own(lesion_space) else "space"
+    near = None if is_own(lesion_space) else nearest_template(lesion_space)
+    meant = f"if {near} is meant, name the mask space-{near}; else " if near else ""
     return (
-        f"the lesion is in {whose} {lesion_space}, the connectome in {connectome_space}: transform the mask to "
-        f"{connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
+        f"the lesion is in {whose} {lesion_space}, the connectome in {connectome_space}: {meant}transform the mask "
+        f"to {connectome_space} (nearest-neighbour or GenericLabel interpolation), and name it "
         f"space-{connectome_space}; or give --transform {lesion_space}:{connectome_space}=FILE"
     )

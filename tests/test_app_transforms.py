@@ -340,11 +340,36 @@ def test_mistaken_transforms(connectome: Path, tmp_path: Path) -> None:
     """A transform that is no file, or of another program, ends the run with what to do."""
     raw = write_t1w_masks(tmp_path / "raw", "01")
     (tmp_path / "a.lta").write_text("")
-    for argument, status, words in (
-        ("T1w", 64, "is not A:B=FILE"),
-        ("T1w:MNI305=nowhere.h5", 66, "there is no transform nowhere.h5"),
-        (f"T1w:MNI305={tmp_path / 'a.lta'}", 64, "lta_convert"),
+    path = write_transform(tmp_path / "b.h5")
+    for arguments, status, words in (
+        (["T1w"], 64, "is not A:B=FILE"),
+        (["T1w:MNI305=nowhere.h5"], 66, "there is no transform nowhere.h5"),
+        ([f"T1w:MNI305={tmp_path / 'a.lta'}"], 64, "lta_convert"),
+        (
+            ["T1w:MNI305={sub}.h5", "t1w:MNI305=other.h5"],
+            64,
+            "has {sub}.h5 and other.h5 from T1w to MNI305: name one",
+        ),
+        ([f"T1w:T1w={path}"], 64, "leads nowhere"),
+        (["T1w:MNI305={run}.h5"], 64, "has {run}: only {sub} and {ses} can be filled in"),
     ):
-        ended = map_lesions(raw, tmp_path / "out", connectome, "--transform", argument)
+        ended = map_lesions(raw, tmp_path / "out", connectome, "--transform", *arguments)
         assert (ended.returncode, words in ended.stderr) == (status, True), ended.stderr
     assert not os.path.lexists(tmp_path / "out")
+
+
+def test_given_names_of_spaces(connectome: Path, tmp_path: Path) -> None:
+    """The case of names does not matter; transforms that no mask passes, and a session that lacks, are named."""
+    raw = write_t1w_masks(tmp_path / "raw", "01")
+    path = write_transform(tmp_path / "01.h5")
+    ended = map_lesions(
+        raw, tmp_path / "out", connectome, "--dry-run", "--transform", f"t1W:{DEFAULT_SPACE.lower()}={path}"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "no mask passes" not in ended.stderr
+    ended = map_lesions(raw, tmp_path / "out", connectome, "--dry-run", "--transform", f"T1w:MNI152NLin6={path}")
+    assert "no mask passes --transform T1w:MNI152NLin6: check the names of its spaces" in ended.stderr
+    assert "found --transform T1w:MNI152NLin6" in ended.stderr
+    pattern = f"T1w:{DEFAULT_SPACE}={tmp_path}/{{sub}}{{ses}}.h5"
+    ended = map_lesions(raw, tmp_path / "out", connectome, "--dry-run", "--transform", pattern)
+    assert "has {ses}, but the mask's name has no session" in ended.stderr

@@ -30,6 +30,8 @@ from bids_lacuna.spaces import (
 def test_misspelt_templates_are_recognized(space: str, template: str | None) -> None:
     """The nearest template is found for a misspelt one, and none for a template or an unrelated name."""
     assert nearest_template(space) == template
+    asked = f"if {template} is meant, name the mask space-{template}; else" in describe_mismatch(space, "MNI305")
+    assert asked == (template is not None)
 
 
 @pytest.mark.parametrize("space", ["T1w", "t1w", "orig", "native", "individual", "anat", "scanner", "T2w"])

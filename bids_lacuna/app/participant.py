@@ -183,7 +183,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
     atlases = find_atlases(arguments, find_chain)
     records = decide(masks, arguments.output_dir, provenance, arguments.overwrite, find_chain)
     check_shared(find_chain.given, records)
-    log_chains(records)
+    log_chains(find_chain, records)
     checkpoints = None if arguments.dry_run else open_checkpoints(arguments, analysis)
     if checkpoints:
         reopen(records, checkpoints.current_batch)

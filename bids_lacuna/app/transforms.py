@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from bids_lacuna.bids import AnatomicalTransform, LesionMask, find_t1w_images, f
 from bids_lacuna.derivatives import LesionRecord
 from bids_lacuna.grid import is_same_place
 from bids_lacuna.images import open_image
-from bids_lacuna.spaces import OWN_SPACES, describe_ambiguity, is_ambiguous, is_own
+from bids_lacuna.spaces import describe_ambiguity, is_ambiguous, is_own, spell
 from bids_lacuna.transforms import TransformChain, TransformFile, check_format
 from bids_lacuna.transforms.templateflow import PAIRS, MissingTransform, find_between
 
@@ -45,10 +46,19 @@ class GivenTransform:
         """Parse A:B=FILE, which the command line has checked."""
         spaces, _, pattern = text.partition("=")
         source, _, target = spaces.partition(":")
-        return cls(source, target, pattern)
+        return cls(spell(source), spell(target), pattern)
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Spaces between which it leads."""
+        return self.source, self.target
 
     def of(self, mask: LesionMask) -> TransformFile:
         """Return the file for a mask; raises ValueError or OSError."""
+        if "{ses}" in self.pattern and "ses" not in mask.entities:
+            raise ValueError(
+                f"the path {self.pattern} has {{ses}}, but the mask's name has no session: leave out {{ses}}"
+            )
         filled = self.pattern.replace("{sub}", mask.entities["sub"]).replace("{ses}", mask.entities.get("ses", ""))
         path = Path(filled)
         check_format(path)
@@ -66,6 +76,8 @@ class ChainFinder:
     given: Sequence[GivenTransform] = ()
     download: bool = True
     """Whether TemplateFlow's client may download a file."""
+    passed: set[tuple[str, str]] = field(default_factory=set)
+    """Steps of the masks' chains so far."""
     _between: dict[tuple[str, str], TransformFile | str] = field(default_factory=dict)
     _t1w_images: dict[str, dict[tuple[str, str | None], list[Path]]] = field(default_factory=dict)
     """T1w images of each dataset that has been asked for them."""
@@ -85,6 +97,7 @@ class ChainFinder:
             if is_own(start):
                 raise ValueError(self._describe_missing(mask, start, steps))
             return None
+        self.passed.update(route)
         files = [file for step in route if (file := self._resolve(step, steps[step], mask.path.name))]
         return TransformChain(tuple(_relabel(files, start)))
 
@@ -132,8 +145,7 @@ class ChainFinder:
             )
         if is_ambiguous(mask.space):
             raise ValueError(f"{describe_ambiguity(mask.space)}: name the mask by its template")
-        own = {name.lower(): name for name in OWN_SPACES}
-        return own.get(mask.space.lower(), mask.space)
+        return spell(mask.space) if is_own(mask.space) else mask.space
 
     def _steps(self, mask: LesionMask, start: str) -> dict[tuple[str, str], list[TransformFile | None]]:
         """Return all known steps for a mask with the files that fit; none is read. None: nothing to transform."""
@@ -208,6 +220,7 @@ class ChainFinder:
             wanted = f"sub-{sub}_*from-T1w_to-{self.space}_mode-image_xfm.h5, or to a template with a transform to it"
         named = f"is in the participant's own space {mask.space}" if mask.space else "has no space in its name"
         folders = ", ".join(str(path) for path in self.datasets.values())
+        there += [f"--transform {given.source}:{given.target}" for given in self.given]
         return (
             f"the lesion {named}, and no transform leads to the connectome's {self.space}: looked for {wanted}, in "
             f"{folders}; found {', '.join(there[:5]) or 'no transform of this participant'}: add fMRIPrep's "
@@ -217,12 +230,26 @@ class ChainFinder:
 
 def find_chains(arguments: argparse.Namespace, datasets: Mapping[str, Path], space: str) -> ChainFinder:
     """Return what finds the chains of a command line's masks; stop if a given transform cannot be used."""
-    given = [GivenTransform.parse(each) for each in arguments.transform]
-    for each in given:
-        if "{" not in each.pattern:
-            with ending(Exit.NO_INPUT, FileNotFoundError), ending(Exit.USAGE, ValueError):
-                check_format(Path(each.pattern))
+    given = list(dict.fromkeys(GivenTransform.parse(each) for each in arguments.transform))
+    with ending(Exit.NO_INPUT, FileNotFoundError), ending(Exit.USAGE, ValueError):
+        for each in given:
+            _check_given(each, given)
     return ChainFinder(space, datasets, arguments.participant_label, given, not arguments.no_download)
+
+
+def _check_given(each: GivenTransform, given: Sequence[GivenTransform]) -> None:
+    """Raise ValueError or FileNotFoundError for a given transform that cannot be used, or contradicts another."""
+    patterns = [other.pattern for other in given if other.pair == each.pair]
+    if len(patterns) > 1:
+        raise ValueError(f"--transform has {' and '.join(patterns)} from {each.source} to {each.target}: name one")
+    if each.source == each.target:
+        raise ValueError(f"--transform {each.source}:{each.target} leads nowhere: name two spaces")
+    if unknown := set(re.findall(r"\{.*?\}", each.pattern)) - {"{sub}", "{ses}"}:
+        raise ValueError(
+            f"{each.pattern} has {', '.join(sorted(unknown))}: only {{sub}} and {{ses}} can be filled in"
+        )
+    if "{" not in each.pattern:
+        check_format(Path(each.pattern))
 
 
 def check_shared(given: Sequence[GivenTransform], records: Sequence[LesionRecord]) -> None:
@@ -247,8 +274,8 @@ def check_shared(given: Sequence[GivenTransform], records: Sequence[LesionRecord
                 )
 
 
-def log_chains(records: Sequence[LesionRecord]) -> None:
-    """Log how many masks pass which spaces."""
+def log_chains(find_chain: ChainFinder, records: Sequence[LesionRecord]) -> None:
+    """Log how many masks pass which spaces, and warn of given transforms that none passes."""
     routes = Counter(
         (*(file.source for file in record.transform.files), record.transform.target)
         for record in records
@@ -256,6 +283,14 @@ def log_chains(records: Sequence[LesionRecord]) -> None:
     )
     for route, n in routes.items():
         logger.info("masks brought from %s: %d", " to ".join(route), n)
+    for given in find_chain.given:
+        if given.pair not in find_chain.passed:
+            logger.warning(
+                "no mask passes --transform %s:%s: check the names of its spaces, with those of the masks and of the "
+                "connectome (%s)",
+                *given.pair,
+                find_chain.space,
+            )
 
 
 def memory_of_transforms(records: Sequence[LesionRecord]) -> int:

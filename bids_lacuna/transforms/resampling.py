@@ -21,7 +21,7 @@ import SimpleITK as sitk  # noqa: N813  its own documentation's name
 from scipy import ndimage
 
 from bids_lacuna.grid import Grid
-from bids_lacuna.images import check_content
+from bids_lacuna.images import check_content, open_image
 from bids_lacuna.transforms.chain import TransformChain
 
 Array = np.ndarray
@@ -160,7 +160,7 @@ def read_transform(path: Path) -> sitk.Transform:
     if is_image:
         check_content(path, "transform")
         # ITK takes 0 for values of a NIfTI file that are not finite.
-        finite = bool(np.isfinite(np.asanyarray(nib.load(path).dataobj).sum(dtype=float)))
+        finite = bool(np.isfinite(np.asanyarray(open_image(path, "transform").dataobj).sum(dtype=float)))
     elif path.name.lower().endswith(".h5"):
         _check_hdf5(path)
     try:
