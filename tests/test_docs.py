@@ -114,8 +114,15 @@ class Reader:
             Path("described/dataset_description.json").write_text(block.text)
             run_app(["bids-lacuna", "described", "unused", "participant", "--connectome", "STORE"])
 
-    def use_tsv(self, block: Block) -> None:
-        """Write coordinates for the next command, a quarter as far from the origin: the made-up brain is small."""
+    def use_text(self, block: Block) -> None:
+        """Write a table with a name for the next command, or check a listing of files."""
+        if block.language == "text seeds.tsv":
+            self.write_coordinates(block)
+        else:
+            self.compare_listing(block)
+
+    def write_coordinates(self, block: Block) -> None:
+        """Write coordinates, a quarter as far from the origin: the made-up brain is small."""
         columns, *rows = (line.split("\t") for line in block.text.splitlines())
         near = [[*row[:2], *(f"{float(x) / 4:g}" for x in row[2:5]), *row[5:]] for row in rows]
         Path("seeds.tsv").write_text("".join("\t".join(row) + "\n" for row in [columns, *near]))
@@ -168,8 +175,7 @@ LANGUAGES: dict[str, Callable[[Reader, Block], None]] = {
     "bash": Reader.run_shell,
     "json": Reader.use_json,
     "toml": Reader.use_toml,
-    "tsv": Reader.use_tsv,
-    "text": Reader.compare_listing,
+    "text": Reader.use_text,
     "{literalinclude}": Reader.look_at_example,
     "{toctree}": Reader.look_at_contents,
 }
