@@ -342,7 +342,8 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tumour.write_text(json.dumps({"SpatialReference": synthetic.SPACE}))
     for subject, voxels in {"01": synthetic.box((1, 2, 3)), "02": 0 * synthetic.box((0, 0, 0))}.items():
         synthetic.write_mask(place / "masks" / f"sub-{subject}_lesion.nii.gz", voxels)
-    synthetic.write_mask(place / "ATLAS.nii.gz", np.indices(synthetic.SHAPE)[0])
+    for name in ("ATLAS", f"space-{synthetic.SPACE}_CIRCUIT", "LANGUAGE"):
+        synthetic.write_mask(place / f"{name}.nii.gz", np.indices(synthetic.SHAPE)[0])
     (place / "ATLAS.tsv").write_text("index\tlabel\n1\tfirst\n2\tsecond\n")
     synthetic.write_mask(place / "map.nii.gz", np.ones(synthetic.SHAPE))
     brain = np.ones(synthetic.SHAPE, bool)

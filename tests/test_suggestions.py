@@ -39,7 +39,7 @@ def test_an_option_of_the_same_meaning_is_suggested(unknown: str, meant: str) ->
     [
         "--regressors", "--contrast", "--output-spaces", "--lesions", "--lesion-label", "--task-label", "--design",
         "--p-threshold", "--z-threshold", "--threshold",
-        "--no-z-map", "--t-map", "--parcellation", "--fs-license-file", "--label", "--smoothing", "--atlas",
+        "--no-z-map", "--t-map", "--parcellation", "--fs-license-file", "--label", "--smoothing",
     ],
 )  # fmt: skip
 def test_an_option_that_merely_has_letters_in_common_is_not_suggested(unknown: str) -> None:

@@ -165,7 +165,7 @@ def add_target_nulls(
     except (OSError, ValueError) as error:
         logger.warning("target networks are not compared with null lesions: %s", error)
         return []
-    logger.info("null lesions and target networks: %d lesions", len(due))
+    logger.info("target networks among null lesions: lesions to compare: %d", len(due))
     labels = []
     with (
         kernels.threads(resources.n_threads),
