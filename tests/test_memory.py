@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 from synthetic import box, make_mask, make_series, write_connectome, write_mask
 
+from bids_lacuna import Connectome
 from bids_lacuna.connectome.build import build_store
 from bids_lacuna.connectome.importers import hdf5
+from bids_lacuna.mapping import summarize
 from bids_lacuna.report.maps_on_disk import count_voxels
 from bids_lacuna.report.pool import worker_bytes
+from bids_lacuna.runtime.plan import Resources
 
 Array = np.ndarray
 
@@ -115,7 +118,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("connectomes")
     mask = make_mask(shape=SHAPE)
     n_voxels = int(mask.sum())
-    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 6), mask)
+    plain = write_connectome(folder / "plain.h5", make_series(n_voxels, [100] * 4), mask)
     scrambled = np.random.default_rng(4).permutation(n_voxels)
     return {
         "short": write_connectome(folder / "short.h5", make_series(n_voxels, [11] * 2), mask),
@@ -194,6 +197,56 @@ def test_the_plan_of_a_summary_holds(tmp_path: Path, written: dict[str, Path], a
     outcome = json.loads(process.stdout)
     assert (outcome["n_passes"] > 1) == (available_mib < 2**20)
     assert outcome["measured"] <= outcome["planned"] <= 1.25 * outcome["measured"]
+
+
+COMPARE = """
+import json, sys
+
+import numpy as np
+
+from bids_lacuna import LesionData, Summary, kernels
+from bids_lacuna.mapping.null_maps import map_nulls, read_shape
+from bids_lacuna.mapping.nulls import Connectivity, make_nulls
+from bids_lacuna.mapping.places import Tissue
+from bids_lacuna.runtime.memory import peak_resident_bytes, resident_bytes
+
+store, folder, mask, n_lesions, n_nulls = sys.argv[1:]
+connectivity = Connectivity.of(Summary.open(store, folder))
+half = np.full(connectivity.grid.shape, 0.5)
+shape = read_shape(LesionData.from_nifti(mask), connectivity.grid)
+
+
+def draw(n_lesions):
+    return [make_nulls(shape, connectivity, Tissue(half, half), int(n_nulls)) for _ in range(n_lesions)]
+
+
+with kernels.threads(2):
+    # Libraries are loaded at their first use, and grow no more.
+    map_nulls(draw(1), connectivity)
+    before = resident_bytes()
+    lesions = draw(int(n_lesions))
+    map_nulls(lesions, connectivity)
+of_lesions = sum(lesion.n_bytes + connectivity.bytes_per_lesion for lesion in lesions)
+planned = connectivity.fixed_bytes(2) + of_lesions
+print(json.dumps({"planned": planned, "measured": peak_resident_bytes() - before}))
+"""
+
+
+@pytest.mark.slow
+def test_the_plan_of_null_lesions_holds(tmp_path: Path, written: dict[str, Path]) -> None:
+    """Null lesions are drawn and mapped within the memory by which a run divides the lesions into batches."""
+    summarize(
+        Connectome.open(written["store"]),
+        tmp_path / "summary",
+        Resources(2**40, 2),
+        cell_size_mm=16,
+        show_progress=False,
+    )
+    mask = write_mask(tmp_path / "mask.nii.gz", box((3, 5, 7), (9, 20, 17), SHAPE))
+    command = [sys.executable, "-c", COMPARE, written["store"], tmp_path / "summary", mask, "16", "300"]
+    process = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    outcome = json.loads(process.stdout)
+    assert outcome["measured"] <= outcome["planned"] <= 2 * outcome["measured"]
 
 
 def test_a_fine_mask_is_not_held_whole(tmp_path: Path, written: dict[str, Path]) -> None:

@@ -21,7 +21,7 @@ from bids_lacuna.group.chance import Chance, compare_with_chance
 from bids_lacuna.group.chance_files import ALPHA, describe_significant, write_chance
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.mapping import Summary
-from bids_lacuna.mapping.nulls import NullLesion
+from bids_lacuna.mapping.nulls import Connectivity, NullLesion
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.memory import resident_bytes
 from bids_lacuna.runtime.plan import Resources
@@ -33,9 +33,6 @@ logger = logging.getLogger(__name__)
 FEWEST_LESIONS = 2
 """Smallest number of lesions that are tested. Every place has a network of its own: a small p of one lesion would say
 only that."""
-
-THREAD_BYTES = 8 * 2**20
-"""Bytes per thread for the maps of one lesion at all places in a tile of voxels."""
 
 SET_BYTES = (4 + 2) * BLOCK_VOXELS
 """Bytes per set of null lesions: sum and count of each voxel of a block."""
@@ -120,7 +117,7 @@ def compare_group(
                 FEWEST_LESIONS,
             )
             return None
-        _check_memory(drawn, resources)
+        _check_memory(drawn, nulls.connectivity, resources)
         chance = compare_with_chance([lesion for _, lesion in drawn.values()], nulls.connectivity)
     summary = nulls.connectivity.summary
     compared = [lesion for lesion, _ in drawn.values()]
@@ -153,10 +150,15 @@ def read_approximations(
     return found
 
 
-def _check_memory(drawn: dict[str, tuple[GroupLesion, NullLesion]], resources: Resources) -> None:
+def _check_memory(
+    drawn: dict[str, tuple[GroupLesion, NullLesion]], connectivity: Connectivity, resources: Resources
+) -> None:
     """Stop if the null lesions' weights do not fit the memory."""
     n_sets = max(1 + len(lesion.sets) for _, lesion in drawn.values())
-    more_bytes = resources.n_threads * THREAD_BYTES + n_sets * (SET_BYTES + 4 * len(drawn))
+    n_seeds = max(len(lesion.corners) for _, lesion in drawn.values())
+    # Each thread has the maps of one lesion at all places in a tile of voxels.
+    of_threads = resources.n_threads * 4 * n_seeds * kernels.NULL_TILE
+    more_bytes = connectivity.fixed_bytes(resources.n_threads) + of_threads + n_sets * (SET_BYTES + 4 * len(drawn))
     free_bytes = resources.available_bytes - resident_bytes()
     if more_bytes > free_bytes:
         needed = sum(lesion.n_bytes for _, lesion in drawn.values()) + more_bytes

@@ -296,8 +296,9 @@ def _batches(
 ) -> Iterator[list[tuple[LesionRecord, NullLesion]]]:
     """Draw null lesions, for as many lesions at a time as fit the memory; list those that have none."""
     # Pages are written meanwhile.
-    free_bytes = resources.available_bytes - resources.reserved_bytes - resident_bytes()
     nulls, writer = outcomes.nulls, outcomes.writer
+    free_bytes = resources.available_bytes - resources.reserved_bytes - resident_bytes()
+    free_bytes -= nulls.connectivity.fixed_bytes(resources.n_threads)
     batch: list[tuple[LesionRecord, NullLesion]] = []
     occupied = 0
     for record in records:

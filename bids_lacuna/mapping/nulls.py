@@ -6,10 +6,12 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
 from bids_lacuna import kernels
+from bids_lacuna.connectome.summary import BLOCK_VOXELS
 from bids_lacuna.grid import Grid
 from bids_lacuna.mapping.places import FEWEST_PLACES, Places, Shape, Tissue, find_places, measure_distances
 from bids_lacuna.mapping.summary import Summary
@@ -89,6 +91,10 @@ class Connectivity:
     def bytes_per_lesion(self) -> int:
         """Memory of the sums of one lesion's map and null maps, in bytes: see `null_maps`."""
         return VOXEL_BYTES * self.grid.n_voxels
+
+    def fixed_bytes(self, n_threads: int) -> int:
+        """Memory of one block of the operator, and of the tiles that threads copy from it, in bytes."""
+        return 4 * self.n_cells * (BLOCK_VOXELS + n_threads * kernels.NULL_TILE)
 
     @cached_property
     def reach_of_cells(self) -> tuple[Array, Array]:
@@ -272,8 +278,9 @@ def measure_profile(
     n, total = np.zeros(n_rings), np.zeros(n_rings)
     n_some, nowhere = len(some), np.array([np.iinfo(np.int32).max, -1], np.int32)
     nothing = np.zeros((n_some, 3), np.int32), np.zeros((0, 0, 0), bool), np.tile(nowhere, (n_some, 1))
-    blocks = list(connectivity.summary.arrays.operator.blocks())
-    for block, operator in blocks[:: max(1, len(blocks) // SAMPLED_BLOCKS)]:
+    step = max(1, math.ceil(connectivity.grid.n_voxels / BLOCK_VOXELS) // SAMPLED_BLOCKS)
+    # Not as a list: each block stays in memory for as long as something refers to it.
+    for block, operator in islice(connectivity.summary.arrays.operator.blocks(), 0, None, step):
         z = kernels.map_seeds(operator, chosen, nothing, connectivity.voxels(block))
         for row, seed in enumerate(some):
             index = connectivity.positions[block] - corners[seed] - distances[0]
