@@ -16,8 +16,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from bids_lacuna.images import unpacked_bytes
 from bids_lacuna.kernels import single_threaded_blas
-from bids_lacuna.lesion import LOW_COVERAGE, LesionData
+from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping import LesionAnalysis, LocalPass, NoResults, Pass, PassStopped
+from bids_lacuna.quality import LOW_COVERAGE
 from bids_lacuna.runtime.checkpoint import Checkpoints, subdivide
 from bids_lacuna.runtime.logs import log_failure
 from bids_lacuna.runtime.memory import find_resources

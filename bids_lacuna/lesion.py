@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray
 
-LOW_COVERAGE = 0.5
-"""Fraction of a lesion inside the connectome's mask, below which a warning is logged."""
-
 SEED_RADIUS_MM = 6.0
 """Radius of a seed around a coordinate."""
 

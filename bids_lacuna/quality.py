@@ -11,7 +11,12 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from bids_lacuna.text import percent
+
 Array = np.ndarray
+
+LOW_COVERAGE = 0.5
+"""Fraction of a lesion inside the connectome's mask, below which it is remarked upon."""
 
 VOLUMES_ML = (0.1, 300.0)
 """Smallest and largest volume that is not remarked upon."""
@@ -158,6 +163,11 @@ def is_centre_in_brain(first: Array, weights: Array, brain: Array) -> bool:
         if not (row[: index + 1].any() and row[index:].any()):
             return False
     return True
+
+
+def describe_coverage(coverage: float | None) -> list[str]:
+    """Describe a low coverage in a few words; nothing to say of another, or of an unknown one."""
+    return [f"only {percent(coverage)} covered"] if coverage is not None and coverage < LOW_COVERAGE else []
 
 
 def find_repeats(participants: Sequence[str], names: Sequence[str], facts: Sequence[MaskFacts]) -> list[list[str]]:

@@ -13,7 +13,7 @@ import synthetic
 from nibabel.affines import apply_affine
 from program import map_lesions, read_table, read_tsv, run
 
-from bids_lacuna.quality import MaskFacts, examine, find_repeats, is_centre_in_brain
+from bids_lacuna.quality import MaskFacts, describe_coverage, examine, find_repeats, is_centre_in_brain
 
 Array = np.ndarray
 
@@ -37,6 +37,12 @@ def examine_at(
 def test_volumes_out_of_the_common_are_named(ml: float, words: tuple[str, ...]) -> None:
     """A volume between the limits has no remark."""
     assert examine_at(BLOB, ml=ml).remarks == words
+
+
+@pytest.mark.parametrize(("coverage", "words"), [(0.3, ["only 30 % covered"]), (0.5, []), (None, [])])
+def test_a_low_coverage_is_named(coverage: float | None, words: list[str]) -> None:
+    """Half of a lesion is enough, and an unknown coverage is no low one."""
+    assert describe_coverage(coverage) == words
 
 
 def scatter(n: int, apart: int) -> Array:
@@ -135,7 +141,7 @@ def test_remarks_are_in_tables_sidecars_and_warnings(connectome: Path, tmp_path:
     names = {label: f"sub-{label}/anat/sub-{label}_space-{synthetic.SPACE}_label-lesion_mask" for label in masks}
     bids = synthetic.write_dataset(tmp_path / "bids", {names[label]: mask for label, mask in masks.items()})
     small = synthetic.RADIOLOGICAL @ np.diag([0.5, 0.5, 0.5, 1])
-    synthetic.write_mask(bids / f"{names['04']}.nii.gz", synthetic.box((3, 5, 6), (1, 1, 1)), small)
+    synthetic.write_mask(bids / f"{names['04']}.nii.gz", synthetic.box((4, 6, 6), (1, 1, 1)), small)
     mapped = map_lesions(bids, tmp_path / "out", connectome)
     assert mapped.returncode == 0, mapped.stderr
     assert "look at the mask: volume 0.008 mL, below 0.1 mL" in mapped.stderr

@@ -22,9 +22,10 @@ from bids_lacuna.app.targets import lacks_percentiles
 from bids_lacuna.batch import load_lesions
 from bids_lacuna.connectome import Connectome, ConnectomeSubject
 from bids_lacuna.derivatives import DerivativesWriter, LesionRecord, prepare_dataset
-from bids_lacuna.lesion import LOW_COVERAGE, LesionData
+from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass
 from bids_lacuna.mapping.moments import RunningMoments
+from bids_lacuna.quality import LOW_COVERAGE
 from bids_lacuna.report.pool import PageCost, measure_pages
 from bids_lacuna.runtime.logs import kind_of
 from bids_lacuna.runtime.plan import BatchPlan, Resources

@@ -22,6 +22,7 @@ from bids_lacuna.derivatives.names import (
 from bids_lacuna.files import hash_file, read_json_object, write_table
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import OPTION_WORDS, Provenance
+from bids_lacuna.quality import describe_coverage
 from bids_lacuna.runtime.locks import Claims
 from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.transforms import TransformChain
@@ -325,7 +326,7 @@ def write_outcomes(
                 " ".join(record.reason.split()) or "n/a",
                 "n/a" if record.volume_mm3 is None else f"{record.volume_mm3:g}",
                 "n/a" if record.coverage is None else f"{record.coverage:.4f}",
-                "; ".join(record.remarks) or "n/a",
+                "; ".join([*describe_coverage(record.coverage), *record.remarks]) or "n/a",
                 "n/a" if record.batch is None else str(record.batch),
             ]
         )

@@ -33,10 +33,10 @@ from bids_lacuna.group.targets import add_target_columns, relate_to_targets
 from bids_lacuna.group.writer import GroupSummary, GroupWriter
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.kernels import single_threaded_blas
-from bids_lacuna.lesion import LOW_COVERAGE, LesionData, load_lesion
+from bids_lacuna.lesion import LesionData, load_lesion
 from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
-from bids_lacuna.quality import MaskFacts
+from bids_lacuna.quality import LOW_COVERAGE, MaskFacts, describe_coverage
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.targets import Target
 from bids_lacuna.text import percent
@@ -112,7 +112,7 @@ def summarize_group(
     remarks = list_remarks(lesions, facts)
     for index, row in enumerate(rows):
         row |= {
-            "look_at": "; ".join(remarks[index]) or "n/a",
+            "look_at": "; ".join([*describe_coverage(row["coverage"]), *remarks[index]]) or "n/a",
             "r_with_group_mean": with_mean[index],
             "cluster_position": 1 + int(np.flatnonzero(order == index)[0]),
             "outlier": "yes" if outliers[index] else "no",

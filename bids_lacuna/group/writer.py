@@ -20,7 +20,7 @@ from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
 from bids_lacuna.images import open_image, save_gzipped
 from bids_lacuna.lesion import ONE_SIDED
 from bids_lacuna.provenance import Provenance
-from bids_lacuna.quality import FAR_MM, MANY_PIECES, MANY_SINGLE, VOLUMES_ML
+from bids_lacuna.quality import FAR_MM, LOW_COVERAGE, MANY_PIECES, MANY_SINGLE, VOLUMES_ML
 from bids_lacuna.text import percent
 
 Array = np.ndarray
@@ -45,7 +45,8 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "Levels": {"left": "x < 0", "right": "x > 0", "both": "Neither has that much"},
     },
     "look_at": {
-        "Description": "What a person should look at in the lesion's mask, in words: a volume below "
+        "Description": "What a person should look at in the lesion's mask, in words: less than "
+        f"{percent(LOW_COVERAGE)} of it covered by the connectome; a volume below "
         f"{VOLUMES_ML[0]:g} or above {VOLUMES_ML[1]:g} mL; more than {MANY_PIECES} pieces; {MANY_SINGLE} or more "
         f"single voxels, or one more than {FAR_MM:g} mm from the rest; its centre of gravity outside the brain; the "
         "voxels of another participant's lesion, at the same place, mirrored or shifted. No lesion is left out for it"

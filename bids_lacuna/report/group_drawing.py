@@ -14,7 +14,6 @@ import numpy as np
 
 from bids_lacuna.derivatives import FIGURES, sidecar_path
 from bids_lacuna.files import hash_file, read_json_object
-from bids_lacuna.lesion import LOW_COVERAGE
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import LesionShape
 from bids_lacuna.report.figures.charts import draw_distributions, draw_similarity
@@ -73,7 +72,7 @@ class Row:
     cluster_position: int
     is_outlier: bool
     remarks: tuple[str, ...] = ()
-    """What a person should look at in the mask."""
+    """What a person should look at in the mask, by the group's table."""
     tile: Tile | None = None
     why_no_tile: str = ""
 
@@ -81,8 +80,6 @@ class Row:
     def to_look_at(self) -> list[str]:
         """What a reader should look at, in a few words each."""
         notes = list(self.remarks)
-        if self.coverage < LOW_COVERAGE:
-            notes.append(f"only {percent(self.coverage)} covered")
         if self.is_outlier:
             notes.append("outlier")
         if self.why_no_tile:

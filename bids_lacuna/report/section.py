@@ -13,7 +13,8 @@ import numpy as np
 
 from bids_lacuna.derivatives import FIGURES, REMARKS, SEED, TRANSFORMS
 from bids_lacuna.files import hash_file, write_table
-from bids_lacuna.lesion import LOW_COVERAGE, VOLUME_RATIOS, name_side
+from bids_lacuna.lesion import VOLUME_RATIOS, name_side
+from bids_lacuna.quality import LOW_COVERAGE
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
