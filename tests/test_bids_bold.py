@@ -61,7 +61,12 @@ def test_preprocessed_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     synthetic.write_images(tmp_path, run, DENOISED.replace("rest", "movie"))
     assert names(find_bold_runs(tmp_path, SPACE)) == [Path(run).name]
     assert f"BOLD runs that are preprocessed but not denoised: 1, such as {tmp_path / run};" in caplog.text
-    assert "XCP-D" in caplog.text
+    assert "motion and the signals of white matter, cerebrospinal fluid and the whole brain" in caplog.text
+    command = f"xcp_d {tmp_path} {tmp_path.parent / 'xcp_d'} participant --mode linc --file-format nifti"
+    assert f"denoise them first, for example by `{command}`" in caplog.text
+    caplog.clear()
+    find_bold_runs(tmp_path, SPACE, {"desc": "preproc"})
+    assert "preprocessed but not denoised: 1" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,9 @@ IMAGES = ("ghcr.io/bids-lacuna/bids_lacuna", "bids-lacuna", "bids-lacuna.sif")
 WITH_A_VALUE = ("-v", "-B", "-m", "--bind", "--user", "--entrypoint", "--tmpfs", "--network")
 """Options of Docker and Apptainer that take a value."""
 
+PUBLISHED = ("piop1", "xcp_d", "hcp-xcp_d", "rbc-fixed")
+"""Folders of public connectomes in the documentation."""
+
 OF_OTHER_PROGRAMS = (
     *WITH_A_VALUE,
     *("--rm", "--read-only", "--containall", "--mem-per-cpu", "--signal", "--resources", "--build-arg"),
@@ -194,8 +197,8 @@ def run_app(words: list[str]) -> None:
 
 
 def run_connectome(words: list[str]) -> None:
-    """Run the program in this process, but fetch nothing: downloads have their own tests."""
-    if words[1] == "fetch":
+    """Run the program in this process, but fetch nothing, and read nothing that others publish."""
+    if words[1] == "fetch" or words[2] in PUBLISHED:
         parse("bids-lacuna-connectome", words[1:])
         return
     assert cli.connectome_main([*words[1:], *(["--nprocs", "1"] if words[1] == "build" else [])]) == 0, words
@@ -274,7 +277,9 @@ def check_babs(words: list[str]) -> None:
 
 
 def check_datalad(words: list[str]) -> None:
-    """Check that the command calls Apptainer with the image and the arguments."""
+    """Check that the command calls Apptainer with the image and the arguments; downloads are DataLad's."""
+    if words[1] in ("clone", "get"):
+        return
     call = shlex.split(words[words.index("--call-fmt") + 1])
     assert (call[:2], call[-2:]) == (["apptainer", "run"], ["{img}", "{cmd}"])
 
@@ -282,6 +287,11 @@ def check_datalad(words: list[str]) -> None:
 def check_clone(words: list[str]) -> None:
     """Check that the address is that of the project."""
     assert words[1:] == ["clone", dataset.CODE_URL]
+
+
+def accept(words: list[str]) -> None:
+    """Accept a command of another program, which prepares a public connectome."""
+    assert {"s3", "participant", "fix_rbc_release_tr.py"}.intersection(words)
 
 
 def step(words: list[str]) -> None:
@@ -301,6 +311,9 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "babs": check_babs,
     "datalad": check_datalad,
     "git": check_clone,
+    "aws": accept,
+    "xcp_d": accept,
+    "uv": accept,
     "cd": step,
     "source": step,
 }

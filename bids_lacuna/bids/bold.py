@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ BOLD_RULE = (
 """Definition of a connectome's BOLD run without filters, in words."""
 
 
+XCP_D_OPTIONS = ("--mode", "linc", "--file-format", "nifti")
+"""Options with which XCP-D denoises by 36 parameters and a filter from 0.01 to 0.08 Hz, and writes NIfTI files."""
+
+
 class NoBoldRuns(LookupError):  # noqa: N818  a fact about the dataset, not a defect of the program
     """No file matches; the message has the request, the labels that exist instead, and near misses."""
 
@@ -47,9 +52,9 @@ def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any]
     """Find the BOLD runs of a connectome in the derivatives of fMRIPrep or XCP-D.
 
     Without filters, a BOLD run has the suffix bold, the datatype func, the task rest, the space and no echo. BOLD
-    runs with the desc denoised are used if there are any, or else those with the desc preproc, with a warning. A
-    filter replaces the rule about its entity. A series that XCP-D concatenated from several BOLD runs is left out,
-    with a warning, if those BOLD runs are used.
+    runs with the desc denoised are used if there are any, or else those with the desc preproc. These are taken with
+    a warning, also where a filter selects them. A filter replaces the rule about its entity. A series that XCP-D
+    concatenated from several BOLD runs is left out, with a warning, if those BOLD runs are used.
 
     Parameters
     ----------
@@ -81,6 +86,7 @@ def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any]
     chosen = [image for image in images if fits(image, query)]
     if "desc" not in query:
         chosen = _prefer_denoised(chosen)
+    _warn_of_missing_denoising(chosen, root)
     if not chosen:
         near = sorted((image for image in images if image.name["suffix"] == "bold"), key=lambda image: image.path)
         asked = {"space": space, "filters": filters}
@@ -100,18 +106,27 @@ def find_bold_runs(derivatives_dir: Path, space: str, filters: Mapping[str, Any]
     )
 
 
+def _warn_of_missing_denoising(images: Sequence[Image], root: Path) -> None:
+    """Warn about BOLD runs that fMRIPrep preprocessed and nobody denoised, with XCP-D's command."""
+    preprocessed = [image for image in images if image.name.get("desc") == "preproc"]
+    if preprocessed:
+        command = shlex.join(["xcp_d", str(root), str(root.with_name("xcp_d")), "participant", *XCP_D_OPTIONS])
+        logger.warning(
+            "BOLD runs that are preprocessed but not denoised: %d, such as %s; motion and the signals of white "
+            "matter, cerebrospinal fluid and the whole brain are not regressed out, frequencies outside 0.01 to 0.08 "
+            "Hz are not filtered out, and all of this will be in the maps: denoise them first, for example by `%s`, "
+            "and build from its output",
+            len(preprocessed),
+            preprocessed[0].path,
+            command,
+        )
+
+
 def _prefer_denoised(images: Sequence[Image]) -> list[Image]:
     """Return the denoised BOLD runs, or the preprocessed ones if there are none."""
     denoised, preprocessed = (
         [image for image in images if image.name.get("desc") == desc] for desc in ("denoised", "preproc")
     )
-    if preprocessed and not denoised:
-        logger.warning(
-            "BOLD runs that are preprocessed but not denoised: %d, such as %s; nuisance signals and motion are still "
-            "in them and will be in the maps: denoise them first, for example with XCP-D",
-            len(preprocessed),
-            preprocessed[0].path,
-        )
     lost = {image.name["sub"] for image in preprocessed} - {image.name["sub"] for image in denoised}
     if denoised and lost:
         logger.warning(
