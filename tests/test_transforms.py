@@ -12,11 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
+from scipy import ndimage
 
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, LesionOutsideGrid, load_lesion
 from bids_lacuna.transforms import TransformChain, TransformFile, check_format
-from bids_lacuna.transforms.resampling import weigh_through
+from bids_lacuna.transforms.resampling import _compose, weigh_through
 
 Array = np.ndarray
 
@@ -179,6 +180,44 @@ def test_weights_are_those_of_fine_resampling(kind: str, tmp_path: Path) -> None
     assert expected_mm3 > 900
     assert weights.sum() * case.grid.voxel_volume_mm3 == pytest.approx(expected_mm3, rel=0.01)
     assert volume_mm3 == pytest.approx(expected_mm3, rel=0.01)
+
+
+def map_by_numpy(path: Path, points: Array) -> Array:
+    """Map points in RAS, shape (n, 3), through an affine and a field, as their HDF5 file describes them."""
+    with h5py.File(path) as file:
+        group = file["TransformGroup"]
+        parts = []
+        for number in range(1, len(group)):
+            # Old files spell "Tranform".
+            fixed, parameters = (
+                next(item[()] for name, item in group[str(number)].items() if name.endswith(f"form{end}"))
+                for end in ("FixedParameters", "Parameters")
+            )
+            parts.append((fixed, parameters.astype(float)))
+    x = points * [-1, -1, 1]
+    for fixed, parameters in reversed(parts):
+        if len(parameters) == 12:
+            x = (x - fixed) @ parameters[:9].reshape(3, 3).T + parameters[9:] + fixed
+            continue
+        size, origin, spacing = fixed[:3].astype(int), fixed[3:6], fixed[6:9]
+        index = (x - origin) @ np.linalg.inv(fixed[9:].reshape(3, 3) @ np.diag(spacing)).T
+        field = parameters.reshape(*size[::-1], 3)
+        moves = [
+            ndimage.map_coordinates(axis, index.T[::-1], order=1, mode="nearest") for axis in np.moveaxis(field, 3, 0)
+        ]
+        inside = ((index >= -0.5) & (index < size - 0.5)).all(axis=1)
+        x = x + np.stack(moves, axis=1) * inside[:, np.newaxis]
+    return x * [-1, -1, 1]
+
+
+@pytest.mark.parametrize("kind", ["affine and field", "field and affine"])
+def test_points_are_those_of_the_file(kind: str, tmp_path: Path) -> None:
+    """Points go where NumPy puts them by the parameters in the file: LPS, the last first, 0 beyond fields."""
+    case = make_case(tmp_path, kind)
+    points = np.random.default_rng(1).uniform((-54, -26, -32), (26, 54, 48), (500, 3))
+    to_mask = _compose(case.chain, np.eye(4), np.eye(4))
+    found = [to_mask.TransformPoint(point) for point in points.tolist()]
+    np.testing.assert_allclose(found, map_by_numpy(tmp_path / "c.h5", points), atol=1e-4)
 
 
 def test_the_wrong_direction_is_centimetres_off(tmp_path: Path) -> None:
