@@ -141,7 +141,7 @@ def test_remarks_are_in_tables_sidecars_and_warnings(connectome: Path, tmp_path:
     names = {label: f"sub-{label}/anat/sub-{label}_space-{synthetic.SPACE}_label-lesion_mask" for label in masks}
     bids = synthetic.write_dataset(tmp_path / "bids", {names[label]: mask for label, mask in masks.items()})
     small = synthetic.RADIOLOGICAL @ np.diag([0.5, 0.5, 0.5, 1])
-    synthetic.write_mask(bids / f"{names['04']}.nii.gz", synthetic.box((4, 6, 6), (1, 1, 1)), small)
+    synthetic.write_mask(bids / f"{names['04']}.nii.gz", synthetic.box((2, 6, 6), (1, 1, 1)), small)
     mapped = map_lesions(bids, tmp_path / "out", connectome)
     assert mapped.returncode == 0, mapped.stderr
     assert "look at the mask: volume 0.008 mL, below 0.1 mL" in mapped.stderr
