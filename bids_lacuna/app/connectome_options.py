@@ -52,15 +52,7 @@ def build_parser() -> Parser:
         description="Correct the name of the template space that a store records. The series and the grid stay as "
         "they are, and the store keeps the former name as well: nothing is transformed.",
     )
-    named = {
-        "fetch": fetch,
-        "build": build,
-        "summarize": summarize,
-        "info": info,
-        "verify": verify,
-        "rename-space": rename,
-    }
-    for name, command in named.items():
+    for name, command in commands.choices.items():
         command.set_defaults(command=name, parser=command)
     for command in (summarize, info, verify, rename):
         command.add_argument("store", type=Path, metavar="STORE", help="folder of a store")
