@@ -363,12 +363,20 @@ def test_given_names_of_spaces(connectome: Path, tmp_path: Path) -> None:
     raw = write_t1w_masks(tmp_path / "raw", "01")
     path = write_transform(tmp_path / "01.h5")
     ended = map_lesions(
-        raw, tmp_path / "out", connectome, "--dry-run", "--transform", f"t1W:{DEFAULT_SPACE.lower()}={path}"
+        raw,
+        tmp_path / "out",
+        connectome,
+        "--dry-run",
+        "--nprocs",
+        1,
+        "--transform",
+        f"t1W:{DEFAULT_SPACE.lower()}={path}",
     )
     assert ended.returncode == 0, ended.stderr
-    assert "no mask passes" not in ended.stderr
+    assert "no mask or atlas passes" not in ended.stderr
+    assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == 1
     ended = map_lesions(raw, tmp_path / "out", connectome, "--dry-run", "--transform", f"T1w:MNI152NLin6={path}")
-    assert "no mask passes --transform T1w:MNI152NLin6: check the names of its spaces" in ended.stderr
+    assert "no mask or atlas passes --transform T1w:MNI152NLin6: check the names of its spaces" in ended.stderr
     assert "found --transform T1w:MNI152NLin6" in ended.stderr
     pattern = f"T1w:{DEFAULT_SPACE}={tmp_path}/{{sub}}{{ses}}.h5"
     ended = map_lesions(raw, tmp_path / "out", connectome, "--dry-run", "--transform", pattern)

@@ -29,7 +29,7 @@ from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.seeds import write_seeds
 from bids_lacuna.app.similarity import add_similarity, find_summary
 from bids_lacuna.app.targets import add_target_nulls, add_targets, read_targets
-from bids_lacuna.app.transforms import check_shared, find_chains, log_chains, memory_of_transforms
+from bids_lacuna.app.transforms import check_shared, find_chains, limit_threads, log_chains, memory_of_transforms
 from bids_lacuna.batch import process_batches
 from bids_lacuna.bids import ParticipantWithoutMask
 from bids_lacuna.derivatives import (
@@ -189,6 +189,7 @@ def prepare(arguments: argparse.Namespace, datasets: Mapping[str, Path], stack: 
         reopen(records, checkpoints.current_batch)
     report_failures(records)
     resources = find_resources(arguments.mem, arguments.nprocs)
+    limit_threads(records, resources.n_threads)
     resources = replace(resources, available_bytes=resources.available_bytes - memory_of_transforms(records))
     if not arguments.no_reports:
         resources = reserve_for_reports(resources, worker_bytes(connectome.grid.mask.size))

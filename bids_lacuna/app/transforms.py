@@ -77,7 +77,7 @@ class ChainFinder:
     download: bool = True
     """Whether TemplateFlow's client may download a file."""
     passed: set[tuple[str, str]] = field(default_factory=set)
-    """Steps of the masks' chains so far."""
+    """Steps of all chains so far."""
     _between: dict[tuple[str, str], TransformFile | str] = field(default_factory=dict)
     _t1w_images: dict[str, dict[tuple[str, str | None], list[Path]]] = field(default_factory=dict)
     """T1w images of each dataset that has been asked for them."""
@@ -125,6 +125,7 @@ class ChainFinder:
                 f"it is in space {space}, and no transform leads from there to the connectome's {self.space}: give "
                 f"--transform {space}:{self.space}=FILE, or an image in {self.space}"
             )
+        self.passed.update(route)
         files = [file for step in route if (file := self._resolve(step, steps[step], f"an image in {space}"))]
         return TransformChain(tuple(files))
 
@@ -275,7 +276,7 @@ def check_shared(given: Sequence[GivenTransform], records: Sequence[LesionRecord
 
 
 def log_chains(find_chain: ChainFinder, records: Sequence[LesionRecord]) -> None:
-    """Log how many masks pass which spaces, and warn of given transforms that none passes."""
+    """Log how many masks pass which spaces, and warn of given transforms that nothing passes."""
     routes = Counter(
         (*(file.source for file in record.transform.files), record.transform.target)
         for record in records
@@ -286,11 +287,20 @@ def log_chains(find_chain: ChainFinder, records: Sequence[LesionRecord]) -> None
     for given in find_chain.given:
         if given.pair not in find_chain.passed:
             logger.warning(
-                "no mask passes --transform %s:%s: check the names of its spaces, with those of the masks and of the "
+                "no mask or atlas passes --transform %s:%s: check the names of its spaces, with those of the masks and of the "
                 "connectome (%s)",
                 *given.pair,
                 find_chain.space,
             )
+
+
+def limit_threads(records: Sequence[LesionRecord], n_threads: int) -> None:
+    """Apply transforms, if there are any, with so many threads."""
+    if any(record.transform for record in records):
+        # SimpleITK takes time to import, and few runs need it.
+        from bids_lacuna.transforms.resampling import use_threads
+
+        use_threads(n_threads)
 
 
 def memory_of_transforms(records: Sequence[LesionRecord]) -> int:

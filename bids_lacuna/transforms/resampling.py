@@ -50,6 +50,11 @@ _one_at_a_time = Lock()
 """A field of 1 mm takes 200 MB; the threads of one lesion use all processors."""
 
 
+def use_threads(n_threads: int) -> None:
+    """Let SimpleITK use so many threads in this process, and not one for each processor of the machine."""
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
+
+
 def weigh_through(chain: TransformChain, lesion: Array, affine: Array, grid: Grid) -> tuple[Array, Array, float]:
     """Compute the fraction of each grid voxel that a lesion covers after a chain of transforms.
 
