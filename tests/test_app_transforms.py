@@ -185,6 +185,29 @@ def test_the_raw_t1w(tmp_path: Path) -> None:
     assert find(tmp_path / "raw", name, fmriprep) == files
 
 
+def test_the_raw_t1w_of_joined_sessions(tmp_path: Path) -> None:
+    """Where one transform is of the T1w images of several sessions, a mask on one of them needs from-orig_to-T1w."""
+    synthetic.write_images(tmp_path / "raw", *(f"sub-01/ses-{ses}/anat/sub-01_ses-{ses}_T1w.nii.gz" for ses in "ab"))
+    mask = "sub-01/ses-a/anat/sub-01_ses-a_label-lesion_mask"
+    alone = write_fmriprep(tmp_path / "alone", f"sub-01_ses-a_from-T1w_to-{DEFAULT_SPACE}")
+    assert len(find(tmp_path / "raw", mask, alone)) == 1
+    fmriprep = write_fmriprep(tmp_path / "prep", TO_6)
+    with pytest.raises(ValueError, match=f"{TO_6}_mode-image_xfm.h5 is of T1w images of 2 sessions together"):
+        find(tmp_path / "raw", mask, fmriprep)
+    write_fmriprep(tmp_path / "prep", "sub-01_ses-a_from-orig_to-T1w", "sub-01_ses-b_from-orig_to-T1w")
+    files = ["sub-01_ses-a_from-orig_to-T1w_mode-image_xfm.txt", f"{TO_6}_mode-image_xfm.h5"]
+    assert find(tmp_path / "raw", mask, fmriprep) == files
+
+
+def test_a_reference_that_is_no_name(tmp_path: Path) -> None:
+    """A SpatialReference with the address of an image is refused with the names that may stand there."""
+    mask = only_mask(tmp_path / "raw", RAW)
+    sidecar = mask.path.with_name(mask.path.name.replace(".nii.gz", ".json"))
+    sidecar.write_text('{"SpatialReference": "bids::sub-01/anat/sub-01_T1w.nii.gz"}')
+    with pytest.raises(ValueError, match=r"its space is bids::.*set SpatialReference in its sidecar to T1w"):
+        find(tmp_path / "raw", RAW)
+
+
 @pytest.mark.parametrize("participants", [(), ("01", "sub-02")])
 def test_the_raw_t1w_of_each(participants: tuple[str, ...], tmp_path: Path) -> None:
     """Each mask on the raw T1w is compared with the T1w of its own participant and session."""

@@ -144,6 +144,11 @@ class ChainFinder:
                 f"space-T1w (fMRIPrep's T1w), space-{RAW} (the raw T1w) or by its template, or set SpatialReference "
                 "in its sidecar"
             )
+        if not mask.space.isalnum():
+            raise ValueError(
+                f"its space is {mask.space}, but a name is needed: set SpatialReference in its sidecar to T1w "
+                f"(fMRIPrep's T1w), {RAW} (the raw T1w) or its template"
+            )
         if is_ambiguous(mask.space):
             raise ValueError(f"{describe_ambiguity(mask.space)}: name the mask by its template")
         return spell(mask.space) if is_own(mask.space) else mask.space
@@ -194,20 +199,25 @@ class ChainFinder:
         """Describe why a mask on the raw T1w may not lie on fMRIPrep's; empty if it does."""
         if any(each.file.source == RAW and each.entities["sub"] == mask.entities["sub"] for each in self.anatomical):
             return "fMRIPrep wrote from-orig_to-T1w for other T1w images only"
-        images = self._find_t1w_images(mask)
+        of_sessions = self._find_t1w_images(mask)
+        images = of_sessions.get(mask.entities.get("ses"), [])
         if len(images) != 1:
             return f"there are {len(images)} T1w images of its session in {mask.dataset_path}, not one"
+        joined = [each.file.path.name for each in self.anatomical if _fits(each, mask) and "ses" not in each.entities]
+        if joined and len(of_sessions) > 1:
+            return f"{joined[0]} is of T1w images of {len(of_sessions)} sessions together"
         ours, theirs = open_image(mask.path, "mask"), open_image(images[0], "image")
         if ours.shape[:3] != theirs.shape[:3] or not is_same_place(ours.affine, theirs.affine):
             return f"its grid is not that of {images[0].name}"
         return ""
 
-    def _find_t1w_images(self, mask: LesionMask) -> list[Path]:
-        """Return the T1w images of a mask's participant and session in its own dataset."""
+    def _find_t1w_images(self, mask: LesionMask) -> dict[str | None, list[Path]]:
+        """Return the T1w images of a mask's participant in its own dataset, by session."""
         name = mask.dataset
         if name not in self._t1w_images:
             self._t1w_images[name] = find_t1w_images(name, mask.dataset_path, self.participants)
-        return self._t1w_images[name].get((mask.entities["sub"], mask.entities.get("ses")), [])
+        found = self._t1w_images[name].items()
+        return {session: paths for (sub, session), paths in found if sub == mask.entities["sub"]}
 
     def _describe_missing(
         self, mask: LesionMask, start: str, steps: Mapping[tuple[str, str], Sequence[TransformFile | None]]
@@ -287,8 +297,8 @@ def log_chains(find_chain: ChainFinder, records: Sequence[LesionRecord]) -> None
     for given in find_chain.given:
         if given.pair not in find_chain.passed:
             logger.warning(
-                "no mask or atlas passes --transform %s:%s: check the names of its spaces, with those of the masks and of the "
-                "connectome (%s)",
+                "no mask or atlas passes --transform %s:%s: check the names of its spaces, and those of the "
+                "masks and of the connectome (%s)",
                 *given.pair,
                 find_chain.space,
             )
