@@ -268,6 +268,26 @@ def test_bad_tables_end_with_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--coordinates-space", "T1w"], "name their table with --coordinates"),
+        (["--coordinates", "seeds.tsv", "--bids-filter-file", "filter.json"], "leave out one of them"),
+        (["--seed-label", "a", "--bids-filter-file", "filter.json"], "has labels, as --seed-label"),
+    ],
+)
+def test_options_that_exclude_each_other(
+    connectome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    """What would have no effect is a usage error."""
+    monkeypatch.chdir(tmp_path)
+    write_bids(tmp_path, HEADER + ROWS)
+    Path("filter.json").write_text('{"lesion": {"label": "b"}}')
+    result = map_lesions(tmp_path / "bids", tmp_path / "out", connectome, *options)
+    assert result.returncode == 64
+    assert words in last_line(result.stderr)
+
+
 def test_a_missing_table(connectome: Path, tmp_path: Path) -> None:
     """A path without a file is an input that is missing."""
     write_bids(tmp_path, HEADER)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from bids_lacuna.app.command import Exit, ending, make_cache_folder, warn_of_space
+from bids_lacuna.app.command import Exit, Stop, ending, make_cache_folder, warn_of_space
 from bids_lacuna.app.seeds import find_seeds
 from bids_lacuna.bids import (
     MASK_SUFFIXES,
@@ -46,10 +46,18 @@ def find_masks(
     seeds_dir
         Root of the masks of coordinates; by default the output's.
     """
+    if arguments.coordinates_space and not arguments.coordinates:
+        raise Stop(Exit.USAGE, "--coordinates-space is of coordinates: name their table with --coordinates")
+    if arguments.coordinates and arguments.bids_filter_file:
+        raise Stop(
+            Exit.USAGE, "--bids-filter-file chooses images, and --coordinates maps none: leave out one of them"
+        )
     if arguments.coordinates:
         return find_seeds(arguments, datasets, space, seeds_dir or arguments.output_dir), []
     with ending(Exit.NO_INPUT, OSError), ending(Exit.USAGE, ValueError):
         filters = read_filter_file(arguments.bids_filter_file) if arguments.bids_filter_file else {}
+    if arguments.seed_label and "label" in filters:
+        raise Stop(Exit.USAGE, f"{arguments.bids_filter_file} has labels, as --seed-label: leave out one of them")
     if arguments.seed_label:
         filters = {"suffix": [*MASK_SUFFIXES, "probseg"], **filters, "label": arguments.seed_label}
     database_dir = None if arguments.dry_run else arguments.bids_database_dir
