@@ -153,7 +153,7 @@ def test_means_through_transforms(tmp_path: Path) -> None:
         for atlas, through in ((moved, None), (make_atlas(image, {}, "atlas"), chain))
     )
     np.testing.assert_allclose(found.means, expected.means, atol=0.02)
-    np.testing.assert_allclose(found.covered_mm3, expected.covered_mm3, rtol=0.02)
+    np.testing.assert_allclose(found.covered_mm3, expected.covered_mm3, rtol=0.04)
 
 
 def count(mask: Array, affine: Array, atlas: Atlas, labels: nib.Nifti1Image, to_atlas: Array) -> Array:

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from bids_lacuna.grid import Grid
 from bids_lacuna.parcels.atlas import Atlas
-from bids_lacuna.parcels.lookup import blocks_of, count_pieces, make_finder, shift
+from bids_lacuna.parcels.lookup import blocks_of, make_finder, shift
 from bids_lacuna.transforms import TransformChain
 from bids_lacuna.weights import weigh
 
@@ -19,8 +19,9 @@ Array = np.ndarray
 LEAST_WEIGHT = 1e-6
 """Smaller fractions of a voxel are rounding."""
 
-PIECE_MM = 0.5
-"""Largest width of the pieces of a grid voxel that are looked up in an atlas through transforms."""
+N_PIECES = 4
+"""Pieces of a grid voxel along each axis that are looked up in an atlas through transforms: a quarter of a voxel, as
+between oblique grids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +117,13 @@ def _weigh_regions(atlas: Atlas, grid: Grid) -> sparse.csr_matrix:
 
 def _weigh_through(atlas: Atlas, grid: Grid, chain: TransformChain) -> sparse.csr_matrix:
     """Look the pieces of all voxels of the grid's volume up in the atlas, block by block."""
-    finder = make_finder(chain, atlas.affine, atlas.shape)
-    n_pieces = count_pieces(grid.affine, PIECE_MM)
+    finder = make_finder(chain, atlas.affine, atlas.shape).within(grid.affine)
+    n_pieces = np.full(3, N_PIECES)
     numbers = np.arange(grid.mask.size).reshape(grid.shape)
     rows, columns, data = [], [], []
     for corner, block in blocks_of(grid.shape):
         in_block = numbers[block]
-        found = finder.find(shift(grid.affine, corner), in_block.shape, n_pieces)
+        found = finder.find(corner, in_block.shape, n_pieces)
         row, piece = np.nonzero(found >= 0)
         counts = sparse.csr_matrix(
             (np.ones(len(row), np.float32), (row, found[row, piece])), (len(found), prod(atlas.shape))

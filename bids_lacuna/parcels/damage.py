@@ -99,13 +99,13 @@ class DamageCounter:
 
     def _cut(self, box: Array, affine: Array) -> Array:
         """Cut the voxels of a mask, and look each piece up in the atlas."""
-        n_pieces = count_pieces(affine, PIECE_MM)
+        in_atlas, n_pieces = self._finder.within(affine), count_pieces(affine, PIECE_MM)
         volume_mm3 = abs(np.linalg.det(affine[:3, :3])) / prod(n_pieces.tolist())
         counts = np.zeros(prod(self.atlas.shape))
         for corner, block in blocks_of(box.shape):
             values = box[block].reshape(-1)
             if values.any():
-                found = self._finder.find(shift(affine, corner), box[block].shape, n_pieces)
+                found = in_atlas.find(corner, box[block].shape, n_pieces)
                 self._count(counts, found, np.broadcast_to(values[:, np.newaxis], found.shape))
         whole_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
         voxels = np.flatnonzero(counts)
@@ -113,21 +113,20 @@ class DamageCounter:
 
     def _meet(self, chain: TransformChain, box: Array, affine: Array) -> Array:
         """Cut the connectome's voxels, and look each piece up in the mask and in the atlas."""
-        in_mask = make_finder(chain, affine, box.shape)
-        first, shape = in_mask.find_box(self.grid)
-        start = shift(self.grid.affine, first)
-        n_pieces = count_pieces(start, TRANSFORMED_PIECE_MM)
+        finder = make_finder(chain, affine, box.shape)
+        first, shape = finder.find_box(self.grid)
+        in_mask, in_atlas = finder.within(self.grid.affine), self._finder.within(self.grid.affine)
+        n_pieces = count_pieces(self.grid.affine, TRANSFORMED_PIECE_MM)
         volume_mm3 = self.grid.voxel_volume_mm3 / prod(n_pieces.tolist())
         # The last element stands for what is outside the mask.
         of_mask = np.append(box.reshape(-1), 0).astype(float)
         counts, n_lesioned = np.zeros(prod(self.atlas.shape)), 0.0
         for corner, block in blocks_of(shape.tolist()):
             n_voxels = [part.stop - part.start for part in block]
-            at = shift(start, corner)
-            values = of_mask[in_mask.find(at, n_voxels, n_pieces)]
+            values = of_mask[in_mask.find(first + corner, n_voxels, n_pieces)]
             if values.any():
                 n_lesioned += values.sum()
-                self._count(counts, self._finder.find(at, n_voxels, n_pieces), values)
+                self._count(counts, in_atlas.find(first + corner, n_voxels, n_pieces), values)
         voxels = np.flatnonzero(counts)
         return self._add_up(voxels, counts[voxels] * volume_mm3, n_lesioned * volume_mm3)
 

@@ -9,6 +9,7 @@ weight is the mean of the mask at their centres.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -243,36 +244,13 @@ class VoxelFinder:
         self._numbers = sitk.GetImageFromArray(numbers.transpose())
         self._to_image = _compose(chain, affine, np.eye(4))
 
-    def find(self, affine: Array, shape: Sequence[int], n_pieces: Array) -> Array:
-        """Cut the voxels of a volume into pieces, and find the image's voxel at the centre of each.
+    def within(self, affine: Array) -> PieceFinder:
+        """Prepare to look up the voxels of a volume, given by its affine from voxel indices to positions in mm.
 
-        Parameters
-        ----------
-        affine : shape (4, 4)
-            Affine from the volume's voxel indices to positions in mm.
-        shape
-            Voxels of the volume along each axis.
-        n_pieces : shape (3,)
-            Pieces of each voxel along each axis.
-
-        Returns
-        -------
-        shape (n_voxels, pieces of a voxel), int32
-            Indices of the image's voxels in C order, -1 outside; the volume's voxels are in C order.
+        This copies the transforms: once for each volume, not for each of its blocks.
         """
         to_image = sitk.CompositeTransform([self._to_image, _affine_transform(affine)])
-        cuts, voxels = n_pieces, np.array(shape)
-        found = sitk.Resample(
-            self._numbers,
-            (voxels * cuts).tolist(),
-            to_image,
-            sitk.sitkNearestNeighbor,
-            (0.5 / cuts - 0.5).tolist(),
-            (1 / cuts).tolist(),
-        )
-        (nz, ny, nx), (kz, ky, kx) = voxels[::-1], cuts[::-1]
-        blocks = sitk.GetArrayViewFromImage(found).reshape(nz, kz, ny, ky, nx, kx)
-        return blocks.transpose(4, 2, 0, 5, 3, 1).reshape(nx * ny * nz, kx * ky * kz) - 1
+        return PieceFinder(self._numbers, to_image)
 
     def find_box(self, grid: Grid) -> tuple[Array, Array]:
         """Return the first voxel and the shape of the box of a grid's voxels that the image may reach.
@@ -282,6 +260,44 @@ class VoxelFinder:
         to_image = sitk.CompositeTransform([self._to_image, _affine_transform(grid.affine)])
         around = np.ceil(AROUND_MM / grid.voxel_sizes_mm).astype(int)
         return _find_box(to_image, self._shape, self._affine, grid, around)
+
+
+@dataclass(frozen=True, eq=False)
+class PieceFinder:
+    """Finds the voxels of an image in which the pieces of a volume's voxels lie: see `VoxelFinder`."""
+
+    numbers: sitk.Image
+    """The index in C order of each voxel of the image, plus 1."""
+    to_image: sitk.Transform
+    """From the volume's voxel indices to the image's."""
+
+    def find(self, corner: Array, shape: Sequence[int], n_pieces: Array) -> Array:
+        """Cut the voxels of a box into pieces, and find the image's voxel at the centre of each.
+
+        Parameters
+        ----------
+        corner, shape
+            First voxel of the box in the volume, and its voxels along each axis.
+        n_pieces : shape (3,)
+            Pieces of each voxel along each axis.
+
+        Returns
+        -------
+        shape (n_voxels, pieces of a voxel), int32
+            Indices of the image's voxels in C order, -1 outside; the box's voxels are in C order.
+        """
+        cuts, voxels = n_pieces, np.array(shape)
+        found = sitk.Resample(
+            self.numbers,
+            (voxels * cuts).tolist(),
+            self.to_image,
+            sitk.sitkNearestNeighbor,
+            (corner - 0.5 + 0.5 / cuts).tolist(),
+            (1 / cuts).tolist(),
+        )
+        (nz, ny, nx), (kz, ky, kx) = voxels[::-1], cuts[::-1]
+        blocks = sitk.GetArrayViewFromImage(found).reshape(nz, kz, ny, ky, nx, kx)
+        return blocks.transpose(4, 2, 0, 5, 3, 1).reshape(nx * ny * nz, kx * ky * kz) - 1
 
 
 def _compose(chain: TransformChain | None, affine: Array, grid_affine: Array) -> sitk.CompositeTransform:
