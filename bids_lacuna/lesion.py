@@ -74,6 +74,8 @@ class LesionData:
     """Transforms from the mask's space to the connectome's; None for a mask in the connectome's space."""
     template_volume_mm3: float | None = None
     """Volume after the transforms in mm³, after reading; None without transforms."""
+    transform_states: Mapping[Path, FileState] = field(default_factory=dict)
+    """State of each file of the transforms when they were read."""
     outside: LesionWeights | None = None
     """After transforms, weights of the voxels outside the connectome's mask, by their indices in the volume in
     C order, while the lesion's batch is mapped; otherwise None."""
@@ -215,6 +217,7 @@ def load_lesion(
     affine = image.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
     volume_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
+    states = {file.path: FileState.of(file.path) for file in chain.files} if chain else {}
     if chain:
         first, weights, whole_mm3 = _weigh_through(chain, box, affine, grid)
         _warn_of_changed_volume(lesion.name, whole_mm3 / volume_mm3)
@@ -249,6 +252,7 @@ def load_lesion(
         volume_mm3=float(volume_mm3),
         coverage=min(coverage, 1.0),
         state=state,
+        transform_states=states,
         template_volume_mm3=whole_mm3 if chain else None,
         outside=outside,
         facts=facts,

@@ -17,6 +17,7 @@ from program import map_lesions, run
 
 from bids_lacuna.app.transforms import ChainFinder, GivenTransform
 from bids_lacuna.bids import LesionMask, find_lesion_masks
+from bids_lacuna.mapping import FunctionalNetworkMapping
 from bids_lacuna.report.figures import read_lesion
 from bids_lacuna.report.pages import position
 from bids_lacuna.spaces import DEFAULT_SPACE
@@ -379,6 +380,25 @@ def test_mistaken_transforms(connectome: Path, tmp_path: Path) -> None:
         ended = map_lesions(raw, tmp_path / "out", connectome, "--transform", *arguments)
         assert (ended.returncode, words in ended.stderr) == (status, True), ended.stderr
     assert not os.path.lexists(tmp_path / "out")
+
+
+def test_a_transform_that_changes_meanwhile(
+    connectome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transform that is replaced after it was read fails its lesion: the sidecar would have another's hash."""
+    raw, path = write_t1w_masks(tmp_path / "raw", "01"), write_transform(tmp_path / "01.h5")
+    add = FunctionalNetworkMapping.add
+
+    def replace_and_add(*arguments: object) -> None:
+        path.unlink()
+        write_transform(path, MOVE + 4)
+        add(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FunctionalNetworkMapping, "add", replace_and_add)
+    ended = map_lesions(raw, tmp_path / "out", connectome, "--transform", f"T1w:{DEFAULT_SPACE}={path}")
+    assert ended.returncode == 1
+    assert f"{path} has changed while it was in use" in ended.stderr
+    assert not list(tmp_path.glob("out/sub-*/func/*"))
 
 
 def test_given_names_of_spaces(connectome: Path, tmp_path: Path) -> None:

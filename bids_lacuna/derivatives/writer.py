@@ -226,9 +226,8 @@ class DerivativesWriter:
         maps = lesion.results[ANALYSIS]
         with maps.computed_once() as statistics:
             sidecar = describe_maps(mask, lesion, self.provenance, self.links, statistics.n_subjects)
-            if lesion.state:
-                # The sidecar has the hash of the file as it is now.
-                check_unchanged({mask.path: lesion.state})
+            # The sidecar has the hashes of the files as they are now.
+            check_unchanged({**({mask.path: lesion.state} if lesion.state else {}), **lesion.transform_states})
             self._remove_stale(mask, sidecar)
             sidecars = self._write_weights(mask, lesion, sidecar)
             for stat, (key, description) in STATISTICS.items():
