@@ -231,15 +231,7 @@ def load_lesion(
     outside = _select(weights * (indices < 0), first, grid, weighting) if chain else None
     covered = (weights > 0) & (indices >= 0)
     voxels, weights = indices[covered], weights[covered]
-    n_covered, n_brain = (
-        (len(voxels), grid.n_voxels) if brain is None else (int(brain.reshape(-1)[voxels].sum()), int(brain.sum()))
-    )
-    if n_covered > LARGE_LESION * n_brain:
-        logger.warning(
-            "%s: the lesion covers %s of the connectome's brain mask: check that it is not a brain mask or inverted",
-            lesion.name,
-            percent(n_covered / n_brain),
-        )
+    _warn_of_large_lesion(lesion.name, voxels, grid, brain)
     coverage = float(weights.sum() * grid.voxel_volume_mm3 / whole_mm3) if whole_mm3 else 0.0
     if weighting == "binary":
         voxels = voxels[weights >= 0.5]
@@ -257,6 +249,19 @@ def load_lesion(
         outside=outside,
         facts=facts,
     )
+
+
+def _warn_of_large_lesion(name: str, voxels: Array, grid: Grid, brain: Array | None) -> None:
+    """Warn if a lesion covers much of the brain: see `load_lesion`."""
+    n_covered, n_brain = (
+        (len(voxels), grid.n_voxels) if brain is None else (int(brain.reshape(-1)[voxels].sum()), int(brain.sum()))
+    )
+    if n_covered > LARGE_LESION * n_brain:
+        logger.warning(
+            "%s: the lesion covers %s of the connectome's brain mask: check that it is not a brain mask or inverted",
+            name,
+            percent(n_covered / n_brain),
+        )
 
 
 def _select(weights: Array, first: Array, grid: Grid, weighting: Weighting) -> LesionWeights:
