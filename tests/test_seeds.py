@@ -155,6 +155,12 @@ def test_sidecars_have_the_spheres(finished: Finished) -> None:
     assert [json.loads(path.read_text())["Seed"] for path in (mask, r_map)] == [expected, expected]
 
 
+def test_the_output_is_a_valid_bids_derivative(finished: Finished, tmp_path: Path) -> None:
+    """The BIDS validator finds no error in the masks of spheres."""
+    result = synthetic.validate(finished[2], tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_the_same_table_maps_nothing_again(finished: Finished, connectome: Path) -> None:
     """Finished seeds are skipped; one whose coordinates have changed is not mixed with its old maps."""
     bids, table, out, _ = finished
