@@ -123,6 +123,12 @@ def test_small_lesions_share_their_shape_by_chance() -> None:
     ]
 
 
+def test_a_copy_that_is_symmetric_is_no_mirror_image_as_well() -> None:
+    """A lesion across the middle, equal to its mirror image, has one remark."""
+    across = examine_at(np.ones((5, 5, 5), bool), corner=(18, 0, 0))
+    assert find_repeats(["01", "02"], ["a", "b"], [across, across]) == [["same voxels as b"], ["same voxels as a"]]
+
+
 def test_a_mirror_image_of_an_image_whose_middle_lies_between_voxels() -> None:
     """Flipping an array moves the middle by up to a voxel."""
     original = examine_at(BLOB)
