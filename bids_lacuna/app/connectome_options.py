@@ -10,7 +10,7 @@ from bids_lacuna.app.values import memory, positive_number
 
 PROGRAM = "bids-lacuna-connectome"
 
-TOKEN_VARIABLE = "BIDS_LACUNA_DATAVERSE_TOKEN"  # noqa: S105  the name of a variable
+KEY_VARIABLE = "BIDS_LACUNA_DATAVERSE_TOKEN"
 """Environment variable with the token of a Dataverse server."""
 
 INTERRUPTED = "interrupted: finished subjects and received bytes are on disk; rerun the same command to resume"
@@ -84,7 +84,7 @@ def _add_download(fetch: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="file that holds your token of the server, which it shows under API Token (default: the environment "
-        f"variable {TOKEN_VARIABLE})",
+        f"variable {KEY_VARIABLE})",
     )
     fetch.add_argument(
         "--files",

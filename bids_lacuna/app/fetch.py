@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.connectome import check_rank, check_space, conclude, rank_of
-from bids_lacuna.app.connectome_options import PROGRAM, TOKEN_VARIABLE
+from bids_lacuna.app.connectome_options import PROGRAM, KEY_VARIABLE
 from bids_lacuna.connectome.compression import TOLERANCE
 from bids_lacuna.connectome.exclusive import NoPlace, NoRoom, locked
 from bids_lacuna.connectome.fetch.client import Client, Missing, Refused, Server, Unexpected, Unreachable
@@ -233,12 +233,12 @@ def _showing(n_bytes: int, n_missing: int, arguments: argparse.Namespace) -> Pro
 @contextmanager
 def _reading_token(file: Path | None) -> Iterator[str | None]:
     """Read the token from a file, or take it out of the environment, which worker processes inherit."""
-    token = os.environ.pop(TOKEN_VARIABLE, None)
+    token = os.environ.pop(KEY_VARIABLE, None)
     try:
-        yield _read_token(file) if file else _check_token(token, TOKEN_VARIABLE) if token else None
+        yield _read_token(file) if file else _check_token(token, KEY_VARIABLE) if token else None
     finally:
         if token is not None:
-            os.environ[TOKEN_VARIABLE] = token
+            os.environ[KEY_VARIABLE] = token
 
 
 def _read_token(file: Path) -> str:
@@ -284,7 +284,7 @@ def _select(dataset: Dataset, patterns: Sequence[str], server: Server) -> list[R
             Exit.NO_INPUT,
             f"the files of {dataset.doi} are restricted, which needs a token: request access on "
             f"https://doi.org/{dataset.doi.removeprefix('doi:')}, create a token there (API Token in the menu), and "
-            f"name a file that holds it with --token-file, or set {TOKEN_VARIABLE}",
+            f"name a file that holds it with --token-file, or set {KEY_VARIABLE}",
         )
     return files
 
