@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.app.connectome import check_rank, check_space, conclude, rank_of
-from bids_lacuna.app.connectome_options import PROGRAM, KEY_VARIABLE
+from bids_lacuna.app.connectome_options import KEY_VARIABLE, PROGRAM
 from bids_lacuna.connectome.compression import TOLERANCE
 from bids_lacuna.connectome.exclusive import NoPlace, NoRoom, locked
 from bids_lacuna.connectome.fetch.client import Client, Missing, Refused, Server, Unexpected, Unreachable
