@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813  its own documentation's name
 import synthetic
 from program import Ended, map_lesions, read_tsv, run
 
@@ -71,6 +72,11 @@ def table_of(out: Path, label: str, atlas: str = "atlas-Made_seg-1Networks_scale
     return out / f"sub-{label}" / "func" / name
 
 
+def read_labels(path: Path) -> np.ndarray:
+    """Read the labels of an atlas."""
+    return np.asarray(nib.load(path).dataobj)
+
+
 def read_map(out: Path, label: str, stat: str) -> np.ndarray:
     """Read the voxels of a map."""
     return nib.load(out / f"sub-{label}/func/sub-{label}_{STEM}_stat-{stat}_desc-GSP5_statmap.nii.gz").get_fdata()
@@ -95,7 +101,7 @@ def test_tables_of_finished_maps(bids: Path, connectome: Path, out: Path, tmp_pa
     assert "0 done, 2 skipped" in log
     after = state_of(out)
     assert {name: after[name] for name in before} == before
-    labels = np.asarray(nib.load(atlas).dataobj)
+    labels = read_labels(atlas)
     for label, lesion in BOXES.items():
         rows = read_tsv(table_of(out, label))
         assert [(row["index"], row["label"]) for row in rows] == [
@@ -243,7 +249,7 @@ def test_pages(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
     placed = nib.load(
         out / f"tpl-{synthetic.SPACE}" / f"{ATLAS.partition('_desc')[0]}_seg-1Networks_scale-3_desc-GSP5_dseg.nii.gz"
     )
-    labels = np.asarray(nib.load(atlas).dataobj)
+    labels = read_labels(atlas)
     np.testing.assert_array_equal(np.asarray(placed.dataobj), np.where(MASK, labels, 0))
     (clusters,) = (out / "sub-01/figures").glob("*_clusters.tsv")
     for row in read_tsv(clusters):
@@ -269,6 +275,42 @@ def test_overwritten_maps_have_no_old_table(bids: Path, connectome: Path, out: P
     succeeded(map_lesions(bids, out, connectome, "--atlas", write_atlas(tmp_path)))
     succeeded(map_lesions(bids, out, connectome, "--overwrite", "--lesion-weighting", "binary"))
     assert not list(out.glob("sub-*/func/*_parcels.*"))
+
+
+def test_an_atlas_in_another_space(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
+    """Through --transform, here a shift by one voxel, the table is that of the shifted atlas; its sidecar says so."""
+    path = synthetic.write_mask(
+        tmp_path / "space-OASIS30ANTs_atlas-Far_dseg.nii.gz", read_labels(write_atlas(tmp_path))
+    )
+    here = synthetic.RADIOLOGICAL.copy()
+    here[:3, 3] += [4, 0, 0]
+    synthetic.write_mask(tmp_path / "space-MNI152NLin6Asym_atlas-Near_dseg.nii.gz", read_labels(path), here)
+    # From points of the connectome to points of the atlas, in LPS.
+    shift = tmp_path / "shift.txt"
+    sitk.WriteTransform(sitk.TranslationTransform(3, [4.0, 0, 0]), str(shift))
+    atlases = (path, tmp_path / "space-MNI152NLin6Asym_atlas-Near_dseg.nii.gz")
+    given = f"OASIS30ANTs:MNI152NLin6Asym={shift}"
+    log = succeeded(map_lesions(bids, out, connectome, "--transform", given, "--atlas", *atlases))
+    assert "brought from OASIS30ANTs to MNI152NLin6Asym by a given transform" in log
+    far, near = (read_tsv(table_of(out, "01", f"atlas-{name}")) for name in ("Far", "Near"))
+    for one, other in zip(far, near, strict=True):
+        for column in ("mean_z", "n_voxels", "fraction_of_lesion"):
+            assert float(one[column]) == pytest.approx(float(other[column]), abs=1e-5)
+    sidecar = json.loads(table_of(out, "01", "atlas-Far").with_suffix(".json").read_text())
+    assert sidecar["AtlasTransforms"][0]["File"] == "shift.txt"
+
+
+def test_a_seed_has_no_damage(bids: Path, connectome: Path, tmp_path: Path) -> None:
+    """The table of a seed has means, but no damage, and its page names no lesioned regions."""
+    seeds = tmp_path / "seeds.tsv"
+    seeds.write_text("participant_id\tlabel\tx\ty\tz\nsub-01\tdlpfc\t0\t0\t0\n")
+    out = tmp_path / "out"
+    succeeded(map_lesions(bids, out, connectome, "--coordinates", seeds, "--atlas", write_atlas(tmp_path)))
+    (path,) = out.glob("sub-01/func/*_label-dlpfc_*_parcels.tsv")
+    rows = read_tsv(path)
+    assert {row["fraction_of_lesion"] for row in rows} == {row["fraction_lesioned"] for row in rows} == {"n/a"}
+    assert "n/a" not in {row["mean_z"] for row in rows}
+    assert "lesioned fraction" not in (out / "logs" / "CITATION.md").read_text()
 
 
 def test_output_is_valid(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ import pytest
 from bids_lacuna.citations import references
 from bids_lacuna.derivatives.history import Run
 from bids_lacuna.provenance import MappingOptions, Provenance
-from bids_lacuna.report.methods import combine, describe_group_methods, describe_methods, write_citation
+from bids_lacuna.report.methods import (
+    combine,
+    describe_atlases,
+    describe_group_methods,
+    describe_methods,
+    write_citation,
+)
 from bids_lacuna.report.similarity import ShownSimilarity
 
 RUN = Run(
@@ -163,3 +169,28 @@ def test_a_group_is_described() -> None:
     alone = describe_group_methods(1, [], "1.2.3")
     assert "The maps of 1 lesion were" in alone
     assert "fraction" not in alone
+
+
+def test_atlases_are_named(tmp_path: Path) -> None:
+    """The text names each atlas' file, its source and how it was brought here; of seeds, no damage is said."""
+    given = {
+        "Atlas": "Schaefer2018 7Networks 400",
+        "AtlasFile": "a_dseg.nii.gz",
+        "AtlasHash": "0123456789abcdef 42",
+        "AtlasSoftware": "TemplateFlow",
+        "AtlasTransforms": [{"From": "MNI152NLin2009cAsym", "To": "MNI152NLin6Asym", "Software": "TemplateFlow"}],
+    }
+    write_citation(tmp_path, RUN, atlases=[given, {"Atlas": "Mine", "AtlasFile": "b.nii", "AtlasHash": "ab"}])
+    text = (tmp_path / "logs" / "CITATION.md").read_text()
+    assert text.startswith(describe_methods(RUN, with_pictures=True))
+    assert (
+        "Schaefer2018 7Networks 400 (a_dseg.nii.gz, SHA-256 0123456789ab…, from TemplateFlow [@ciric2022], brought "
+        "from MNI152NLin2009cAsym to MNI152NLin6Asym by TemplateFlow [@lowekamp2013]; [cite its source here]) and "
+        "Mine (b.nii"
+    ) in text
+    assert "lesioned fraction" in text
+    references_of = (tmp_path / "logs" / "CITATION.bib").read_text()
+    assert "@article{ciric2022," in references_of
+    assert "@article{lowekamp2013," in references_of
+    assert "lesioned" not in describe_atlases([given], of_lesions=False)
+    assert describe_atlases([]) == ""

@@ -167,15 +167,22 @@ def describe_test_methods(record: Mapping[str, Any]) -> str:
     )
 
 
-def describe_atlases(sidecars: Iterable[Mapping[str, Any]]) -> str:
-    """Describe in Markdown how maps were averaged over atlases, from sidecars of tables of parcels; "" if none."""
+def describe_atlases(sidecars: Iterable[Mapping[str, Any]], *, of_lesions: bool = True) -> str:
+    """Describe in Markdown how maps were averaged over atlases, from sidecars of tables of parcels; "" if none.
+
+    Parameters
+    ----------
+    of_lesions
+        Whether some maps are of lesions, whose damage was counted.
+    """
     atlases = dict.fromkeys(_describe_atlas(sidecar) for sidecar in sidecars)
     if not atlases:
         return ""
+    damage = " The lesioned fraction of each region was counted between mask and atlas, at their own resolution."
     return (
         f"Maps were averaged over the regions of {_listing(list(atlases))}, each voxel of the connectome weighted by "
-        "the volume of the region in it; the mean r of a region is the hyperbolic tangent of its mean z. The "
-        "lesioned fraction of each region was counted between mask and atlas, at their own resolution."
+        "the volume of the region in it; the mean r of a region is the hyperbolic tangent of its mean z."
+        f"{damage if of_lesions else ''}"
     )
 
 
@@ -270,7 +277,7 @@ def write_citation(
     """
     text = describe_methods(run, with_pictures=run.reports)
     if atlases:
-        text += f"\n{describe_atlases(atlases)}\n"
+        text += f"\n{describe_atlases(atlases, of_lesions=not run.seeds)}\n"
     contents = {"CITATION.md": text}
     if not md_only:
         contents["CITATION.bib"] = references(text, run.provenance.version)

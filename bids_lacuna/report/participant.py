@@ -33,8 +33,10 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
     failures, links = _failures(outcomes), read_links(output_dir)
     not_mapped = [describe_failure(output_dir, label, outcome, links) for outcome in failures]
     runs = runs_of_maps(lesions, origins)
-    atlases = [each.sidecar for section in sections for each in section.parcels]
-    methods = "\n\n".join(filter(None, [combine(runs.values()), describe_atlases(atlases) if runs else ""]))
+    atlases = [each.sidecar for section in sections for each in section.parcels] if runs else []
+    of_lesions = any(section.kind == "lesion" for section in sections)
+    by_region = describe_atlases(atlases, of_lesions=of_lesions)
+    methods = "\n\n".join(filter(None, [combine(runs.values()), by_region]))
     write_page(
         output_dir / f"sub-{label}.html",
         "participant.html.jinja",
