@@ -71,3 +71,16 @@ def test_unusable_maps(values: Array, message: str, tmp_path: Path) -> None:
     bad = write_map(tmp_path / "bad.nii.gz", values)
     with pytest.raises(ValueError, match=f"bad.nii.gz.*{message}"):
         load_tissue(Grid(np.ones((2, 2, 2), bool), MNI), "MNI152NLin6Asym", (bad, bad))
+
+
+@pytest.mark.parametrize(("shift", "is_elsewhere"), [(2, False), (3, True)])
+def test_a_map_elsewhere(shift: int, is_elsewhere: bool, tmp_path: Path) -> None:
+    """A map that covers less than half of the brain mask is in another space, and refused with its coverage."""
+    affine = MNI @ nib.affines.from_matvec(np.eye(3), [shift, 0, 0])
+    path = write_map(tmp_path / "moved.nii.gz", np.full((4, 4, 4), 0.5, np.float32), affine)
+    grid = Grid(np.ones((4, 4, 4), bool), MNI)
+    if not is_elsewhere:
+        assert load_tissue(grid, "Lund", (path, path)).grey.sum() == pytest.approx(0.5 * 2 * 4 * 4)
+        return
+    with pytest.raises(ValueError, match=r"moved.nii.gz covers 25 % of the connectome's brain mask, .* its affine"):
+        load_tissue(grid, "Lund", (path, path))

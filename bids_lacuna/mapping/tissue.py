@@ -14,6 +14,7 @@ from bids_lacuna.grid import Grid
 from bids_lacuna.images import has_usable_affine, open_image, read_volume
 from bids_lacuna.lesion_masks import PROBABILITY_TOLERANCE
 from bids_lacuna.mapping.places import Tissue
+from bids_lacuna.text import percent
 from bids_lacuna.weights import weigh
 
 Array = np.ndarray
@@ -27,6 +28,9 @@ TEMPLATES = (
 TEMPLATE_THRESHOLD, CLOSINGS = 0.2, 2
 """Fraction of a template's largest value above which a voxel is in its mask, and iterations of the closing that
 follows: nilearn's defaults."""
+
+LEAST_COVERAGE = 0.5
+"""Smallest fraction of the brain mask that a user's map covers: one that covers less is in another space."""
 
 
 def load_tissue(grid: Grid, space: str, paths: tuple[Path, Path] | None = None) -> Tissue:
@@ -45,7 +49,7 @@ def load_tissue(grid: Grid, space: str, paths: tuple[Path, Path] | None = None) 
     Raises
     ------
     ValueError
-        A map is no map of fractions, or the space needs maps from the user.
+        A map is no map of fractions, it lies elsewhere, or the space needs maps from the user.
     OSError
         A map cannot be read.
     """
@@ -54,7 +58,7 @@ def load_tissue(grid: Grid, space: str, paths: tuple[Path, Path] | None = None) 
             f"the connectome is in space {space}, but this program has tissue maps for MNI152 only: give maps of "
             "grey and of white matter in that space with --tissue-maps"
         )
-    maps = [_read_map(path) for path in paths] if paths else [_read_template(name) for name in TEMPLATES]
+    maps = [_read_map(path, grid) for path in paths] if paths else [_read_template(name) for name in TEMPLATES]
     return Tissue(*(_resample(values, affine, grid) for values, affine in maps))
 
 
@@ -70,7 +74,7 @@ def _read_template(name: str) -> tuple[Array, Array]:
     return mask, image.affine
 
 
-def _read_map(path: Path) -> tuple[Array, Array]:
+def _read_map(path: Path, grid: Grid) -> tuple[Array, Array]:
     image = open_image(path, "tissue map")
     if len(image.shape) != 3 or not has_usable_affine(image):
         raise ValueError(
@@ -84,6 +88,13 @@ def _read_map(path: Path) -> tuple[Array, Array]:
         raise ValueError(
             f"{path} has values from {low:g} to {high:g}, but a tissue map has fractions from 0 to 1: divide "
             "percentages by 100, and replace NaN by 0"
+        )
+    indices = nib.affines.apply_affine(np.linalg.inv(image.affine) @ grid.affine, np.argwhere(grid.mask))
+    coverage = np.all((indices > -0.5) & (indices < np.array(values.shape) - 0.5), axis=1).mean()
+    if coverage < LEAST_COVERAGE:
+        raise ValueError(
+            f"{path} covers {percent(coverage)} of the connectome's brain mask, but a tissue map is in the "
+            "connectome's space and covers the brain: check its affine, or give another one"
         )
     return np.clip(values, 0, 1), image.affine
 
