@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
 import synthetic
 from nulls import SHAPE, make_grid
-from program import capture, map_lesions, run
+from program import capture, last_line, map_lesions, run
 
 from bids_lacuna import LesionData, cli, null_lesions, reference
 from bids_lacuna.app import nulls as nulls_of_maps
@@ -425,11 +425,14 @@ def test_targets_of_a_group(
 
 
 def test_few_null_lesions_are_a_warning(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
-    """The warning says how small the p of a group can be."""
+    """The warning says how small the p of a group can be; one null lesion, which has no s, is refused."""
     dry = map_lesions(bids, tmp_path / "out", store, *options, "--null-lesions", "9", "--dry-run")
     assert dry.returncode == 0
     assert "9 null lesions are few: " in dry.stderr
     assert "no p of a group is below 1 / 10" in dry.stderr
+    one = map_lesions(bids, tmp_path / "out", store, *options, "--null-lesions", "1", "--dry-run")
+    assert one.returncode == 64
+    assert "use --null-lesions 100 or more" in last_line(one.stderr)
 
 
 def test_group_without_nulls_removes_chance_maps(

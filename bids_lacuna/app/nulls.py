@@ -144,6 +144,12 @@ def find_nulls(arguments: argparse.Namespace, connectome: Connectome, summary: S
         return None
     if asked == 0 or (summary is None and asked is None):
         return None
+    if asked == 1:
+        raise Stop(
+            Exit.USAGE,
+            f"one null lesion has no standard deviation, by which T is divided: use --null-lesions {FEWEST_PLACES} "
+            f"or more (by default {DEFAULT_N}), or 0 for none",
+        )
     if summary is None:
         raise Stop(
             Exit.BAD_DATA,
