@@ -15,6 +15,7 @@ import pytest
 import synthetic
 from program import last_line, read_tsv, run
 from scipy import stats
+from statsmodels.api import OLS
 
 from bids_lacuna.app.command import Exit
 from bids_lacuna.report.group import write_group_report
@@ -81,8 +82,16 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tested(mapped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Test two groups once; return the output."""
     root = shutil.copytree(mapped, tmp_path_factory.mktemp("tested") / "all")
-    ended = group(root, "--test", "depressed", "--covariates", "lesion_volume", "--t-threshold", "7", "15")
+    network = np.random.default_rng(4).standard_normal(synthetic.SHAPE).astype(np.float32)
+    network[:2, :2, :2] += 3
+    paths = [root / "circuit.nii", root / "out" / "own.nii"]
+    for path, values in zip(paths, (network, network[::-1]), strict=True):
+        nib.save(nib.Nifti1Image(values, synthetic.RADIOLOGICAL), path)
+    targets = ("--target", f"circuit={paths[0]}", f"own={paths[1]}")
+    ended = group(root, "--test", "depressed", "--covariates", "lesion_volume", "--t-threshold", "7", "15", *targets)
     assert ended.returncode == 0, ended.stderr
+    assert "target own: own.nii lies in the output folder; if it was made from these patients" in ended.stderr
+    assert "circuit.nii lies" not in ended.stderr
     return root / "out"
 
 
@@ -125,6 +134,28 @@ def test_maps_of_two_groups(tested: Path) -> None:
     assert record["NumberOfSignificantVoxels"] == np.count_nonzero(logp >= -np.log10(0.05) - 1e-6)
     np.testing.assert_array_equal(np.abs(t) > record["Threshold"], logp >= -np.log10(0.05) - 1e-6)
     np.testing.assert_allclose(logp[:2, :2, :2].max(), np.log10(400), rtol=1e-6)
+
+
+def test_target_networks(tested: Path) -> None:
+    """Similarity and damage are tested as statsmodels fits the table's columns, in a row for each."""
+    table, lesions = (read_tsv(tested / f"group_{name}.tsv") for name in ("contrast-depressed_targets", "lesions"))
+    measured = {row["participant_id"]: row for row in lesions}
+    names = [(row["target"], row["measure"]) for row in table]
+    assert names == [(target, end) for target in ("circuit", "own") for end in ("r", "r_outside", "damage")]
+    design = np.column_stack([IS_CASE, np.arange(N) + 1, np.ones(N)])
+    for row in table:
+        column = f"target_{row['target']}_{row['measure']}"
+        values = np.array([float(measured[f"sub-{label}"][column]) for label in LABELS])
+        fit = OLS(values, design).fit()
+        assert float(row["effect"]) == pytest.approx(fit.params[0], rel=1e-3, abs=1e-5)
+        assert float(row["t"]) == pytest.approx(fit.tvalues[0], rel=1e-3, abs=1e-4)
+        assert float(row["p"]) <= float(row["p_corrected"])
+    assert float(table[0]["p_corrected"]) <= 0.05
+    described = json.loads((tested / "group_contrast-depressed_targets.json").read_text())
+    assert set(table[0]) <= set(described)
+    assert described["TargetNetworks"]["circuit"]["File"] == "circuit.nii"
+    record = read_record(tested)
+    assert [each["measure"] for each in record["Targets"]] == ["r", "r_outside", "damage"] * 2
 
 
 def test_sensitivity_and_conjunction(tested: Path) -> None:

@@ -66,9 +66,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lesions = [_Lesion(number) for number in range(N)]
     for column, statistic in (("<b>aphasia", "welch"), ("score", "auto")):
         files = [root / lesion.maps["z"] for lesion in lesions]
-        test = contrast_maps(
-            list(table.rows), files, table, Question(column, statistic=statistic, n_permutations=199)
-        )
+        question = Question(column, statistic=statistic, n_permutations=199)
+        similarity = np.where(np.arange(N) == 3, np.nan, np.arange(N) % 5)
+        outcomes = {} if column == "score" else {("Papez", "r"): np.arange(N) % 7, ("Papez", "r_outside"): similarity}
+        test = contrast_maps(list(table.rows), files, table, question, outcomes=outcomes)
         share = np.linspace(0, 0.4, len(test.result.statistic))
         found = [Sensitivity(7.0, 0.75, share, share, np.where(share > 0.3, share, 0))] if test.design.levels else []
         source = TestInput(root, root, "z", "participants.tsv")
@@ -116,6 +117,11 @@ def test_what_the_page_says(folder: Path) -> None:
     assert "Threshold of |z|" in page
     assert f"|z| above {record['Threshold']:.3g} is significant" in page
     assert f"<dd>yes relative to no: {record['VarianceRatio']:.3g}</dd>" in page
+    assert "target Papez: r_outside is not tested, for it is undefined in sub-03" in page
+    assert '<th scope="row">Papez</th><td>spatial correlation</td><td class="number">' in page
+    assert '<td>spatial correlation outside the lesion</td><td class="number">n/a</td>' in page
+    assert "group_contrast-bAphasia_targets.tsv" in page
+    assert "spatial correlation with Papez, and the mean" in page
     assert "[@freedman1983]" in page
     assert "@article{winkler2014," in page
 
@@ -127,6 +133,7 @@ def test_nothing_significant(folder: Path) -> None:
     assert "NO voxel is significant. The strongest tenth is shown" in page
     assert "Positive: none." in page
     assert "Sensitivity" not in page
+    assert "Target networks" not in page
 
 
 def test_pictures_and_links(folder: Path) -> None:

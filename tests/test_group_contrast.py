@@ -78,6 +78,22 @@ def test_two_groups() -> None:
     assert found.warnings == ("p is coarse: with 199 permutations, it cannot be below 0.005",)
 
 
+def test_similarity_with_a_network(tmp_path: Path) -> None:
+    """The maps' correlation with a target on a finer grid is tested: its voxels' means are the values."""
+    network = np.random.default_rng(5).standard_normal(synthetic.SHAPE).astype(np.float32)
+    fine = synthetic.RADIOLOGICAL @ np.diag([0.5, 0.5, 0.5, 1])
+    fine[:3, 3] -= fine[:3, :3].sum(axis=1) / 2
+    nib.save(nib.Nifti1Image(network.repeat(2, 0).repeat(2, 1).repeat(2, 2), fine), tmp_path / "circuit.nii.gz")
+    found = bids_lacuna.group_test(
+        MAPS, make_table(), "depressed", n_permutations=99, targets={"circuit": tmp_path / "circuit.nii.gz"}
+    )
+    r = np.array([np.corrcoef(values[found.voxels], network[found.voxels])[0, 1] for values in STACK])
+    (outcome,) = found.outcomes
+    assert (outcome.target, outcome.measure) == ("circuit", "r")
+    assert outcome.statistic == pytest.approx(stats.ttest_ind(r[::2], r[1::2]).statistic, rel=1e-4)
+    assert outcome.effect == pytest.approx(r[::2].mean() - r[1::2].mean(), rel=1e-4)
+
+
 def test_files_by_participant(tmp_path: Path) -> None:
     """Files named by participant, in any order, and a table on disk give the same result as images in order."""
     table = make_table()

@@ -7,8 +7,9 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.group import Group
@@ -16,6 +17,7 @@ from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast import GroupTest, check_design, contrast_maps
 from bids_lacuna.group.contrast_files import ContrastWriter, TestInput
 from bids_lacuna.group.design import BadDesign, Design, Question
+from bids_lacuna.group.outcomes import list_columns
 from bids_lacuna.group.permutations import TooFewPermutations
 from bids_lacuna.group.sensitivity import measure_lesioned, measure_sensitivity
 from bids_lacuna.group.stack import BadMaps
@@ -25,6 +27,7 @@ from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.memory import resident_bytes
 from bids_lacuna.runtime.plan import Resources
+from bids_lacuna.targets import Target
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +107,8 @@ def run_test(
     folder: Path,
     resources: Resources,
     summary: Summary | None,
+    targets: Sequence[Target],
+    relations: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> GroupTest:
     """Test, and write the files of the test to the group's folder.
 
@@ -111,8 +116,13 @@ def run_test(
     ----------
     summary
         Summary of the connectome, if there is one: the effect is compared with its degree and components.
+    targets
+        Target networks: similarity with them, and damage scores, are tested as well.
+    relations
+        Relation of each lesion to them, from `GroupSummary`.
     """
     out, stat = arguments.output_dir, arguments.input
+    names = [target.name for target in targets]
     with ending(Exit.BAD_DATA, BadTable, BadDesign, BadMaps, TooFewPermutations), ending(Exit.FAILED, MemoryError):
         test = contrast_maps(
             list_keys(lesions),
@@ -121,10 +131,12 @@ def run_test(
             asked.question,
             list_measures(lesions),
             degree=None if summary is None else summary.grid.volume(summary.arrays.degree),
+            outcomes=list_columns(names, [relations[lesion.name] for lesion in lesions]),
             available_bytes=resources.available_bytes - resident_bytes(),
             n_threads=resources.n_threads,
             show_progress=not arguments.quiet,
         )
+    test = replace(test, warnings=(*test.warnings, *_warn_of_own_targets(targets, out)))
     for warning in test.warnings:
         logger.warning("%s", warning)
     tested = [lesions[index] for index in test.design.kept]
@@ -132,14 +144,25 @@ def run_test(
         test, tested, provenance, out, provenance.options.t_thresholds, arguments.sensitivity
     )
     writer = ContrastWriter(test, tested, provenance, TestInput(out, folder, stat, asked.table_name))
-    record = writer.write(sensitivities, measure_lesioned(test, tested, provenance, out), summary)
+    record = writer.write(sensitivities, measure_lesioned(test, tested, provenance, out), summary, targets)
     logger.info(
-        "test of %s: %d of %d voxels are significant at %g, |t| above %.3g; its record is %s",
+        "test of %s: %d of %d voxels are significant at %g, |%s| above %.3g; its record is %s",
         test.design.direction,
         test.n_significant,
         int(test.voxels.sum()),
         asked.question.alpha,
+        test.design.stat,
         test.result.threshold,
         record,
     )
     return test
+
+
+def _warn_of_own_targets(targets: Sequence[Target], out: Path) -> list[str]:
+    """Warn of target networks that lie among the outputs, and may have been made from the same patients."""
+    return [
+        f"target {target.name}: {target.file.name} lies in the output folder; if it was made from these patients, "
+        "similarity and damage score follow from that, and their p mean nothing: test with other patients' network"
+        for target in targets
+        if target.file.resolve().is_relative_to(out.resolve())
+    ]

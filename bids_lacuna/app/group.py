@@ -84,7 +84,17 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         if nulls:
             compare_group(nulls, lesions, group.provenance, out, folder, resources, not arguments.quiet)
         if asked is not None:
-            run_test(arguments, asked, lesions, group.provenance, folder, resources, whole)
+            run_test(
+                arguments,
+                asked,
+                lesions,
+                group.provenance,
+                folder,
+                resources,
+                whole,
+                targets,
+                summary.relations,
+            )
         for sentence in remove_stale_tests(
             folder, lesions, out, partial(read_named_table, arguments=arguments, lesions=lesions)
         ):

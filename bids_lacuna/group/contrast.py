@@ -11,13 +11,16 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 
+from bids_lacuna.grid import Grid
 from bids_lacuna.group.design import UNEQUAL, VOLUME, BadDesign, Design, Question, Statistic, make_design
-from bids_lacuna.group.inference import Inference, count_tiles, infer, make_model, working_bytes
+from bids_lacuna.group.inference import Inference, Model, count_tiles, infer, make_model, working_bytes
+from bids_lacuna.group.outcomes import Outcome, infer_outcomes
 from bids_lacuna.group.permutations import Permutations, TooFewPermutations, choose_permutations
 from bids_lacuna.group.prediction import Prediction, cross_products, predict
 from bids_lacuna.group.stack import COSTLY, CommonVoxels, MapFile, find_common_voxels, read_stack
 from bids_lacuna.group.table import BadTable, Key, Table, name_key, name_some, read_table_file, table_of
 from bids_lacuna.runtime.progress import Progress
+from bids_lacuna.targets import correlate, read_target
 from bids_lacuna.text import percent, tell_bytes_apart
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,8 @@ class GroupTest:
     """Fraction of the voxels defined in any map that are defined in all."""
     warnings: tuple[str, ...]
     """Sentences for the user."""
+    outcomes: tuple[Outcome, ...] = ()
+    """Tests of the patients' similarity with target networks, and of their damage scores."""
 
     @property
     def effect(self) -> Array:
@@ -116,6 +121,7 @@ def group_test(
     random_seed: int = 0,
     alpha: float = 0.05,
     drop_missing: bool = False,
+    targets: Mapping[str, Path | str] = {},
     n_threads: int = 1,
     show_progress: bool = True,
 ) -> GroupTest:
@@ -151,6 +157,9 @@ def group_test(
         Level of significance.
     drop_missing
         Leave out patients with missing values instead of refusing them.
+    targets
+        Target networks by name, in the space of the maps and on any grid: whether the maps' spatial correlation with
+        each goes with the column is tested as well (`GroupTest.outcomes`).
     n_threads
         Threads; the result is bit-identical for any number.
     show_progress
@@ -167,7 +176,9 @@ def group_test(
     question = Question(test, tuple(covariates), blocks, statistic, n_permutations, random_seed, alpha, drop_missing)
     cells = read_table_file(Path(table)) if isinstance(table, str | Path) else table_of(table)
     keys, files = _match(maps, cells)
-    return contrast_maps(keys, files, cells, question, n_threads=n_threads, show_progress=show_progress)
+    return contrast_maps(
+        keys, files, cells, question, targets=targets, n_threads=n_threads, show_progress=show_progress
+    )
 
 
 def _match(maps: Mapping[str, MapFile] | Sequence[MapFile], table: Table) -> tuple[list[Key], list[MapFile]]:
@@ -204,6 +215,8 @@ def contrast_maps(
     measures: Mapping[str, Sequence[float]] = {},
     *,
     degree: Array | None = None,
+    targets: Mapping[str, Path | str] = {},
+    outcomes: Mapping[tuple[str, str], Array] = {},
     available_bytes: int | None = None,
     n_threads: int = 1,
     show_progress: bool = True,
@@ -221,6 +234,10 @@ def contrast_maps(
     degree : shape (x, y, z)
         Degree of the connectome's voxels: the correlation of each map with it is then in the baseline of
         leave-one-out.
+    targets
+        As in `group_test`.
+    outcomes
+        Numbers of each map that are tested as well, by target network and measure: shape (n_maps,).
     available_bytes
         Memory that the test may occupy.
     n_threads, show_progress
@@ -248,6 +265,8 @@ def contrast_maps(
         if other is not None:
             word: Literal["with", "without"] = "with" if VOLUME in other.covariates else "without"
             beside = Beside(word, other, _infer(stack, other, question, n_threads, progress))
+    columns = {name: np.asarray(values)[list(design.kept)] for name, values in outcomes.items()}
+    columns |= _correlate_with(targets, stack, voxels)
     volume = _find_volume(design, other)
     predictors = _list_predictors(stack, volume, degree, voxels)
     return GroupTest(
@@ -260,7 +279,8 @@ def contrast_maps(
         voxels.mask,
         voxels.affine,
         voxels.fraction,
-        (*design.notes, *_warn(design, result, voxels, volume)),
+        (*design.notes, *_warn(design, result, voxels, volume), *_warn_of_unknown(columns, design)),
+        infer_outcomes(columns, _make_model(design), result.permutations, question.alpha),
     )
 
 
@@ -287,12 +307,16 @@ def footprint(designs: Sequence[Design], n_voxels: int, n_permutations: int, n_t
     n_voxels, n_permutations, n_threads
         Sizes of the test.
     """
-    models = [make_model(each.tested, each.values, each.blocks, each.statistic == "welch") for each in designs]
+    models = [_make_model(each) for each in designs]
     n_patients = len(designs[0].tested)
     tests = [
         working_bytes(n_patients, n_voxels, n_permutations, model.functionals.shape[1], n_threads) for model in models
     ]
     return 4 * n_patients * n_voxels + sum(tests)
+
+
+def _make_model(design: Design) -> Model:
+    return make_model(design.tested, design.values, design.blocks, design.statistic == "welch")
 
 
 def _choose(design: Design, question: Question) -> Permutations:
@@ -308,15 +332,39 @@ def _choose(design: Design, question: Question) -> Permutations:
 
 
 def _infer(stack: Array, design: Design, question: Question, n_threads: int, progress: Progress) -> Inference:
-    model = make_model(design.tested, design.values, design.blocks, design.statistic == "welch")
     return infer(
         stack,
-        model,
+        _make_model(design),
         _choose(design, question),
         question.alpha,
         n_threads=n_threads,
         on_tile=progress.update,
     )
+
+
+def _correlate_with(
+    targets: Mapping[str, Path | str], stack: Array, voxels: CommonVoxels
+) -> dict[tuple[str, str], Array]:
+    """Correlate each map with target networks, over the common voxels: shape (n_patients,) each."""
+    columns = {}
+    for name, path in targets.items():
+        target = read_target(name, Path(path), Grid(voxels.mask, voxels.affine), "of the maps").values
+        known = np.isfinite(target)
+        columns[name, "r"] = np.array([correlate(row[known], target[known]) for row in stack])
+    return columns
+
+
+def _warn_of_unknown(columns: Mapping[tuple[str, str], Array], design: Design) -> list[str]:
+    """List the outcomes that cannot be tested, since they are unknown of a patient, in sentences."""
+    warnings = []
+    for (target, measure), values in columns.items():
+        unknown = [name_key(key) for key, known in zip(design.keys, np.isfinite(values), strict=True) if not known]
+        if unknown:
+            warnings.append(
+                f"target {target}: {measure} is not tested, for it is undefined in {name_some(unknown)}: leave these "
+                "patients out to test it"
+            )
+    return warnings
 
 
 def _toggle_volume(

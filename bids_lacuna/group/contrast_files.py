@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,27 @@ import nibabel as nib
 import numpy as np
 
 from bids_lacuna._version import __version__
-from bids_lacuna.derivatives import FIGURES, number_label
+from bids_lacuna.derivatives import FIGURES, number_label, sidecar_path
 from bids_lacuna.files import hash_file, write_json, write_table
 from bids_lacuna.group.cohort import GroupLesion, describe_settings
 from bids_lacuna.group.contrast import GroupTest, count_significant, effect_of, logp_of
 from bids_lacuna.group.design import VOLUME, Design
 from bids_lacuna.group.inference import Inference
+from bids_lacuna.group.outcomes import Outcome
 from bids_lacuna.group.prediction import Accuracy
 from bids_lacuna.group.sensitivity import LESIONED, Sensitivity
 from bids_lacuna.group.writer import format_cell, save_like
 from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
+from bids_lacuna.targets import Target
 
 Array = np.ndarray
 
 RECORDS = "group_contrast-*_design.json"
 """Pattern of the records; each is also the data dictionary of the table of the same name."""
+
+OUTCOMES = "_targets.tsv"
+"""End of the name of the table of outcomes, in place of a record's."""
 
 STATISTICS = {
     "pooled": "Student's t with one variance",
@@ -110,7 +115,13 @@ class ContrastWriter:
         self._maps: dict[str, str] = {}
         self._common = describe_test(test, lesions, provenance, source)
 
-    def write(self, sensitivities: Sequence[Sensitivity], lesioned: Array, summary: Summary | None = None) -> Path:
+    def write(
+        self,
+        sensitivities: Sequence[Sensitivity],
+        lesioned: Array,
+        summary: Summary | None = None,
+        targets: Sequence[Target] = (),
+    ) -> Path:
         """Write all files, and return the path of the record.
 
         Parameters
@@ -121,6 +132,8 @@ class ContrastWriter:
             Fraction of the patients who are lesioned in each voxel.
         summary
             Summary of the connectome, with whose degree and components the effect is compared.
+        targets
+            Target networks of the test's outcomes.
         """
         test = self._test
         remove_test(self._source.folder, test.design.label)
@@ -139,6 +152,7 @@ class ContrastWriter:
         )
         self._write_design()
         record = record_path(self._source.folder, test.design.label)
+        write_outcomes(record.with_name(record.name.replace("_design.json", OUTCOMES)), test, self._common, targets)
         write_json(record, self._describe_record(similarity, lesioned))
         return record
 
@@ -261,10 +275,37 @@ class ContrastWriter:
                 "Baseline": _describe_accuracy(prediction.baseline),
                 "Difference": _describe_accuracy(prediction.difference),
             },
+            "Targets": [{key: _none_if_nan(value) for key, value in asdict(each).items()} for each in test.outcomes],
             "Warnings": list(test.warnings),
             "Maps": self._maps,
             **self._sources(),
         }
+
+
+def write_outcomes(path: Path, test: GroupTest, common: Mapping[str, Any], targets: Sequence[Target]) -> None:
+    """Write the tests of similarity and damage as a table with its data dictionary; nothing if there are none."""
+    if not test.outcomes:
+        return
+    stat = test.design.stat
+    names = [field.name for field in fields(Outcome)]
+    rows = [[format_cell(getattr(outcome, name)) for name in names] for outcome in test.outcomes]
+    write_table(path, [stat if name == "statistic" else name for name in names], rows)
+    columns = {
+        "target": "Target network",
+        "measure": "Column target_<target>_<measure> of group_lesions.tsv",
+        "effect": "Coefficient of the tested column; of two groups, the difference of their means, adjusted",
+        "partial_r": "Partial correlation of the tested column with the measure",
+        stat: STATISTICS[test.design.statistic],
+        "p": "Two-sided p of this measure alone, by permutation",
+        "p_corrected": f"Two-sided p, corrected for all rows by the largest |{stat}| of each permutation",
+    }
+    content = {
+        **{name: {"Description": description} for name, description in columns.items()},
+        "Description": "Test of each patient's similarity with target networks, and of the network damage score",
+        **common,
+        "TargetNetworks": {target.name: target.describe() for target in targets},
+    }
+    write_json(sidecar_path(path), content)
 
 
 def describe_test(
@@ -333,6 +374,10 @@ def _describe_accuracy(accuracy: Accuracy | None) -> dict[str, float] | None:
     if accuracy is None:
         return None
     return {"Value": accuracy.value, "Chance": accuracy.chance, "P": accuracy.p}
+
+
+def _none_if_nan(value: str | float) -> str | float | None:
+    return None if value != value else value
 
 
 def _json_number(number: int) -> int | float | str:

@@ -140,6 +140,7 @@ def summarize_group(
         outliers=tuple(lesion.name for lesion, outlier in zip(lesions, outliers, strict=True) if outlier),
         left_out=left_out,
         warnings=warnings,
+        relations={lesion.name: relation for lesion, relation in zip(lesions, relations, strict=True)},
     )
     writer.write_table(rows, known_columns(rows) | of_targets, summary)
     return summary

@@ -86,6 +86,8 @@ class GroupSummary:
     """Lesions of the dataset that are not in the group."""
     warnings: tuple[str, ...]
     """Sentences for the user."""
+    relations: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    """Relation of each lesion to target networks, by the names of lesions and targets, as in sidecars."""
 
 
 class GroupWriter:

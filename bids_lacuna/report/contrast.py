@@ -31,6 +31,13 @@ STAMP = (
 )
 """Printed on each picture of a test, and below it."""
 
+MEASURES = {
+    "r": "spatial correlation",
+    "r_outside": "spatial correlation outside the lesion",
+    "damage": "network damage score",
+}
+"""Names of the measures of a target network."""
+
 LESIONED = 0.1
 """As in `group.sensitivity`."""
 
@@ -121,6 +128,7 @@ class TestDrawing:
             written=f"{datetime.now():%Y-%m-%d %H:%M}",
             record=record,
             stat=self._stat,
+            measures=MEASURES,
             outcomes=self._list_outcomes(),
             maps=maps,
             clusters=self._find_clusters(),
@@ -132,7 +140,7 @@ class TestDrawing:
             tested=attempt(self.problems, record["Column"], self._draw_tested),
             design=attempt(self.problems, "Design", self._draw_design),
             facts=self._describe_origin(),
-            files=[record["Design"], f"{record['Design'].removesuffix('.tsv')}.json", *record["Maps"].values()],
+            files=self._list_files(),
             problems=self.problems,
             methods=[methods],
             references=references(methods, str(record["SoftwareVersion"])),
@@ -249,6 +257,13 @@ class TestDrawing:
                 threshold, smallest, n = (sidecar[key] for key in keys)
                 found.append((float(threshold), float(smallest), int(n)))
         return found
+
+    def _list_files(self) -> list[str]:
+        design = self._record["Design"]
+        tables = [design, design.replace("_design.tsv", "_targets.tsv")] if self._record.get("Targets") else [design]
+        return [name for table in tables for name in (table, sidecar_path(Path(table)).name)] + [
+            *self._record["Maps"].values()
+        ]
 
     def _list_accuracies(self) -> Sequence[tuple[str, Mapping[str, float]]]:
         found = self._record["LeaveOneOut"]

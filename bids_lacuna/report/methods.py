@@ -164,6 +164,18 @@ def describe_test_methods(record: Mapping[str, Any]) -> str:
         f"{record['Alpha']:g} was significant. Prediction of the left-out patient was measured by {measure}, from "
         "the spatial correlation of the patient's map with the effect map fitted to all others, and compared with "
         f"{prediction['NumberOfPermutations']} permutations of the labels in which the whole loop was repeated."
+        + _outcomes(record)
+    )
+
+
+def _outcomes(record: Mapping[str, Any]) -> str:
+    """Describe the test of similarity with target networks, if there was one."""
+    names = list(dict.fromkeys(each["target"] for each in record.get("Targets", ())))
+    if not names:
+        return ""
+    return (
+        f" The maps' spatial correlation with {_listing(names)}, and the mean of each of these target networks over "
+        "the lesion, were tested with the same design and permutations, with p corrected for all of them."
     )
 
 
