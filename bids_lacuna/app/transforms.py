@@ -17,6 +17,7 @@ from bids_lacuna.derivatives import LesionRecord
 from bids_lacuna.grid import is_same_place
 from bids_lacuna.images import open_image
 from bids_lacuna.spaces import describe_ambiguity, is_ambiguous, is_own, spell
+from bids_lacuna.text import format_bytes
 from bids_lacuna.transforms import TransformChain, TransformFile, check_format
 from bids_lacuna.transforms.templateflow import PAIRS, MissingTransform, find_between
 
@@ -317,7 +318,10 @@ def memory_of_transforms(records: Sequence[LesionRecord]) -> int:
     """Return the bytes that the longest chain takes while a lesion is read: one lesion at a time."""
     chains = [record.transform for record in records if record.transform]
     fields = (sum(file.path.suffix in (".h5", ".gz", ".nii") for file in chain.files) for chain in chains)
-    return BYTES_PER_FIELD * max(fields, default=0)
+    n_bytes = BYTES_PER_FIELD * max(fields, default=0)
+    if n_bytes:
+        logger.info("set aside for reading transforms: %s", format_bytes(n_bytes))
+    return n_bytes
 
 
 def _fits(transform: AnatomicalTransform, mask: LesionMask) -> bool:
