@@ -134,12 +134,16 @@ def test_tables_of_finished_maps(bids: Path, connectome: Path, out: Path, tmp_pa
 def test_tables_are_made_once(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
     """A rerun writes nothing; another content of the atlas replaces its tables, those of another atlas stay."""
     atlas = write_atlas(tmp_path)
+    dry = map_lesions(bids, out, connectome, "--atlas", atlas, "--dry-run")
+    assert f"2 tables of {atlas.name}" in dry.stdout
     other = write_atlas(tmp_path, "tpl-MNI152NLin6Asym_atlas-Other_dseg", seed=4)
     succeeded(map_lesions(bids, out, connectome, "--atlas", atlas, "--atlas", other))
     first = state_of(out)
     assert table_of(out, "01", "atlas-Other").exists()
     succeeded(map_lesions(bids, out, connectome, "--atlas", atlas, other))
     assert state_of(out) == first
+    dry = map_lesions(bids, out, connectome, "--atlas", atlas, "--dry-run")
+    assert f"0 tables of {atlas.name}" in dry.stdout
     write_atlas(tmp_path, seed=5)
     succeeded(map_lesions(bids, out, connectome, "--atlas", atlas, other))
     changed = {name for name, content in state_of(out).items() if first[name] != content}

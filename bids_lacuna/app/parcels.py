@@ -38,6 +38,7 @@ from bids_lacuna.parcels.averages import PlacedAtlas, place_atlas
 from bids_lacuna.parcels.damage import DamageCounter, LesionedVolumes
 from bids_lacuna.parcels.finding import find_atlas
 from bids_lacuna.parcels.labels import OUTSIDE
+from bids_lacuna.provenance import Provenance
 from bids_lacuna.report.methods import write_citation
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.transforms import TransformChain
@@ -120,8 +121,9 @@ def add_parcels(
     """
     labels = []
     for used in atlases:
-        tables = [table for record in writer.records if (table := _Table.of(record, used, writer)).is_due]
-        in_output = _Placed.of(used, writer)
+        out, provenance = writer.output_dir, writer.provenance
+        tables = [each for record in writer.records if (each := _Table.of(record, used, out, provenance)).is_due]
+        in_output = _Placed.of(used, out, provenance)
         if tables or in_output.is_due:
             try:
                 # Threads that wait for each other's small products take longer than one.
@@ -157,6 +159,19 @@ def _write_tables(
     return labels
 
 
+def describe_due(
+    atlases: Sequence[UsedAtlas], records: Sequence[LesionRecord], output_dir: Path, provenance: Provenance
+) -> str:
+    """Describe for a dry run how many tables of parcels would be written."""
+    counts = {
+        used.file.image.name: sum(
+            record.status == "pending" or _Table.of(record, used, output_dir, provenance).is_due for record in records
+        )
+        for used in atlases
+    }
+    return ", ".join(f"{n} tables of {name}" for name, n in counts.items())
+
+
 def cite_atlases(atlases: Sequence[UsedAtlas], run: Run, output_dir: Path, md_only: bool) -> None:
     """Write the methods text with the atlases: that of this run, or if it mapped nothing, of the last that did."""
     mapped = [outcome.run for outcome in read_outcomes(output_dir) if outcome.is_mapping and outcome.run]
@@ -182,9 +197,8 @@ class _Table:
     sidecar: dict[str, Any]
 
     @classmethod
-    def of(cls, record: LesionRecord, used: UsedAtlas, writer: DerivativesWriter) -> _Table:
+    def of(cls, record: LesionRecord, used: UsedAtlas, out: Path, provenance: Provenance) -> _Table:
         """Compare what is on disk with what would be written."""
-        out, provenance = writer.output_dir, writer.provenance
         z_map, t_map = (out / map_path(record.mask, provenance, stat=stat) for stat in "zt")
         path = out / parcels_path(record.mask, provenance, used.file.entities)
         has_t = sidecar_path(t_map).exists()
@@ -233,10 +247,9 @@ class _Placed:
     sidecar: dict[str, Any]
 
     @classmethod
-    def of(cls, used: UsedAtlas, writer: DerivativesWriter) -> _Placed:
+    def of(cls, used: UsedAtlas, output_dir: Path, provenance: Provenance) -> _Placed:
         """Compare what is on disk with what would be written."""
-        provenance = writer.provenance
-        path = writer.output_dir / placed_atlas_path(provenance.space, provenance.connectome_name, used.file.entities)
+        path = output_dir / placed_atlas_path(provenance.space, provenance.connectome_name, used.file.entities)
         sidecar = {
             "SpatialReference": provenance.space,
             "ConnectomeName": provenance.connectome_name,

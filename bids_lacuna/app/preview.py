@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bids_lacuna import kernels
 from bids_lacuna.app.command import NAMES_WIDTH, Exit, ending
 from bids_lacuna.app.nulls import describe_time, find_due, is_due
+from bids_lacuna.app.parcels import describe_due
 from bids_lacuna.app.targets import lacks_percentiles
 from bids_lacuna.batch import load_lesions
 from bids_lacuna.connectome import Connectome, ConnectomeSubject
@@ -131,6 +132,9 @@ def preview(job: Job, plan: BatchPlan) -> Exit:
             due = find_due(job.nulls, job.records, job.arguments.output_dir, job.provenance, lacks)
             rows[name] = describe_time(job.nulls, due, job.resources.n_threads)
         sys.stdout.write(layout_rows(rows, NAMES_WIDTH))
+    if job.atlases:
+        due_tables = describe_due(job.atlases, job.records, job.arguments.output_dir, job.provenance)
+        sys.stdout.write(layout_rows({"parcels": due_tables}, NAMES_WIDTH))
     return Exit.OK
 
 

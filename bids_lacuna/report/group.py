@@ -22,6 +22,7 @@ from bids_lacuna.derivatives import (
     read_outcomes,
     sidecar_path,
 )
+from bids_lacuna.derivatives.names import PARCELS
 from bids_lacuna.files import read_json_object, read_table
 from bids_lacuna.report.contrast import link_tests, write_test_reports
 from bids_lacuna.report.group_drawing import GroupDrawing, Row, describe_range
@@ -150,7 +151,8 @@ def _find_lesions(output_dir: Path, group: Mapping[str, Any]) -> list[MappedLesi
 
 def _list_files(folder: Path, group: Mapping[str, Any]) -> list[str]:
     chance = [path.name for path in find_chance_maps(folder, group).values()]
-    return [GROUP_TABLE, GROUP_DICTIONARY, *group["Maps"].values(), *chance, group["SimilarityMatrix"]]
+    parcels = [path.name for path in sorted(folder.glob(f"group_atlas-*_{PARCELS}.tsv"))]
+    return [GROUP_TABLE, GROUP_DICTIONARY, *parcels, *group["Maps"].values(), *chance, group["SimilarityMatrix"]]
 
 
 def _link(path: Path, folder: Path) -> str:
