@@ -188,7 +188,7 @@ def map_by_numpy(path: Path, points: Array) -> Array:
         group = file["TransformGroup"]
         parts = []
         for number in range(1, len(group)):
-            # Old files spell "Tranform".
+            # Old files spell the keys without an s.
             fixed, parameters = (
                 next(item[()] for name, item in group[str(number)].items() if name.endswith(f"form{end}"))
                 for end in ("FixedParameters", "Parameters")
