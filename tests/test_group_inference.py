@@ -279,6 +279,15 @@ def test_columns_that_follow_from_others() -> None:
         make_model(tested, np.random.default_rng(1).standard_normal((23, 19)), blocks)
 
 
+@pytest.mark.parametrize("welch", [False, True])
+def test_estimated_time(welch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a tile and of 256 permutations, here 3 s, is extended to all, and divided by the threads."""
+    _, tested, covariates, blocks = make_data()
+    monkeypatch.setattr(inference.time, "perf_counter", itertools.count(step=3).__next__)
+    model = make_model(tested, covariates, blocks, welch)
+    assert inference.estimate_seconds(model, 10 * inference.VOXELS, 2560, 4) == pytest.approx(75)
+
+
 def test_memory_is_as_stated() -> None:
     """The peak of a test stays below its stated memory, and above a third of it."""
     maps, tested, covariates, blocks = make_data(23, 60_000)

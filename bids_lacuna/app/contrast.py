@@ -11,23 +11,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bids_lacuna.app.command import Exit, Stop, ending
 from bids_lacuna.group import Group
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast import GroupTest, check_design, contrast_maps
 from bids_lacuna.group.contrast_files import ContrastWriter, TestInput
-from bids_lacuna.group.design import BadDesign, Design, Question
+from bids_lacuna.group.design import VOLUME, BadDesign, Design, Question
+from bids_lacuna.group.inference import estimate_seconds, make_model
 from bids_lacuna.group.outcomes import list_columns
 from bids_lacuna.group.permutations import TooFewPermutations
 from bids_lacuna.group.sensitivity import measure_lesioned, measure_sensitivity
 from bids_lacuna.group.stack import BadMaps
 from bids_lacuna.group.stale import list_keys, list_measures
 from bids_lacuna.group.table import BadTable, Table, read_bids_tables, read_table_file
+from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.mapping import Summary
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.runtime.memory import resident_bytes
 from bids_lacuna.runtime.plan import Resources
 from bids_lacuna.targets import Target
+from bids_lacuna.text import format_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +161,23 @@ def run_test(
         record,
     )
     return test
+
+
+def describe_test_time(asked: Asked, first_map: Path, n_threads: int) -> str:
+    """Say how long a test takes, with or without lesion volume, beside reading its maps; raises OSError.
+
+    Parameters
+    ----------
+    first_map
+        Map of one of the patients, for the number of voxels.
+    """
+    design, n_permutations = asked.design, asked.question.n_permutations
+    n_voxels = int(np.count_nonzero(np.isfinite(read_volume(open_image(first_map, "map"), "map"))))
+    model = make_model(design.tested, design.values, design.blocks, design.statistic == "welch")
+    # The test is done with lesion volume and without it.
+    n_tests = 1 if design.column == VOLUME else 2
+    seconds = n_tests * estimate_seconds(model, n_voxels, n_permutations, n_threads)
+    return f"about {format_seconds(seconds)} for {n_voxels} voxels and {n_permutations} permutations"
 
 
 def _warn_of_own_targets(targets: Sequence[Target], out: Path) -> list[str]:

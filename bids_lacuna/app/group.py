@@ -12,7 +12,7 @@ from pathlib import Path
 from bids_lacuna._version import __version__
 from bids_lacuna.app.chance import compare_group, find_group_nulls, find_movable
 from bids_lacuna.app.command import Exit, Stop, ending
-from bids_lacuna.app.contrast import Asked, read_named_table, read_question, run_test
+from bids_lacuna.app.contrast import Asked, describe_test_time, read_named_table, read_question, run_test
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.nulls import Nulls, describe_time
 from bids_lacuna.app.reports import write_group_page
@@ -114,10 +114,14 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
 
 
 def preview(arguments: argparse.Namespace, group: Group, asked: Asked | None, nulls: Nulls | None) -> Exit:
-    """Print the test, the maps that would be read, and how long null lesions take."""
+    """Print the test, the maps that would be read, and how long test and null lesions take."""
     out = arguments.output_dir
     if asked:
-        sys.stdout.write(f"test: {asked.design.direction}, by {asked.design.statistic} statistics\n")
+        first_map = out / group.lesions[0].maps[arguments.input]
+        n_threads = find_resources(arguments.mem, arguments.nprocs).n_threads
+        with ending(Exit.INPUT_OUTPUT, OSError, saying="a map cannot be read"):
+            duration = describe_test_time(asked, first_map, n_threads)
+        sys.stdout.write(f"test: {asked.design.direction}, by {asked.design.statistic} statistics; {duration}\n")
     sys.stdout.write(describe(group, arguments.ignore, group_folder(out, arguments.name), arguments.overwrite))
     if nulls:
         movable = find_movable(nulls, group.lesions, group.provenance, out)

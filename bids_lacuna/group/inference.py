@@ -19,6 +19,7 @@ doi:10.1016/j.neuroimage.2014.01.060; Phipson & Smyth (2010), doi:10.2202/1544-6
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ VOXELS = 2048
 
 ORDERS = 32
 """Permutations of a tile: with more, their products with the residuals leave the processor's cache."""
+
+SAMPLED = 8 * ORDERS
+"""Permutations of the sample from which the time of a test is estimated."""
 
 RANK = 1e-9
 """Fraction of the largest singular value below which a column depends on others."""
@@ -271,6 +275,21 @@ def infer(
 def count_tiles(n_voxels: int) -> int:
     """Return the number of tiles of a test."""
     return -(-n_voxels // VOXELS)
+
+
+def estimate_seconds(model: Model, n_voxels: int, n_permutations: int, n_threads: int) -> float:
+    """Estimate how long a test takes from a tile of noise and a few permutations."""
+    rng = np.random.default_rng(0)
+    n_patients = len(model.blocks)
+    maps = rng.standard_normal((n_patients, VOXELS))
+    orders = rng.permuted(np.tile(np.arange(n_patients), (SAMPLED, 1)), axis=1)
+    sample = Permutations(orders, SAMPLED, exhaustive=False, smallest_p=0)
+    # The first call compiles the kernels, or reads them from disk.
+    infer(maps[:, :1], model, sample, alpha=0.5)
+    began = time.perf_counter()
+    infer(maps, model, sample, alpha=0.5)
+    seconds = time.perf_counter() - began
+    return seconds * n_voxels / VOXELS * n_permutations / SAMPLED / n_threads
 
 
 def working_bytes(n_patients: int, n_voxels: int, n_permutations: int, n_functionals: int, n_threads: int) -> int:
