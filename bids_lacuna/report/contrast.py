@@ -17,10 +17,10 @@ from bids_lacuna.report.figures import Cluster, Volume
 from bids_lacuna.report.figures.charts import draw_design, draw_prediction, draw_tested
 from bids_lacuna.report.group_drawing import attempt
 from bids_lacuna.report.methods import describe_test_methods
-from bids_lacuna.report.pages import decimal, position, write_page
+from bids_lacuna.report.pages import position, write_page
 from bids_lacuna.report.parcels import read_region_names
 from bids_lacuna.report.pictures import Picture, Pictures
-from bids_lacuna.text import percent
+from bids_lacuna.text import decimal, percent
 
 RECORDS = "group_contrast-*_design.json"
 """Pattern of the records of tests in a group's folder."""

@@ -19,9 +19,9 @@ from bids_lacuna.report.figures import LesionShape
 from bids_lacuna.report.figures.charts import draw_distributions, draw_similarity
 from bids_lacuna.report.maps_on_disk import MappedLesion
 from bids_lacuna.report.nulls import draw_chance, find_chance_maps
-from bids_lacuna.report.pages import decimal, position
+from bids_lacuna.report.pages import position
 from bids_lacuna.report.pictures import Picture, Pictures
-from bids_lacuna.text import percent
+from bids_lacuna.text import decimal, percent
 
 STAMP = (
     "Descriptive: such maps resemble a property of the connectome, whatever the symptom; "

@@ -10,9 +10,8 @@ from bids_lacuna.citations import references
 from bids_lacuna.derivatives import SPHERES, Run
 from bids_lacuna.files import renamed_when_whole
 from bids_lacuna.provenance import MappingOptions
-from bids_lacuna.report.pages import decimal
 from bids_lacuna.report.similarity import ShownSimilarity
-from bids_lacuna.text import percent
+from bids_lacuna.text import decimal, percent
 from bids_lacuna.transforms import describe_steps
 
 HASH_DIGITS = 12

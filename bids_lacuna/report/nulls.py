@@ -14,8 +14,9 @@ from bids_lacuna.files import read_json_object
 from bids_lacuna.report import figures
 from bids_lacuna.report.figures import LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion
-from bids_lacuna.report.pages import decimal, position
+from bids_lacuna.report.pages import position
 from bids_lacuna.report.pictures import Picture, Pictures
+from bids_lacuna.text import decimal
 
 NOT_A_TEST = (
     "It is a description, not a test: every place has a network of its own, so T has no p, and it says nothing about "

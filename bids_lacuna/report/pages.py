@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bids_lacuna._version import __version__
 from bids_lacuna.files import renamed_when_whole
-from bids_lacuna.text import percent
+from bids_lacuna.text import decimal, percent
 
 
 def write_page(path: Path, template: str, **context: Any) -> None:
@@ -57,15 +57,6 @@ def href(path: str) -> str:
 def anchor(text: str) -> str:
     """Return an HTML id made from any text."""
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)
-
-
-def decimal(number: float | None, digits: int = 3) -> str:
-    """Return a number as text, with some significant digits and a true minus sign; a dash for None and NaN."""
-    if number is None or number != number:
-        return "\N{EN DASH}"
-    rounded = float(f"{number:.{digits}g}")
-    text = f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.{digits}g}"
-    return text.replace("-", "\N{MINUS SIGN}").replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def fixed(number: float | None, decimals: int) -> str:

@@ -19,11 +19,11 @@ from bids_lacuna.report import figures
 from bids_lacuna.report.figures import Cluster, LesionShape, Row, Volume
 from bids_lacuna.report.maps_on_disk import MappedLesion, page_anchor
 from bids_lacuna.report.nulls import ShownNulls, draw_nulls, explain_no_nulls, find_null_map
-from bids_lacuna.report.pages import decimal, position
+from bids_lacuna.report.pages import position
 from bids_lacuna.report.parcels import RegionNames, ShownParcels, read_parcels, read_region_names
 from bids_lacuna.report.pictures import Part, Picture, Pictures
 from bids_lacuna.report.similarity import ShownSimilarity, ShownTarget, read_similarity, read_targets
-from bids_lacuna.text import percent
+from bids_lacuna.text import decimal, percent
 from bids_lacuna.transforms import describe_steps
 
 logger = logging.getLogger(__name__)
