@@ -231,6 +231,8 @@ def test_rerun_changes_nothing(
     assert state_of(folder) == before
     none = tmp_path / "none"
     assert map_lesions(bids, none, store, "--null-lesions", "0").returncode == 0
+    citation = none / "logs" / "CITATION.md"
+    assert "null lesions" not in citation.read_text()
     maps = {name: content for name, (content, _) in before.items() if "null" not in name}
     too_large = r_map(out[0], "03").name.replace(".nii.gz", ".json")
     without = {name: content for name, (content, _) in state_of(none).items()}
@@ -250,6 +252,8 @@ def test_rerun_changes_nothing(
         for label in ("01", "02")
         for ending in (".nii.gz", ".json")
     } | {too_large}
+    assert map_lesions(bids, none, store, *options).returncode == 0
+    assert "null lesions (seed 0)" in citation.read_text()
 
 
 def test_a_page_waits_for_its_null_lesions(bids: Path, store: Path, options: list[object], tmp_path: Path) -> None:
@@ -270,9 +274,14 @@ def test_pages(out: tuple[Path, str], tmp_path: Path) -> None:
     assert "It is a description, not a test" in page
     assert next((folder / "sub-01" / "figures").glob("*_null.png")).name in page
     assert null_map(folder, "01").name in page
+    said = f"compared with up to {N} null lesions (seed 0): the lesion itself at other places of its hemisphere"
+    whole = "with maps of the connectome as a whole: degree, absolute degree and three principal components"
+    for text in (page, (folder / "logs/CITATION.md").read_text()):
+        assert (text.count(said), text.count(whole)) == (1, 1)
     page = (folder / "sub-03.html").read_text()
     assert "Compared with null lesions" not in page
     assert "There is no T among null lesions: too large to be moved: " in page
+    assert (said in page, whole in page) == (False, True)
     write_group_report(folder)
     page = (folder / "group.html").read_text()
     assert "Against lesions at chance places" in page

@@ -259,7 +259,7 @@ def add_nulls(
     except (OSError, ValueError) as error:
         logger.warning("there are no null lesions: %s", error)
         return []
-    logger.info("null lesions: %d for each of %d lesions, from the connectome's summary", nulls.n, len(records))
+    logger.info("null lesions: up to %d for each lesion; lesions to compare: %d", nulls.n, len(records))
     with (
         kernels.threads(resources.n_threads),
         Progress(len(records), "null lesions", "lesion", shown=show_progress) as progress,

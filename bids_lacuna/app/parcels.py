@@ -172,14 +172,16 @@ def describe_due(
     return ", ".join(f"{n} tables of {name}" for name, n in counts.items())
 
 
-def cite_atlases(atlases: Sequence[UsedAtlas], run: Run, output_dir: Path, md_only: bool) -> None:
+def cite_atlases(
+    atlases: Sequence[UsedAtlas], run: Run, output_dir: Path, md_only: bool, comparisons: str = ""
+) -> None:
     """Write the methods text with the atlases: that of this run, or if it mapped nothing, of the last that did."""
     mapped = [outcome.run for outcome in read_outcomes(output_dir) if outcome.is_mapping and outcome.run]
     if not run.n_lesions and mapped:
         thresholds = {*mapped[-1].provenance.options.t_thresholds, *run.provenance.options.t_thresholds}
         run = replace(mapped[-1], reports=run.reports).with_thresholds(thresholds)
     try:
-        write_citation(output_dir, run, md_only, [each.described for each in atlases])
+        write_citation(output_dir, run, md_only, [each.described for each in atlases], comparisons)
     except OSError as error:
         logger.warning("the methods text could not be written: %s", error)
 

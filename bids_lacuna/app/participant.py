@@ -50,7 +50,7 @@ from bids_lacuna.files import remove_unfinished
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass, NoWorker, Pass, PassStopped, Summary
 from bids_lacuna.provenance import MappingOptions, Provenance
-from bids_lacuna.report.methods import write_citation
+from bids_lacuna.report.methods import describe_comparisons, write_citation
 from bids_lacuna.report.pool import ReportPool, choose_n_workers, participants_with_news, worker_bytes
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.checkpoint import Checkpoints
@@ -118,6 +118,13 @@ class Job:
         """Whether lesions are mapped, although others may have failed before."""
         stops = self.arguments.stop_on_first_crash and any(record.status == "failed" for record in self.records)
         return not stops
+
+    @property
+    def comparisons(self) -> str:
+        """What the methods text says of the connectome's summary."""
+        kind = "seed" if self.arguments.coordinates or self.arguments.seed_label else "lesion"
+        nulls = self.nulls.identity if self.nulls else None
+        return describe_comparisons(kind, similarity=self.summary is not None, nulls=nulls)
 
     def compare(self, records: Collection[LesionRecord]) -> list[str]:
         """Add what finished maps are similar to, and return the labels of participants with news."""
@@ -239,7 +246,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             this_run.write(log_dir)
             if job.pending or thresholds:
                 all_masks = this_run.with_thresholds({*job.provenance.options.t_thresholds, *thresholds})
-                write_citation(out, all_masks, md_only=arguments.md_only_boilerplate)
+                write_citation(out, all_masks, arguments.md_only_boilerplate, comparisons=job.comparisons)
         pages = stack.enter_context(ReportPool(out, job.n_report_workers, show_progress=not arguments.quiet))
         log = RunLog(job, this_run, log_dir, writer, pages)
         with above_the_bar(), listing_interrupted(job, writer):
@@ -260,11 +267,12 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             writer.write_table()
             log.write(finished=True)
             if job.analysis.n_without_signal:
-                write_citation(out, log.describe(), md_only=arguments.md_only_boilerplate)
+                write_citation(out, log.describe(), arguments.md_only_boilerplate, comparisons=job.comparisons)
         with above_the_bar():
             compared += job.compare_with_nulls(writer)
-            if with_tables := add_parcels(job.atlases, writer, job.analysis, not arguments.quiet):
-                cite_atlases(job.atlases, log.describe(), out, arguments.md_only_boilerplate)
+            with_tables = add_parcels(job.atlases, writer, job.analysis, not arguments.quiet)
+            if with_tables or (compared and not this_run.n_lesions):
+                cite_atlases(job.atlases, log.describe(), out, arguments.md_only_boilerplate, job.comparisons)
             compared += with_tables
         log.submit_pages(compared)
         pages.wait()

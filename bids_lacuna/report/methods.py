@@ -107,6 +107,36 @@ def _similarity(of_mean: ShownSimilarity | None) -> str:
     )
 
 
+def describe_comparisons(kind: str, *, similarity: bool, nulls: Mapping[str, Any] | None) -> str:
+    """Describe in Markdown what each map was compared with by the connectome's summary; "" for nothing.
+
+    Parameters
+    ----------
+    kind
+        What to call the lesions: lesion or seed.
+    similarity
+        Whether maps were compared with the connectome as a whole.
+    nulls
+        What decided the null lesions, as in the sidecar of T; None if there are none.
+    """
+    sentences = []
+    if similarity:
+        sentences.append(
+            f"Each {kind}'s z-map was correlated (Pearson's r over the voxels outside the {kind}) with maps of the "
+            "connectome as a whole: degree, absolute degree and three principal components."
+        )
+    if nulls:
+        sentences.append(
+            "Each lesion's map, approximated from the connectome's covariances with cubes of voxels, was compared "
+            f"with up to {nulls['RequestedNullLesions']} null lesions (seed {nulls['RandomSeed']}): the lesion "
+            "itself at other places of its hemisphere with a similar coverage and similar fractions of grey and "
+            "white matter, if there were at least 100. Voxels near a lesion or null lesion were left out for it. T "
+            "is the z minus the mean over the null lesions, divided by their standard deviation: a description, which "
+            "has no p."
+        )
+    return " ".join(sentences)
+
+
 def describe_chance_methods(record: Mapping[str, Any]) -> str:
     """Describe in Markdown how a group was compared with chance places, from the sidecar of the effect."""
     return (
@@ -277,7 +307,11 @@ def combine(runs: Iterable[Run]) -> str:
 
 
 def write_citation(
-    output_dir: Path, run: Run, md_only: bool = False, atlases: Sequence[Mapping[str, Any]] = ()
+    output_dir: Path,
+    run: Run,
+    md_only: bool = False,
+    atlases: Sequence[Mapping[str, Any]] = (),
+    comparisons: str = "",
 ) -> None:
     """Write a run's logs/CITATION.md, and unless `md_only`, CITATION.bib beside it.
 
@@ -285,8 +319,12 @@ def write_citation(
     ----------
     atlases
         What sidecars say of the atlases by which the maps were averaged.
+    comparisons
+        From `describe_comparisons`.
     """
     text = describe_methods(run, with_pictures=run.reports)
+    if comparisons:
+        text += f"\n{comparisons}\n"
     if atlases:
         text += f"\n{describe_atlases(atlases, of_lesions=not run.seeds)}\n"
     contents = {"CITATION.md": text}

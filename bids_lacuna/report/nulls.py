@@ -42,6 +42,8 @@ class ShownNulls:
     """What it says, in a sentence."""
     limit: str
     """What it does not say."""
+    sidecar: Mapping[str, Any]
+    """What decided the null lesions."""
 
 
 def find_null_map(lesion: MappedLesion) -> Path | None:
@@ -87,7 +89,7 @@ def draw_nulls(pictures: Pictures, lesion: MappedLesion, shape: LesionShape | No
         f"{'Green line: the lesion. ' if shape else ''}The crosses mark the points named above the slices."
     )
     picture = pictures.add("T among null lesions", path, f"Slices of the MNI template. {what}", caption)
-    return ShownNulls(picture, _describe_meaning(sidecar), NOT_A_TEST)
+    return ShownNulls(picture, _describe_meaning(sidecar), NOT_A_TEST, sidecar)
 
 
 def _describe_meaning(sidecar: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from bids_lacuna.citations import references
 from bids_lacuna.derivatives import OUTCOMES, Outcome, Run, read_outcomes
 from bids_lacuna.report.failure import describe_failure
 from bids_lacuna.report.maps_on_disk import MappedLesion, find_mapped_lesions, read_links, runs_of_maps
-from bids_lacuna.report.methods import combine, describe_atlases
+from bids_lacuna.report.methods import combine, describe_atlases, describe_comparisons
 from bids_lacuna.report.pages import write_page
 from bids_lacuna.report.section import Section, describe_lesion, pictures_of
 from bids_lacuna.runtime.logs import LOG_FILE
@@ -36,7 +36,8 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
     atlases = [each.sidecar for section in sections for each in section.parcels] if runs else []
     of_lesions = any(section.kind == "lesion" for section in sections)
     by_region = describe_atlases(atlases, of_lesions=of_lesions)
-    methods = "\n\n".join(filter(None, [combine(runs.values()), by_region]))
+    comparisons = _describe_comparisons(sections) if runs else ""
+    methods = "\n\n".join(filter(None, [combine(runs.values()), comparisons, by_region]))
     write_page(
         output_dir / f"sub-{label}.html",
         "participant.html.jinja",
@@ -55,6 +56,19 @@ def write_participant_report(output_dir: Path, label: str) -> list[str]:
     for lesion in lesions:
         pictures_of(output_dir, label, lesion).remove_others(shown)
     return [f"{section.heading}: {error}" for section in sections for error in section.errors]
+
+
+def _describe_comparisons(sections: Sequence[Section]) -> str:
+    """Describe what the maps on a page were compared with by the connectome's summary, each way once."""
+    found = [
+        describe_comparisons(
+            section.kind,
+            similarity=section.similarity is not None,
+            nulls=section.nulls.sidecar if section.nulls else None,
+        )
+        for section in sections
+    ]
+    return "\n\n".join(dict.fromkeys(filter(None, found)))
 
 
 def _origin(lesion: MappedLesion, outcomes: Sequence[Outcome]) -> Outcome | None:
