@@ -190,6 +190,22 @@ def test_damage_is_that_of_a_fine_count(which: str, turn: float, size: float, tm
     assert found.of_regions_mm3.sum() == pytest.approx(expected.sum(), rel=0.01 if which == "mask" else 1e-9)
 
 
+@pytest.mark.parametrize("which", ["none", "atlas", "mask"])
+def test_probabilities_of_a_lesion_count_as_fractions(which: str, tmp_path: Path) -> None:
+    """A voxel that is lesioned with a probability of a quarter counts as a quarter, one below the threshold not."""
+    chain = write_affine(tmp_path / "xfm.tfm")
+    atlas = make_atlas(make_labels(fine(0.0, 2.0), (15, 18, 21)), {}, "atlas")
+    counter = DamageCounter(atlas, GRID, chain if which == "atlas" else None)
+    mask = np.zeros((9, 11, 10), np.float32)
+    mask[2:8, 1:9, 3:9] = 0.25
+    affine = fine(0.0, 1.5) @ nib.affines.from_matvec(np.eye(3), [4, 6, 5])
+    through = chain if which == "mask" else None
+    whole = counter.count(LesionData.from_nifti(nib.Nifti1Image(np.sign(mask), affine), transform=through))
+    mask[0, 0, 0] = 0.2
+    part = counter.count(LesionData.from_nifti(nib.Nifti1Image(mask, affine), transform=through), 0.25)
+    np.testing.assert_allclose(part.of_regions_mm3, whole.of_regions_mm3 / 4, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
