@@ -131,8 +131,8 @@ def describe_comparisons(kind: str, *, similarity: bool, nulls: Mapping[str, Any
             f"with up to {nulls['RequestedNullLesions']} null lesions (seed {nulls['RandomSeed']}): the lesion "
             "itself at other places of its hemisphere with a similar coverage and similar fractions of grey and "
             "white matter, if there were at least 100. Voxels near a lesion or null lesion were left out for it. T "
-            "is the z minus the mean over the null lesions, divided by their standard deviation: a description, which "
-            "has no p."
+            "is the z minus the mean over the null lesions, divided by their standard deviation: a description, "
+            "which has no p."
         )
     return " ".join(sentences)
 
