@@ -153,8 +153,10 @@ def principal_components(series: Array) -> Array:
 
 def _covariance(series: Array, dtype: DTypeLike) -> Array:
     """Sum the products of each pair of timepoints over voxels: in a dtype in each block, in float64 over blocks."""
-    covariance = np.zeros((series.shape[1], series.shape[1]))
-    for rows in _blocks(*series.shape):
+    n_voxels, n_timepoints = series.shape
+    covariance = np.zeros((n_timepoints, n_timepoints))
+    # A product with fewer rows than columns would take less time than to add it.
+    for rows in _slices(n_voxels, max(n_timepoints, _block_rows(n_timepoints))):
         block = series[rows].astype(dtype, copy=False)
         covariance += block.T @ block
     return covariance
@@ -265,6 +267,9 @@ def _block_rows(n_timepoints: int) -> int:
 
 
 def _blocks(n_voxels: int, n_timepoints: int) -> Iterator[slice]:
-    n_rows = _block_rows(n_timepoints)
-    for start in range(0, n_voxels, n_rows):
-        yield slice(start, min(start + n_rows, n_voxels))
+    return _slices(n_voxels, _block_rows(n_timepoints))
+
+
+def _slices(n: int, n_in_each: int) -> Iterator[slice]:
+    for start in range(0, n, n_in_each):
+        yield slice(start, min(start + n_in_each, n))
