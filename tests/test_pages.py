@@ -4,25 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bids_lacuna.report.pages import anchor, decimal, fixed, href, position
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0.123456, "0.123"),
-        (-0.5, "\N{MINUS SIGN}0.5"),
-        (99.96, "100"),
-        (1234, "1\N{NARROW NO-BREAK SPACE}230"),
-        (0, "0"),
-        (2.5e-7, "2.5e\N{MINUS SIGN}07"),
-        (None, "\N{EN DASH}"),
-        (float("nan"), "\N{EN DASH}"),
-    ],
-)
-def test_decimal(number: float | None, text: str) -> None:
-    """Numbers have three digits and a true minus sign; unknown ones are a dash."""
-    assert decimal(number) == text
+from bids_lacuna.report.pages import anchor, fixed, href, position
 
 
 def test_fixed() -> None:

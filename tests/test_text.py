@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bids_lacuna.text import (
+    decimal,
     format_bytes,
     format_seconds,
     layout_rows,
@@ -188,3 +189,21 @@ def test_rows_are_laid_out_in_two_columns() -> None:
     rows = {"disk": "1 GiB", "passes": "3"}
     assert layout_rows(rows) == "disk    1 GiB\npasses  3\n"
     assert layout_rows(rows, 10) == "disk      1 GiB\npasses    3\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.123456, "0.123"),
+        (-0.5, "\N{MINUS SIGN}0.5"),
+        (99.96, "100"),
+        (1234, "1\N{NARROW NO-BREAK SPACE}230"),
+        (0, "0"),
+        (2.5e-7, "2.5e\N{MINUS SIGN}07"),
+        (None, "\N{EN DASH}"),
+        (float("nan"), "\N{EN DASH}"),
+    ],
+)
+def test_decimal(number: float | None, text: str) -> None:
+    """Numbers have three digits and a true minus sign; unknown ones are a dash."""
+    assert decimal(number) == text
