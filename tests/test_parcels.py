@@ -212,6 +212,7 @@ def test_probabilities_of_a_lesion_count_as_fractions(which: str, tmp_path: Path
         ("a.tsv", "index\tname\n1\tLeft-Putamen\n300\tctx_rh_insula\n"),
         ("b.tsv", "name\tindex\tlabel\themisphere\nx\t1\tLeft-Putamen\tL\ny\t300\tctx_rh_insula\tright\n"),
         ("c.tsv", "label\tname\tindex\n1\tLeft-Putamen\t1.0\n2\tctx_rh_insula\t300\n"),
+        ("f.tsv", "Component\tDifumo_names\tHemi\n1\tLeft-Putamen\tn/a\n300\tctx_rh_insula\tn/a\n"),
         ("d.txt", "# No. Label Name: R G B A\n\n1   Left-Putamen  120 18 131 0\n300 ctx_rh_insula 1 2 3 0\n"),
         ("e.txt", "1 Left-Putamen\n300 ctx_rh_insula\n"),
     ],

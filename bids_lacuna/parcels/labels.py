@@ -9,11 +9,12 @@ from pathlib import Path
 
 from bids_lacuna.files import decode_text, read_table
 
-INDEX_COLUMNS = ("index", "Index", "INDEX")
+INDEX_COLUMNS = ("index", "component")
+"""Names of the column of indices, in lower case: BIDS's, and that of DiFuMo in TemplateFlow."""
 
-NAME_COLUMNS = ("label", "name", "region", "Label", "Name")
+NAME_COLUMNS = ("label", "name", "region", "difumo_names")
 
-HEMISPHERE_COLUMNS = ("hemisphere", "hemi", "Hemisphere")
+HEMISPHERE_COLUMNS = ("hemisphere", "hemi")
 
 SIDES = {"l": "L", "lh": "L", "left": "L", "r": "R", "rh": "R", "right": "R"}
 """Hemispheres in BIDS by their names."""
@@ -69,20 +70,21 @@ def side_in(name: str) -> str:
 
 def _read_tsv(path: Path) -> list[tuple[int, str, str]]:
     rows = read_table(path)
-    columns = rows[0] if rows else {}
+    columns = {column.lower(): column for column in (rows[0] if rows else ())}
     index = _choose(columns, INDEX_COLUMNS)
-    names = [column for column in NAME_COLUMNS if column in columns]
+    names = [columns[known] for known in NAME_COLUMNS if known in columns]
     # Some tables call the number a label, and have names beside it.
     worded = [column for column in names if not all(row[column].lstrip("-").isdigit() for row in rows)]
     name = next(iter(worded or names), None)
     if index is None or name is None:
-        raise ValueError(f"{path} has the columns {', '.join(columns) or 'none'}, but {ASK_FOR_TABLE}")
+        there = ", ".join(columns.values()) or "none"
+        raise ValueError(f"{path} has the columns {there}, but {ASK_FOR_TABLE}")
     side = _choose(columns, HEMISPHERE_COLUMNS)
     return [(_as_index(row[index], path), row[name], row[side] if side else "") for row in rows]
 
 
 def _choose(columns: Mapping[str, str], known: tuple[str, ...]) -> str | None:
-    return next((column for column in known if column in columns), None)
+    return next((columns[column] for column in known if column in columns), None)
 
 
 def _as_index(cell: str, path: Path) -> int:
