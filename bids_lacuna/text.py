@@ -97,15 +97,6 @@ def layout_rows(rows: Mapping[str, str], width: int | None = None) -> str:
     return "".join(f"{name:{width}}{value}\n" for name, value in rows.items())
 
 
-def decimal(number: float | None, digits: int = 3) -> str:
-    """Return a number as text, with some significant digits and a true minus sign; a dash for None and NaN."""
-    if number is None or number != number:
-        return "\N{EN DASH}"
-    rounded = float(f"{number:.{digits}g}")
-    text = f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.{digits}g}"
-    return text.replace("-", "\N{MINUS SIGN}").replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
 def percent(fraction: float, digits: int = 3) -> str:
     """Format a fraction as a percentage for people, as in 12.5 %.
 
