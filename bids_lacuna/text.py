@@ -113,6 +113,15 @@ def percent(fraction: float, digits: int = 3) -> str:
     return f"{rounded.normalize():f} %"
 
 
+def decimal(number: float | None, digits: int = 3) -> str:
+    """Return a number as text, with some significant digits and a true minus sign; a dash for None and NaN."""
+    if number is None or number != number:
+        return "\N{EN DASH}"
+    rounded = float(f"{number:.{digits}g}")
+    text = f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.{digits}g}"
+    return text.replace("-", "\N{MINUS SIGN}").replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
 def parse_bytes(text: str) -> int:
     """Parse an amount of memory, and return bytes.
 
