@@ -130,7 +130,7 @@ def draw_chance(pictures: Pictures, maps: Mapping[str, Path]) -> Picture | str:
     shown = Volume(np.where(significant, effect.values, np.float32(np.nan)), effect.affine)
     facts = figures.measure_map(shown, 0)
     path = pictures.path("chance.png")
-    title = f"Effect against chance places, where corrected p <= {sidecar['Alpha']:g}"
+    title = f"Effect against chance places, where corrected p \N{LESS-THAN OR EQUAL TO} {sidecar['Alpha']:g}"
     figures.draw_map(path, shown, 0, "z", (title, STAMP))
     peaks = _list_peaks(facts)
     what = (
