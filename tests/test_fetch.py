@@ -354,13 +354,23 @@ def test_mistakes(server: Dataverse, tmp_path: Path) -> None:
         assert ended.returncode == status, ended.stderr
         assert words in last_line(ended.stderr)
         assert not out.exists()
-    server.files[0].path = "../elsewhere/1.tar"
-    ended = fetch(server, out)
-    assert ended.returncode == 65
-    assert "'../elsewhere/1.tar', which would be written elsewhere" in last_line(ended.stderr)
+    for path, words in (
+        ("../elsewhere/1.tar", "'../elsewhere/1.tar', which would be written elsewhere"),
+        (".", "'.', which would be written elsewhere"),
+        ("a/2.tar.part", "a/2.tar.part of doi:10.5072/FK2/LACUNA would be written where a/2.tar must be"),
+        ("read me.txt/1.tar", "would be written where read me.txt must be"),
+        (".fetch/dataset.json", "would be written where the records of the download must be"),
+    ):
+        server.files[0].path = path
+        ended = fetch(server, out)
+        assert ended.returncode == 65
+        assert words in last_line(ended.stderr)
+        assert not out.exists()
     (tmp_path / "file").write_text("no folder")
     server.files[0].path = "1.tar"
-    assert fetch(server, tmp_path / "file").returncode == 73
+    ended = fetch(server, tmp_path / "file")
+    assert ended.returncode == 73
+    assert f"the folder {tmp_path / 'file'} cannot be created (Not a directory)" in last_line(ended.stderr)
 
 
 def test_terms_must_be_accepted(server: Dataverse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,14 @@ def _read_file(entry: Mapping[str, Any]) -> RemoteFile:
     is_tabular = "originalFileFormat" in stored
     name = stored.get("originalFileName", entry["label"]) if is_tabular else entry["label"]
     path = PurePosixPath(entry.get("directoryLabel") or ".", name)
-    if not name or path.is_absolute() or ".." in path.parts or not str(path).isprintable() or "\\" in str(path):
+    if (
+        not name
+        or not path.name
+        or path.is_absolute()
+        or ".." in path.parts
+        or not str(path).isprintable()
+        or "\\" in str(path)
+    ):
         raise Unexpected(f"the dataset has a file named {str(path)!r}, which would be written elsewhere")
     algorithm = stored["checksum"]["type"].replace("-", "").lower()
     if algorithm not in hashlib.algorithms_guaranteed:

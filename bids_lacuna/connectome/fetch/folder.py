@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bids_lacuna.connectome.exclusive import NoRoom
+from bids_lacuna.connectome.fetch.client import Unexpected
 from bids_lacuna.connectome.fetch.dataverse import Dataset, RemoteFile
 from bids_lacuna.connectome.fetch.download import part_path
 from bids_lacuna.files import read_json_object, write_json
@@ -44,7 +45,10 @@ class Folder:
         ------
         OtherDataset
             The folder holds another dataset, or another version.
+        Unexpected
+            Files of the dataset would overwrite each other.
         """
+        _check_places(dataset)
         record = self._record(DATASET)
         if not record.exists():
             return False
@@ -141,6 +145,26 @@ def select_files(files: Iterable[RemoteFile], patterns: Sequence[str]) -> list[R
         if not patterns
         or any(fnmatchcase(name, each) for each in patterns for name in (file.path, Path(file.path).name))
     ]
+
+
+def _check_places(dataset: Dataset) -> None:
+    """Raise Unexpected for a file that would be written where another one, its part or the records are."""
+    places = {RECORDS: "the records of the download"}
+    for file in dataset.files:
+        for place in (file.path, part_path(Path(file.path)).as_posix()):
+            if place in places:
+                raise _taken(dataset, file, places[place])
+            places[place] = file.path
+    for file in dataset.files:
+        for parent in PurePosixPath(file.path).parents:
+            if str(parent) in places:
+                raise _taken(dataset, file, places[str(parent)])
+
+
+def _taken(dataset: Dataset, file: RemoteFile, other: str) -> Unexpected:
+    return Unexpected(
+        f"{file.path} of {dataset.doi} would be written where {other} must be: download this dataset in a browser"
+    )
 
 
 def _state(path: Path) -> dict[str, object]:
