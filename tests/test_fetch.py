@@ -428,7 +428,7 @@ def test_disks_that_are_too_small(server: Dataverse, tmp_path: Path, monkeypatch
 
 def test_one_download_at_a_time(server: Dataverse, tmp_path: Path) -> None:
     """A folder that another process fetches into is left to it."""
-    with exclusive.locked(tmp_path / "out", folder.RECORDS, "into the folder"):
+    with exclusive.locked(tmp_path / "out", folder.RECORDS, "the folder", "fetching into"):
         ended = fetch(server, tmp_path / "out")
         assert ended.returncode == 73
         assert "another process is fetching into the folder" in last_line(ended.stderr)

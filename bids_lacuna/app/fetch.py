@@ -64,7 +64,7 @@ def run_fetch(arguments: argparse.Namespace) -> Exit:
         folder = Folder(arguments.folder)
         with (
             ending(Exit.CANNOT_CREATE, FileExistsError, NoPlace, NoRoom),
-            locked(folder.path, RECORDS, "into the folder", "fetching"),
+            locked(folder.path, RECORDS, "the folder", "fetching into"),
         ):
             with _ending_with_the_disk(folder), ending(Exit.BAD_DATA, ValueError):
                 if not folder.check_dataset(dataset):

@@ -94,6 +94,6 @@ def _use(ended: Queue[_Ended], n_files: int, folder: Folder, slots: threading.Se
         slots.release()
     if damaged:
         raise DamagedFile(
-            f"{len(damaged)} of {n_files} files could not be fetched, the first: {damaged[0]}. All others were: "
-            "rerun the same command to try again, and tell those who keep the dataset if it fails as before"
+            f"{len(damaged)} of {n_files} files could not be fetched, the first: {damaged[0]}. The others are "
+            "whole: rerun the same command to try again, and tell those who keep the dataset if it fails as before"
         )
