@@ -172,6 +172,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send(int(fault), b"", Retry_After="0")
         elif fault == "empty":
             self.send_json({"": ""})
+        elif fault == "chunk":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"3\r\nabc\r\n")
+            self.close_connection = True
         elif fault == "reset":
             self.reset()
         else:

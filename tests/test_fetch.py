@@ -256,6 +256,7 @@ def test_one_bad_file_does_not_stop_the_others(server: Dataverse, tmp_path: Path
         (["503"] * 3, 75, "answers 503 Service Unavailable, after 3 attempts; check the network"),
         (["reset"] * 3, 75, "failed (Connection reset by peer), after 3 attempts"),
         (["cut 0"] * 3, 75, "failed (it ended early), after 3 attempts"),
+        (["chunk"] * 3, 75, "failed (it ended early), after 3 attempts"),
     ],
 )
 def test_answers_that_are_no_file(

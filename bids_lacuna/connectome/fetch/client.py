@@ -43,7 +43,12 @@ MOST_REDIRECTS = 5
 CHUNK_BYTES = 256 * 1024
 """Bytes read at a time; as many may be lost when a connection breaks."""
 
-KINDS = {"IncompleteRead": "it ended early", "TimeoutError": f"no answer within {TIMEOUT_S[1]:.0f} s"}
+KINDS = {
+    "IncompleteRead": "it ended early",
+    "InvalidChunkLength": "it ended early",
+    "ProtocolError": "it ended early",
+    "TimeoutError": f"no answer within {TIMEOUT_S[1]:.0f} s",
+}
 """Words for errors of connections that have none of their own, by their types."""
 
 LONGEST_MESSAGE = 300
@@ -315,7 +320,9 @@ def _retry_after_s(response: requests.Response) -> float | None:
 
 def _describe(error: BaseException) -> str:
     """Describe why a connection failed, without its address."""
-    while cause := error.__cause__ or error.__context__:
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = cause
     kind = type(error).__name__
-    return (error.strerror if isinstance(error, OSError) else None) or KINDS.get(kind, kind)
+    # A proxy's refusal; the messages of other types may have the address.
+    words = str(error) if type(error) is OSError and error.strerror is None else None
+    return words or (error.strerror if isinstance(error, OSError) else None) or KINDS.get(kind, kind)
