@@ -88,6 +88,26 @@ def test_the_token_goes_to_the_server_alone(server: Dataverse, tmp_path: Path) -
     assert "Signature" not in ended.stderr
 
 
+def test_no_proxy_reads_the_token(server: Dataverse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unencrypted token goes to this machine's server directly; the storage is asked through the proxy."""
+    monkeypatch.setattr(download, "N_ATTEMPTS", 1)
+    for variable in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, server.storage)
+    assert fetch(server, tmp_path / "out").returncode == 75
+    assert len(server.requests_of("api")) >= 4
+    proxied = server.requests_of("storage", "http://")
+    assert proxied
+    assert not any("X-Dataverse-key" in headers for headers in proxied)
+
+
+def test_the_refusal_of_a_proxy(server: Dataverse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words of a proxy that refuses to connect are shown."""
+    monkeypatch.setenv("https_proxy", server.storage)
+    ended = fetch(server, tmp_path / "out", "--server", "https://dataverse.invalid")
+    assert ended.returncode == 75
+    assert "dataverse.invalid failed (Tunnel connection failed: 501 Unsupported" in last_line(ended.stderr)
+
+
 def test_the_token_in_the_environment(
     server: Dataverse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

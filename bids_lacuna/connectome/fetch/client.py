@@ -213,11 +213,20 @@ class Client:
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
+        proxies: dict[str, str | None] = {}
         # requests would keep this header on redirects to other hosts.
         if self.server.token and self.server.is_at(address):
             headers["X-Dataverse-key"] = self.server.token
+            # A proxy of the environment can read what is not encrypted.
+            proxies = {"http": None, "all": None} if urlsplit(address).scheme == "http" else {}
         return self._session.get(
-            address, params=query, headers=headers, stream=True, allow_redirects=False, timeout=TIMEOUT_S
+            address,
+            params=query,
+            headers=headers,
+            stream=True,
+            allow_redirects=False,
+            timeout=TIMEOUT_S,
+            proxies=proxies,  # type: ignore[arg-type]  # None means no proxy
         )
 
     def read_json(self, path: str, query: dict[str, str], what: str) -> Any:
