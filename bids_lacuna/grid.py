@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -163,3 +164,10 @@ def order_voxels(indices: Array, shape: tuple[int, ...]) -> tuple[Array, Array |
     mask = np.zeros(shape, dtype=bool)
     mask[tuple(indices)] = True
     return mask, order
+
+
+def shift(affine: Array, voxel: Sequence[int] | Array) -> Array:
+    """Return the affine of a box that begins at a voxel."""
+    moved = affine.copy()
+    moved[:3, 3] = nib.affines.apply_affine(affine, voxel)
+    return moved

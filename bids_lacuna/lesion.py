@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
+from bids_lacuna import transforms
 from bids_lacuna.files import FileState, check_unchanged
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, shift
 from bids_lacuna.images import open_image
 from bids_lacuna.lesion_masks import check_header, describe_disagreement, read_mask, region
 from bids_lacuna.quality import MaskFacts, examine, is_centre_in_brain
@@ -214,12 +215,11 @@ def load_lesion(
     corner, box = read_mask(image, threshold)
     if isinstance(lesion.mask, Path) and state:
         check_unchanged({lesion.mask: state})
-    affine = image.affine.copy()
-    affine[:3, 3] = nib.affines.apply_affine(image.affine, corner)
+    affine = shift(image.affine, corner)
     volume_mm3 = box.sum(dtype=float) * abs(np.linalg.det(affine[:3, :3]))
     states = {file.path: FileState.of(file.path) for file in chain.files} if chain else {}
     if chain:
-        first, weights, whole_mm3 = _weigh_through(chain, box, affine, grid)
+        first, weights, whole_mm3 = transforms.resampling.weigh_through(chain, box, affine, grid)
         _warn_of_changed_volume(lesion.name, whole_mm3 / volume_mm3)
     else:
         (first, weights), whole_mm3 = weigh(box, affine, grid), volume_mm3
@@ -270,14 +270,6 @@ def _select(weights: Array, first: Array, grid: Grid, weighting: Weighting) -> L
     voxels = np.ravel_multi_index(tuple(np.argwhere(kept).T + first[:, np.newaxis]), grid.shape)
     values = np.ones(len(voxels)) if weighting == "binary" else weights[kept]
     return LesionWeights(voxels.astype(np.int32), values.astype(np.float32))
-
-
-def _weigh_through(chain: TransformChain, box: Array, affine: Array, grid: Grid) -> tuple[Array, Array, float]:
-    """Weigh a lesion through its transforms."""
-    # SimpleITK takes time to import, and few runs need it.
-    from bids_lacuna.transforms.resampling import weigh_through
-
-    return weigh_through(chain, box, affine, grid)
 
 
 def _warn_of_changed_volume(name: str, ratio: float) -> None:

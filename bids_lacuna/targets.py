@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
+from bids_lacuna import transforms
 from bids_lacuna.files import hash_file
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_volume
@@ -211,12 +212,8 @@ def _average(values: Array, defined: Array, affine: Array, grid: Grid, transform
     if transform is None and values.shape == grid.shape and is_same_place(grid.affine, affine):
         return np.where(defined, values, np.nan)[grid.mask].astype(np.float32)
     if transform:
-        # SimpleITK takes time to import, and few maps need it.
-        from bids_lacuna.transforms.resampling import average_through
-
-        sums, fractions = (
-            average_through(transform, each, affine, grid) for each in (values, defined.astype(np.float32))
-        )
+        average = transforms.resampling.average_through
+        sums, fractions = (average(transform, each, affine, grid) for each in (values, defined.astype(np.float32)))
     else:
         sums, fractions = (_spread(each, affine, grid) for each in (values, defined.astype(np.float32)))
     enough = fractions >= DEFINED - ROUNDING

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from bids_lacuna import transforms
 from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.bids import AnatomicalTransform, LesionMask, find_t1w_images, find_transforms, is_raw
 from bids_lacuna.derivatives import LesionRecord
@@ -308,10 +309,7 @@ def log_chains(find_chain: ChainFinder, records: Sequence[LesionRecord]) -> None
 def limit_threads(records: Sequence[LesionRecord], n_threads: int) -> None:
     """Apply transforms, if there are any, with so many threads."""
     if any(record.transform for record in records):
-        # SimpleITK takes time to import, and few runs need it.
-        from bids_lacuna.transforms.resampling import use_threads
-
-        use_threads(n_threads)
+        transforms.resampling.use_threads(n_threads)
 
 
 def memory_of_transforms(records: Sequence[LesionRecord]) -> int:

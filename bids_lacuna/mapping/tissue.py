@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import binary_closing
 
-from bids_lacuna.grid import Grid
+from bids_lacuna.grid import Grid, shift
 from bids_lacuna.images import has_usable_affine, open_image, read_volume
 from bids_lacuna.lesion_masks import PROBABILITY_TOLERANCE
 from bids_lacuna.mapping.places import Tissue
@@ -106,9 +106,7 @@ def _resample(values: Array, affine: Array, grid: Grid) -> Array:
         return np.zeros(grid.shape)
     low = [indices[0] for indices in filled]
     box = values[tuple(slice(indices[0], indices[-1] + 1) for indices in filled)]
-    of_box = affine.copy()
-    of_box[:3, 3] = nib.affines.apply_affine(affine, low)
-    corner, weights = weigh(box, of_box, grid)
+    corner, weights = weigh(box, shift(affine, low), grid)
     fractions = np.zeros(grid.shape)
     fractions[tuple(slice(a, a + n) for a, n in zip(corner, weights.shape, strict=True))] = weights
     return np.minimum(fractions, 1)

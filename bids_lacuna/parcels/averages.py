@@ -8,9 +8,10 @@ from math import prod
 import numpy as np
 from scipy import sparse
 
-from bids_lacuna.grid import Grid
+from bids_lacuna import transforms
+from bids_lacuna.grid import Grid, shift
 from bids_lacuna.parcels.atlas import Atlas
-from bids_lacuna.parcels.lookup import blocks_of, make_finder, shift
+from bids_lacuna.parcels.lookup import blocks_of
 from bids_lacuna.transforms import TransformChain
 from bids_lacuna.weights import weigh
 
@@ -117,7 +118,7 @@ def _weigh_regions(atlas: Atlas, grid: Grid) -> sparse.csr_matrix:
 
 def _weigh_through(atlas: Atlas, grid: Grid, chain: TransformChain) -> sparse.csr_matrix:
     """Look the pieces of all voxels of the grid's volume up in the atlas, block by block."""
-    finder = make_finder(chain, atlas.affine, atlas.shape).within(grid.affine)
+    finder = transforms.resampling.VoxelFinder(chain, atlas.affine, atlas.shape).within(grid.affine)
     n_pieces = np.full(3, N_PIECES)
     numbers = np.arange(grid.mask.size).reshape(grid.shape)
     rows, columns, data = [], [], []

@@ -6,21 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_lacuna.grid import Grid
+from bids_lacuna import transforms
+from bids_lacuna.grid import Grid, shift
 from bids_lacuna.images import open_image
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.lesion_masks import check_header, read_mask
 from bids_lacuna.parcels.atlas import Atlas
-from bids_lacuna.parcels.lookup import blocks_of, count_pieces, make_finder, shift
+from bids_lacuna.parcels.lookup import blocks_of, count_pieces
 from bids_lacuna.transforms import TransformChain
 from bids_lacuna.weights import find_axes, weigh
-
-if TYPE_CHECKING:
-    from bids_lacuna.transforms.resampling import VoxelFinder
 
 Array = np.ndarray
 
@@ -85,8 +82,8 @@ class DamageCounter:
         return LesionedVolumes(volumes)
 
     @cached_property
-    def _finder(self) -> VoxelFinder:
-        return make_finder(self.chain, self.atlas.affine, self.atlas.shape)
+    def _finder(self) -> transforms.resampling.VoxelFinder:
+        return transforms.resampling.VoxelFinder(self.chain, self.atlas.affine, self.atlas.shape)
 
     def _weigh(self, box: Array, affine: Array) -> Array:
         """Weigh a mask on the atlas' voxels."""
@@ -113,7 +110,7 @@ class DamageCounter:
 
     def _meet(self, chain: TransformChain, box: Array, affine: Array) -> Array:
         """Cut the connectome's voxels, and look each piece up in the mask and in the atlas."""
-        finder = make_finder(chain, affine, box.shape)
+        finder = transforms.resampling.VoxelFinder(chain, affine, box.shape)
         first, shape = finder.find_box(self.grid)
         in_mask, in_atlas = finder.within(self.grid.affine), self._finder.within(self.grid.affine)
         n_pieces = count_pieces(self.grid.affine, TRANSFORMED_PIECE_MM)
