@@ -15,6 +15,7 @@ from bids_lacuna import transforms
 from bids_lacuna.files import hash_file
 from bids_lacuna.grid import Grid, is_same_place
 from bids_lacuna.images import LARGEST_VOLUME, has_usable_affine, open_image, read_volume
+from bids_lacuna.lesion_masks import region
 from bids_lacuna.transforms import TransformChain
 from bids_lacuna.weights import LesionWeights, weigh
 
@@ -225,5 +226,5 @@ def _spread(values: Array, affine: Array, grid: Grid) -> Array:
     """Add a map's values, weighted by the fraction of each grid voxel that they fill: shape (x, y, z)."""
     corner, box = weigh(values, affine, grid)
     sums = np.zeros(grid.shape)
-    sums[tuple(slice(a, a + n) for a, n in zip(corner, box.shape, strict=True))] = box
+    sums[region(corner, box.shape)] = box
     return sums

@@ -12,7 +12,7 @@ from scipy.ndimage import binary_closing
 
 from bids_lacuna.grid import Grid, shift
 from bids_lacuna.images import has_usable_affine, open_image, read_volume
-from bids_lacuna.lesion_masks import PROBABILITY_TOLERANCE
+from bids_lacuna.lesion_masks import PROBABILITY_TOLERANCE, region
 from bids_lacuna.mapping.places import Tissue
 from bids_lacuna.text import percent
 from bids_lacuna.weights import weigh
@@ -108,5 +108,5 @@ def _resample(values: Array, affine: Array, grid: Grid) -> Array:
     box = values[tuple(slice(indices[0], indices[-1] + 1) for indices in filled)]
     corner, weights = weigh(box, shift(affine, low), grid)
     fractions = np.zeros(grid.shape)
-    fractions[tuple(slice(a, a + n) for a, n in zip(corner, weights.shape, strict=True))] = weights
+    fractions[region(corner, weights.shape)] = weights
     return np.minimum(fractions, 1)
