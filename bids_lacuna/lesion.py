@@ -132,10 +132,14 @@ class LesionData:
         ValueError
             A number is not finite, a radius is not positive, or small spheres lie too far apart for one mask.
         """
-        centres = np.atleast_2d(np.asarray(center_mm, float))
-        mask, affine = make_spheres(centres, np.broadcast_to(np.asarray(radius_mm, float), len(centres)))
-        image = nib.Nifti1Image(mask.view(np.uint8), affine)
-        return cls(image, dict(metadata or {}), transform=transform, is_seed=True)
+        return cls(draw_spheres(center_mm, radius_mm), dict(metadata or {}), transform=transform, is_seed=True)
+
+    @property
+    def loaded_weights(self) -> LesionWeights:
+        """Its weights on the connectome's grid; raises ValueError for a lesion that is not loaded."""
+        if self.weights is None:
+            raise ValueError(f"{self.name} has no weights yet: load it first, as load_lesion does")
+        return self.weights
 
     @property
     def kind(self) -> str:
@@ -148,6 +152,15 @@ class LesionData:
         if isinstance(self.mask, Path):
             return self.mask.name
         return str(self.metadata.get("subject_id", f"a {self.kind} in memory"))
+
+
+def draw_spheres(
+    center_mm: Sequence[float] | Sequence[Sequence[float]], radius_mm: float | Sequence[float]
+) -> nib.Nifti1Image:
+    """Draw the mask of spheres: see `LesionData.from_sphere`."""
+    centres = np.atleast_2d(np.asarray(center_mm, float))
+    mask, affine = make_spheres(centres, np.broadcast_to(np.asarray(radius_mm, float), len(centres)))
+    return nib.Nifti1Image(mask.view(np.uint8), affine)
 
 
 def name_side(left: float, right: float) -> str:

@@ -29,6 +29,7 @@ COLUMNS: dict[str, Sequence[Any]] = {
     "stage": ["mild", "severe", "none", "mild"] * 4,
     "mixed": [1, 2, 3, "unknown"] * 4,
     "comma": ["1,5", "2,5", "3", "4,25"] * 4,
+    "comma and word": ["1,5", "mild", "severe", "mild"] * 4,
     "infinite": [1, 2, 3, float("inf")] * 4,
     "gaps": [1.5, None, 3, 4] * 4,
     "a=b": [1, 0] * 8,
@@ -155,6 +156,7 @@ def test_participants_without_row_or_map() -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "constant": ({"test": "constant"}, "constant is 7 for all 16 patients: a column with two groups, or a score"),
     "words": ({"test": "stage"}, r"stage has 3 different words: mild \(8\), none \(4\), severe \(4\)"),
+    "comma and word": ({"test": "comma and word"}, r"has 3 different words: 1,5 \(4\), mild \(8\), severe \(4\)"),
     "mixed": ({"test": "mixed"}, "mixed has 12 numbers and 4 words, such as unknown"),
     "comma": ({"test": "comma"}, "numbers with a comma, such as 1,5: write decimals with a point"),
     "infinite": ({"test": "infinite"}, "a number that is not finite"),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from bids_lacuna.app.command import Exit, Stop, ending
@@ -20,7 +19,7 @@ from bids_lacuna.derivatives import OWN_DATASET, SEED, read_description, sidecar
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json
 from bids_lacuna.group.table import PARTICIPANT, SESSION, BadTable, Cell, Table, name_some, read_cells
 from bids_lacuna.images import save_gzipped
-from bids_lacuna.lesion import SEED_RADIUS_MM, LesionData
+from bids_lacuna.lesion import SEED_RADIUS_MM, draw_spheres
 from bids_lacuna.spaces import nifti_code
 from bids_lacuna.text import suggest_labels
 
@@ -126,9 +125,7 @@ def _write(mask: LesionMask) -> None:
     if path.exists() and sidecar.exists() and read_json_object(sidecar) == content:
         return
     spheres = (mask.seed or {})["Spheres"]
-    seed = LesionData.from_sphere([sphere["Centre"] for sphere in spheres], [sphere["Radius"] for sphere in spheres])
-    image = seed.mask
-    assert isinstance(image, nib.Nifti1Image)  # noqa: S101  for the type checker: spheres are an image in memory
+    image = draw_spheres([sphere["Centre"] for sphere in spheres], [sphere["Radius"] for sphere in spheres])
     image.set_sform(image.affine, nifti_code(str(mask.space)))
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)

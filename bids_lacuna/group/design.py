@@ -310,15 +310,14 @@ def _read_tested(column: str, case: str | None, cells: Sequence[Cell]) -> tuple[
 
 
 def _read_score(column: str, case: str | None, cells: Sequence[Cell]) -> Array:
-    if all(_number(cell) is None and not DECIMAL_COMMA.fullmatch(str(cell)) for cell in cells):
+    values = _read_numbers(column, cells)
+    if values is None:
         counts = Counter(one_line(str(cell)) for cell in cells)
         found = name_some([f"{word} ({n})" for word, n in sorted(counts.items())])
         raise BadDesign(
             f"{column} has {len(counts)} different words: {found}: two groups, or numbers, are needed. Write n/a for "
             "the patients of the other groups, and use --drop-missing"
         )
-    values = _read_numbers(column, cells)
-    assert values is not None  # noqa: S101  for the type checker: not all cells are words
     if case is not None:
         raise BadDesign(
             f"{column} has {len(np.unique(values))} different numbers, so it is a score, and ={case} chooses no "

@@ -233,7 +233,7 @@ def infer(
     """
     n_voxels = maps.shape[1]
     if model.welch is not None:
-        model = _give_ratio(model, maps)
+        model = _give_ratio(model, model.welch, maps)
     statistic, effect, partial_r = (np.full(n_voxels, np.nan) for _ in range(3))
     squared = np.zeros(len(permutations.orders))
     starts = iter(range(0, n_voxels, VOXELS))
@@ -387,10 +387,8 @@ def _group_variances(values: Array, residuals: Array, total: Array, welch: Welch
     return errors * welch.factors[:, np.newaxis]
 
 
-def _give_ratio(model: Model, maps: Array) -> Model:
+def _give_ratio(model: Model, welch: Welch, maps: Array) -> Model:
     """Give a model the ratio of the groups' standard deviations: one for all voxels, each in units of its own."""
-    welch = model.welch
-    assert welch is not None  # noqa: S101  for the type checker
     sums = np.zeros(2)
     for start in range(0, maps.shape[1], VOXELS):
         residuals, total, _ = _residuals(maps[:, start : start + VOXELS], model)

@@ -51,7 +51,7 @@ class Likeness:
             of_summary = self.summary.arrays.record.content_hash
             if not isinstance(recorded, Mapping) or recorded.get("SummaryHash") != of_summary:
                 inside = self.summary.grid.voxel_indices.reshape(-1)[weights.voxels]
-                recorded = self._describe(z_map, inside[inside >= 0])
+                recorded = _describe(self.summary, z_map, inside[inside >= 0])
         if not isinstance(recorded, Mapping):
             return {}
         numbers = [recorded.get(key) for key in SIMILARITY_KEYS.values()]
@@ -60,11 +60,11 @@ class Likeness:
 
     def of_mean(self, z_map: Array) -> dict[str, Any]:
         """Return the similarity of a mean z-map, (x, y, z), as it stands in its sidecar; empty without a summary."""
-        return {} if self.summary is None else {SIMILARITY: self._describe(z_map, None)}
+        return {} if self.summary is None else {SIMILARITY: _describe(self.summary, z_map, None)}
 
-    def _describe(self, z_map: Array, without: Array | None) -> dict[str, Any]:
-        assert self.summary is not None  # noqa: S101  for the type checker
-        return self.summary.describe(self.summary.similarity(self.summary.grid.vector(z_map), without))
+
+def _describe(summary: Summary, z_map: Array, without: Array | None) -> dict[str, Any]:
+    return summary.describe(summary.similarity(summary.grid.vector(z_map), without))
 
 
 def known_columns(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast import GroupTest
-from bids_lacuna.group.summary import load_mask, read_lesion_map, weights_of
+from bids_lacuna.group.summary import load_mask, read_lesion_map
 from bids_lacuna.provenance import Provenance
 
 Array = np.ndarray
@@ -101,6 +101,6 @@ def measure_lesioned(
     """
     total = np.zeros(test.voxels.size)
     for lesion in lesions:
-        weights = weights_of(load_mask(lesion, maps_dir, provenance))
+        weights = load_mask(lesion, maps_dir, provenance).loaded_weights
         total[weights.voxels] += weights.weights
     return total.reshape(test.voxels.shape)[test.voxels] / len(lesions)

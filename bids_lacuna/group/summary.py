@@ -178,7 +178,7 @@ def _add_lesions(
         for lesion in group.lesions:
             try:
                 loaded, maps = _read_lesion(lesion, maps_dir, group.provenance)
-                weights = weights_of(loaded)
+                weights = loaded.loaded_weights
                 row = _describe_lesion(lesion, weights, maps, group.provenance.grid)
                 row |= likeness.of_lesion(lesion, weights, maps["z"])
                 relation = relate_to_targets(lesion, weights, maps["z"], targets)
@@ -222,12 +222,6 @@ def load_mask(lesion: GroupLesion, maps_dir: Path, provenance: Provenance, brain
         brain=brain,
         examined=brain is not None and SEED not in lesion.sidecar,
     )
-
-
-def weights_of(loaded: LesionData) -> LesionWeights:
-    """Return the weights of a loaded lesion."""
-    assert loaded.weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
-    return loaded.weights
 
 
 def _describe_lesion(

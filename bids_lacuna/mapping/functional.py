@@ -196,9 +196,7 @@ class FunctionalNetworkMapping:
 
     def row(self, lesion: LesionData) -> LesionWeights:
         """Return the weights of a loaded lesion."""
-        if lesion.weights is None:
-            raise ValueError(f"{lesion.name} is not loaded: call load first")
-        return lesion.weights
+        return lesion.loaded_weights
 
     def results(self, lesion: LesionData, accumulator: RunningMoments, row: int) -> NetworkMaps:
         """Return the maps of one lesion, each computed on access.

@@ -120,9 +120,8 @@ def read_shape(
         The mask cannot be used.
     """
     volume = Grid(np.ones(grid.shape, bool), grid.affine)
-    weights = load_lesion(lesion, volume, weighting=weighting, threshold=threshold, brain=grid.mask).weights
-    assert weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
-    return Shape.of(weights, grid.shape)
+    loaded = load_lesion(lesion, volume, weighting=weighting, threshold=threshold, brain=grid.mask)
+    return Shape.of(loaded.loaded_weights, grid.shape)
 
 
 def map_nulls(lesions: Sequence[NullLesion], connectivity: Connectivity) -> list[NullMaps]:

@@ -187,9 +187,7 @@ class Summary:
     def _weights(self, lesion: LesionData | LesionWeights) -> LesionWeights:
         if isinstance(lesion, LesionWeights):
             return lesion
-        weights = lesion.weights or load_lesion(lesion, self.grid, self.space).weights
-        assert weights is not None  # noqa: S101  for the type checker: a loaded lesion has weights
-        return weights
+        return lesion.weights or load_lesion(lesion, self.grid, self.space).loaded_weights
 
     def _vector(self, z_map: Array | SpatialImage) -> Array:
         if not isinstance(z_map, SpatialImage):
