@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from program import map_lesions, read_table, run
 
-from bids_lacuna.app.participant import reopen
+from bids_lacuna.app.sharing import reopen
 from bids_lacuna.bids import LesionMask
 from bids_lacuna.derivatives.records import LesionRecord
 from bids_lacuna.grid import Grid

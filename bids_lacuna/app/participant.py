@@ -27,26 +27,21 @@ from bids_lacuna.app.parcels import UsedAtlas, add_parcels, cite_atlases, find_a
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.seeds import write_seeds
+from bids_lacuna.app.sharing import claim, reopen, report_failures, sharing_output
 from bids_lacuna.app.similarity import add_similarity, find_summary
 from bids_lacuna.app.targets import add_target_nulls, add_targets, read_targets
 from bids_lacuna.app.transforms import check_shared, find_chains, limit_threads, log_chains, memory_of_transforms
 from bids_lacuna.batch import process_batches
 from bids_lacuna.bids import ParticipantWithoutMask
 from bids_lacuna.derivatives import (
-    DATASET_FILES,
     IMAGES,
     OUTCOMES,
     SPHERES,
     DerivativesWriter,
     LesionRecord,
     Run,
-    claim_pending,
-    clean_after,
     decide,
-    prepare_dataset,
-    read_description,
 )
-from bids_lacuna.files import remove_unfinished
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.mapping import FunctionalNetworkMapping, LocalPass, NoWorker, Pass, PassStopped, Summary
 from bids_lacuna.provenance import MappingOptions, Provenance
@@ -54,7 +49,6 @@ from bids_lacuna.report.methods import describe_comparisons, write_citation
 from bids_lacuna.report.pool import ReportPool, choose_n_workers, participants_with_news, worker_bytes
 from bids_lacuna.runtime import logs
 from bids_lacuna.runtime.checkpoint import Checkpoints
-from bids_lacuna.runtime.locks import Claims, claiming
 from bids_lacuna.runtime.memory import find_resources, room_for_files
 from bids_lacuna.runtime.plan import BatchPlan, Resources
 from bids_lacuna.runtime.progress import above_the_bar
@@ -377,34 +371,6 @@ def on_cluster(
         yield ClusterPass(analysis, client, resources, arguments.nprocs if arguments.dask_scheduler else None)
 
 
-@contextmanager
-def sharing_output(
-    output_dir: Path, datasets: Mapping[str, Path], run: str
-) -> Iterator[tuple[Claims, dict[str, str]]]:
-    """Make the output folder a dataset that several runs share; give this run's claims and the datasets' links."""
-    with ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
-        read_description(output_dir)
-    with claiming(output_dir / "logs" / "locks", run, partial(clean_after, output_dir)) as claims:
-        with claims.exclusive(), ending(Exit.CANNOT_CREATE, FileExistsError, ValueError):
-            remove_unfinished(output_dir, of=DATASET_FILES.__contains__)
-            links = prepare_dataset(output_dir, datasets)
-        yield claims, links
-
-
-def claim(job: Job, claims: Claims) -> Checkpoints | None:
-    """Claim the pending lesions against other runs, and give the checkpoints that only this run uses."""
-    claimed = job.pending
-    n_held = claim_pending(
-        claimed, claims, job.arguments.output_dir, job.provenance, overwrite=job.arguments.overwrite
-    )
-    # The run that holds some of the lesions may keep its checkpoints in the same folder.
-    checkpoints = None if n_held or not job.continues else job.checkpoints
-    if checkpoints:
-        reopen(job.records, checkpoints.current_batch)
-    report_failures(claimed)
-    return checkpoints
-
-
 def open_checkpoints(arguments: argparse.Namespace, analysis: FunctionalNetworkMapping) -> Checkpoints | None:
     """Open the folder of this run's checkpoints, which depends on the output folder and on the participants."""
     if arguments.checkpoint_minutes == 0:
@@ -424,16 +390,6 @@ def open_checkpoints(arguments: argparse.Namespace, analysis: FunctionalNetworkM
         return None
     logger.info("checkpoints are kept in %s", folder)
     return checkpoints
-
-
-def reopen(records: Sequence[LesionRecord], current_batch: Collection[str]) -> None:
-    """Map the whole batch again that was being written when an earlier run ended: a part of it rounds differently."""
-    batch = [record for record in records if str(record.mask.path.absolute()) in current_batch]
-    if any(record.status == "pending" and record.t_map is None for record in batch):
-        for record in batch:
-            record.t_map = None
-            if record.status == "skipped":
-                record.status, record.reason = "pending", ""
 
 
 def describe_run(job: Job, plan: BatchPlan, links: Mapping[str, str]) -> Run:
@@ -457,16 +413,6 @@ def describe_run(job: Job, plan: BatchPlan, links: Mapping[str, str]) -> Run:
         seeds=SPHERES if job.arguments.coordinates else IMAGES if job.arguments.seed_label else "",
         transforms=tuple(sorted({record.transform.words for record in job.records if record.transform})),
     )
-
-
-def report_failures(records: Sequence[LesionRecord]) -> None:
-    """Log the lesions that failed before they were read; a reason that many share is logged once."""
-    names: dict[str, list[str]] = {}
-    for record in records:
-        if record.status == "failed":
-            names.setdefault(record.reason, []).append(record.mask.path.name)
-    for reason, same in names.items():
-        logs.log_failure(logger, same, reason)
 
 
 def conclude(records: Sequence[LesionRecord], n_without_mask: int, log_dir: Path) -> Exit:
