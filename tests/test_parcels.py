@@ -304,6 +304,8 @@ def test_names_of_atlases(tmp_path: Path) -> None:
             {"atlas": "4S156Parcels"},
             "MNI152NLin2009cAsym",
         ),
+        "space-MNI152NLin6Asym_res-2_tracts_probseg": (None, {"atlas": "tracts"}, "MNI152NLin6Asym"),
+        "space-T_dseg": (None, {"atlas": "spaceTdseg"}, "T"),
         "my_own atlas": ("my_own atlas.txt", {"atlas": "myownatlas"}, None),
         "x_atlas-DiFuMo_desc-64dimensions_probseg": (None, {"atlas": "DiFuMo", "seg": "64dimensions"}, "T"),
     }

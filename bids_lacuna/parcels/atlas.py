@@ -27,6 +27,9 @@ Array = np.ndarray
 
 IMAGE_ENDINGS = (".nii.gz", ".nii")
 
+NO_NAME = re.compile(r"(tpl|cohort|space|res|den|desc|seg|scale)-.*|dseg|probseg")
+"""Parts of a file's name that do not name the atlas."""
+
 PROBABILITY_TOLERANCE = 1e-3
 """Tolerance below 0 and above 1 for interpolated and rounded probabilities, and for their sum."""
 
@@ -64,9 +67,9 @@ class AtlasFile:
         desc = entities.get("desc", "")
         parts = next((found.groupdict() for each in N_PARCELS if (found := each.fullmatch(desc))), {"seg": desc})
         seg, scale = (entities.get(key, parts.get(key, "")) for key in ("seg", "scale"))
-        name = entities.get("atlas") or re.sub(r"[^A-Za-z0-9]", "", stem)
-        seg, scale = (_as_label(label) for label in (seg, scale))
-        return cls(image, find_table(image), _as_label(name) or "atlas", seg, scale, read_space(image), software)
+        name = "".join(part for part in stem.split("_") if not NO_NAME.fullmatch(part))
+        name, seg, scale = (_as_label(label) for label in (entities.get("atlas") or name or stem, seg, scale))
+        return cls(image, find_table(image), name or "atlas", seg, scale, read_space(image), software)
 
     @property
     def entities(self) -> dict[str, str]:
