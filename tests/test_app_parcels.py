@@ -167,10 +167,12 @@ def test_tables_of_new_maps(bids: Path, connectome: Path, out: Path, tmp_path: P
 
 
 def test_an_atlas_without_a_space(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
-    """Without a space in its name or sidecar, an atlas is taken to be in the connectome's, which is said."""
-    atlas = write_atlas(tmp_path, "mine")
+    """Without a space in its name or sidecar, an atlas is taken to be in the connectome's, which is said, once."""
+    atlas = write_atlas(tmp_path, "mine_dseg")
+    atlas.with_name("mine_dseg.tsv").write_text("index\tlabel\n1\tPutamen\n")
     log = succeeded(map_lesions(bids, out, connectome, "--atlas", atlas))
-    assert "it is taken to be the connectome's, MNI152NLin6Asym" in log
+    for words in ("it is taken to be the connectome's, MNI152NLin6Asym", "labels without a row in its table"):
+        assert log.count(words) == 1
     assert table_of(out, "01", "atlas-mine").exists()
 
 

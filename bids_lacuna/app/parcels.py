@@ -143,8 +143,8 @@ def _write_tables(
 ) -> list[str]:
     """Write the tables of an atlas; return the labels of the participants. Raises OSError or ValueError."""
     name, grid, labels = used.file.image.name, analysis.connectome.grid, []
-    logger.info("parcels of %s: %d lesions", name, len(tables))
-    atlas = read_atlas(used.file)
+    logger.info("parcels of %s: tables to write: %d", name, len(tables))
+    atlas = read_atlas(used.file, quietly=True)
     placed = place_atlas(atlas, grid, used.chain)
     in_output.write(atlas, placed, grid)
     counter = DamageCounter(atlas, grid, used.chain)

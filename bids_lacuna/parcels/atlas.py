@@ -139,8 +139,15 @@ class Atlas:
         return np.asarray(self.weights.sum(axis=0, dtype=float)).ravel() * self.voxel_volume_mm3
 
 
-def read_atlas(file: AtlasFile) -> Atlas:
+def read_atlas(file: AtlasFile, *, quietly: bool = False) -> Atlas:
     """Read an atlas.
+
+    Parameters
+    ----------
+    file
+        Its files.
+    quietly
+        Whether to leave out warnings, for an atlas that has been read before.
 
     Raises
     ------
@@ -150,17 +157,19 @@ def read_atlas(file: AtlasFile) -> Atlas:
         A file cannot be read.
     """
     regions = read_regions(file.table) if file.table else {}
+    level = logging.DEBUG if quietly else logging.WARNING
     if file.table is None:
-        logger.warning(
+        logger.log(
+            level,
             "%s has no table of its regions beside it, so that they have numbers for names: put one there, %s.tsv "
             "with the columns index and label",
             file.image,
             stem_of(file.image),
         )
-    return make_atlas(open_image(file.image, "atlas"), regions, str(file.image))
+    return make_atlas(open_image(file.image, "atlas"), regions, str(file.image), level)
 
 
-def make_atlas(image: SpatialImage, regions: Mapping[int, Region], name: str) -> Atlas:
+def make_atlas(image: SpatialImage, regions: Mapping[int, Region], name: str, level: int = logging.WARNING) -> Atlas:
     """Make an atlas of an image.
 
     Parameters
@@ -171,6 +180,8 @@ def make_atlas(image: SpatialImage, regions: Mapping[int, Region], name: str) ->
         Regions by index; others get their index as name.
     name
         What messages call the image.
+    level
+        Level of messages about what is unusual.
     """
     shape = _check_header(image, name)
     is_probabilistic = prod(image.shape[3:]) > 1
@@ -184,25 +195,30 @@ def make_atlas(image: SpatialImage, regions: Mapping[int, Region], name: str) ->
     if not len(voxels):
         raise ValueError(f"{name} is empty: all its voxels are 0, but an atlas has labels; check the file")
     found = set(np.unique(indices).tolist())
-    _compare_with_table(found, regions, name)
+    _compare_with_table(found, regions, name, level)
     known = [regions.get(index) or Region(index, str(index)) for index in sorted(found | regions.keys())]
     columns = np.searchsorted([region.index for region in known], indices)
     matrix = sparse.csr_matrix((weights, (voxels, columns)), shape=(prod(shape), len(known)))
-    return Atlas(tuple(known), image.affine, shape, _limit(matrix, name), is_probabilistic)
+    return Atlas(tuple(known), image.affine, shape, _limit(matrix, name, level), is_probabilistic)
 
 
-def _compare_with_table(found: Collection[int], regions: Mapping[int, Region], name: str) -> None:
+def _compare_with_table(found: Collection[int], regions: Mapping[int, Region], name: str, level: int) -> None:
     """Tell which labels have no row in the table, and which rows no voxel."""
     if regions and (without := sorted(set(found) - regions.keys())):
-        logger.warning(
+        logger.log(
+            level,
             "%s: labels without a row in its table get their numbers for names: %d, for instance %d",
             name,
             len(without),
             without[0],
         )
     if empty := sorted(regions.keys() - set(found)):
-        logger.info(
-            "%s: rows of its table without a voxel: %d, for instance %s", name, len(empty), regions[empty[0]].name
+        logger.log(
+            min(level, logging.INFO),
+            "%s: rows of its table without a voxel: %d, for instance %s",
+            name,
+            len(empty),
+            regions[empty[0]].name,
         )
 
 
@@ -286,12 +302,13 @@ def _number_maps(regions: Mapping[int, Region], n_maps: int) -> dict[int, Region
     return named
 
 
-def _limit(weights: sparse.csr_matrix, name: str) -> sparse.csr_matrix:
+def _limit(weights: sparse.csr_matrix, name: str, level: int) -> sparse.csr_matrix:
     """Divide the weights of voxels whose weights add up to more than 1 by their sum."""
     sums = np.asarray(weights.sum(axis=1, dtype=float)).ravel()
     if sums.max() <= 1 + PROBABILITY_TOLERANCE:
         return weights
-    logger.warning(
+    logger.log(
+        level,
         "%s: probabilities add up to more than 1 in %d voxels, up to %.3g: there, they are divided by their sum",
         name,
         int((sums > 1 + PROBABILITY_TOLERANCE).sum()),
