@@ -239,8 +239,10 @@ def test_tables_of_a_group(bids: Path, connectome: Path, out: Path, tmp_path: Pa
 
 def test_pages(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
     """A page has the strongest regions, those of the lesion and of peaks, and the atlas' file in its methods."""
-    atlas = write_atlas(tmp_path)
-    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas))
+    atlas, same = write_atlas(tmp_path), write_atlas(tmp_path, "tpl-MNI152NLin6Asym_atlas-Same_dseg")
+    rows = "1\tPutamen\tL\n2\tPutamen\tR\n3\tBrainstem\tn/a\n"
+    same.with_name("tpl-MNI152NLin6Asym_atlas-Same_dseg.tsv").write_text(f"index\tlabel\themisphere\n{rows}")
+    succeeded(map_lesions(bids, out, connectome, "--atlas", atlas, same))
     assert write_participant_report(out, "01") == []
     page = (out / "sub-01.html").read_text()
     rows = {row["label"]: row for row in read_tsv(table_of(out, "01"))}
@@ -263,8 +265,12 @@ def test_pages(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
         at = nib.affines.apply_affine(np.linalg.inv(placed.affine), peak_mm).round().astype(int)
         assert row["region_Made_1Networks_3"] == NAMES.get(labels[tuple(at)], "n/a")
     inside = labels[BOXES["01"] > 0]
-    most = np.bincount(inside, minlength=4)[1:].argmax() + 1
-    assert f"{NAMES[most]} {percent((inside == most).mean(), 2)}" in page
+    for names in (NAMES, {1: "Putamen L", 2: "Putamen R", 3: "Brainstem"}):
+        described = re.search(rf"In {'Made' if names is NAMES else 'Same'}[^<]*</dt><dd>([^<]*)</dd>", page)
+        assert described
+        assert set(described[1].split("; ")) == {
+            f"{names.get(index, 'outside')}: {percent((inside == index).mean(), 2)}" for index in np.unique(inside)
+        }
     assert f"Maps were averaged over the regions of Made 1Networks 3 ({atlas.name}, SHA-256 " in page
     citation = (out / "logs/CITATION.md").read_text()
     assert citation.startswith("Lesion network mapping")
@@ -273,7 +279,7 @@ def test_pages(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
     sidecar = table_of(out, "01").with_suffix(".json")
     sidecar.write_text(sidecar.read_text().replace('"LesionHash": "', '"LesionHash": "0'))
     write_participant_report(out, "01")
-    assert "Strongest regions" not in (out / "sub-01.html").read_text()
+    assert "Strongest regions of Made" not in (out / "sub-01.html").read_text()
 
 
 def test_overwritten_maps_have_no_old_table(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
@@ -94,7 +95,7 @@ def read_parcels(lesion: MappedLesion) -> list[ShownParcels]:
 
 
 def _read(table: ParcelTable) -> ShownParcels:
-    rows = read_table(table.path)
+    rows = _name_apart(read_table(table.path))
     regions = [row for row in rows if row["index"] != "0"]
     defined = [row for row in regions if row["mean_r"] != "n/a"]
     strongest = sorted(defined, key=lambda row: -abs(float(row["mean_r"])))[:N_STRONGEST]
@@ -105,6 +106,17 @@ def _read(table: ParcelTable) -> ShownParcels:
         _describe_lesion(rows),
         table.sidecar,
     )
+
+
+def _name_apart(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Add the hemisphere to names that several regions of an atlas have."""
+    n_named = Counter(row["label"] for row in rows)
+    return [
+        {**row, "label": f"{row['label']} {row['hemisphere']}"}
+        if n_named[row["label"]] > 1 and row["hemisphere"] != "n/a"
+        else dict(row)
+        for row in rows
+    ]
 
 
 def _name_bar(row: Mapping[str, str]) -> str:
@@ -119,16 +131,17 @@ def _name_bar(row: Mapping[str, str]) -> str:
 
 def _describe_lesion(rows: Sequence[Mapping[str, str]]) -> str:
     """Name the regions in which most of a lesion lies, each with the fraction of the lesion in it."""
-    fractions = {row["label"]: _number(row["fraction_of_lesion"]) for row in rows if row["index"] != "0"}
-    outside = sum(_number(row["fraction_of_lesion"]) for row in rows if row["index"] == "0")
-    inside = [name for name in sorted(fractions, key=lambda name: -fractions[name]) if fractions[name] > 0]
+    fractions = [(row["index"], row["label"], _number(row["fraction_of_lesion"])) for row in rows]
+    outside = sum(fraction for index, _, fraction in fractions if index == "0")
+    inside = [(fraction, name) for index, name, fraction in fractions if index != "0" and fraction > 0]
     if not inside and not outside:
         return ""
-    words = [f"{name} {percent(fractions[name], 2)}" for name in inside[:N_LESIONED]]
+    inside.sort(key=lambda region: -region[0])
+    words = [f"{name}: {percent(fraction, 2)}" for fraction, name in inside[:N_LESIONED]]
     if len(inside) > N_LESIONED:
-        rest = sum(fractions[name] for name in inside[N_LESIONED:])
-        words.append(f"{len(inside) - N_LESIONED} other regions {percent(rest, 2)}")
-    return "; ".join([*words, f"outside {percent(outside, 2)}"] if outside else words)
+        rest = sum(fraction for fraction, _ in inside[N_LESIONED:])
+        words.append(f"{len(inside) - N_LESIONED} other regions: {percent(rest, 2)}")
+    return "; ".join([*words, f"outside: {percent(outside, 2)}"] if outside else words)
 
 
 def _number(cell: str) -> float:
