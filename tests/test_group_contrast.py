@@ -130,6 +130,22 @@ def test_threads_and_seed() -> None:
     assert (once.result.p != other.result.p).any()
 
 
+def test_a_small_group_that_varies_more() -> None:
+    """A warning says so of few patients whose maps vary more than the others', but not of few that vary less."""
+    table = make_table()
+    few = np.array(table["rare"]) == max(table["rare"])
+    assert few.sum() < 10
+    for of_few, of_others in ((3, 1), (1, 3)):
+        factors = np.where(few, of_few, of_others)
+        maps = [
+            nib.Nifti1Image(values * factor, MAPS[0].affine) for values, factor in zip(STACK, factors, strict=True)
+        ]
+        found = bids_lacuna.group_test(maps, table, "rare", n_permutations=99)
+        told = any("times the other's variance, which so few" in warning for warning in found.warnings)
+        assert told == (of_few > 1)
+        assert found.result.variance_ratio == pytest.approx((of_few / of_others) ** 2, rel=0.3)
+
+
 def test_with_and_without_volume() -> None:
     """Beside each test is that with lesion volume, or without it, if the volumes are known."""
     volume = np.random.default_rng(8).normal(20, 5, N)

@@ -33,6 +33,13 @@ PREDICTION_PERMUTATIONS = 1000
 FEW_PERMUTATIONS = 1000
 """Below this number, p is coarse, which is said."""
 
+SMALL_GROUP = 10
+"""Number of patients below which the variance of the smaller group is badly known, which is said if it is the larger
+one."""
+
+UNEQUAL_VARIANCE = 1.5
+"""Ratio of the smaller group's variance to the other's above which the page warns of a small group."""
+
 CONFOUNDED = 0.5
 """Correlation of the tested column with lesion volume above which the page warns."""
 
@@ -446,6 +453,13 @@ def _warn(design: Design, result: Inference, voxels: CommonVoxels, volume: Array
             f"groups of {design.n_cases} and {n_others} are compared by the pooled t, whose p is wrong if the "
             "smaller group varies more: use Welch's v (--statistic welch)"
         )
+    if result.variance_ratio and sizes[0] < SMALL_GROUP:
+        ratio = result.variance_ratio if design.n_cases == sizes[0] else 1 / result.variance_ratio
+        if ratio > UNEQUAL_VARIANCE:
+            warnings.append(
+                f"the smaller group has {sizes[0]} patients and {ratio:.1f} times the other's variance, which so few "
+                "patients estimate badly: p may be too small; collect more, or compare groups of similar size"
+            )
     if volume is not None and np.ptp(volume) > 0:
         r = np.corrcoef(volume, design.tested)[0, 1]
         if abs(r) > CONFOUNDED:
