@@ -373,6 +373,24 @@ def test_a_map_s_colours_show_its_sign(tmp_path: Path) -> None:
     np.testing.assert_array_equal(outlined[~green], pixels[~green])
 
 
+def test_a_long_sentence_above_a_map_is_whole(tmp_path: Path) -> None:
+    """It continues in a second line, within the picture and above the slices, which stay as they are."""
+    values = np.zeros(SHAPE, np.float32)
+    values[blob((40, -18, 12), 12)] = 8
+    drawn = []
+    for sentence in ("a sentence", "a sentence of many words " * 12):
+        figures.draw_map(tmp_path / "t.png", figures.Volume(values, TWO_MM), 5, "t", ("a title", sentence))
+        drawn.append(pixels_of(tmp_path / "t.png"))
+    short, long = drawn
+    assert len(long) == len(short) + mosaic.LINE_PIXELS
+    slices = long[mosaic.TITLE_PIXELS + mosaic.LINE_PIXELS :], short[mosaic.TITLE_PIXELS :]
+    width = mosaic.CELL_PIXELS * mosaic.N_CUTS
+    np.testing.assert_array_equal(slices[0][:, :width], slices[1][:, :width])
+    written = (long[: mosaic.TITLE_PIXELS + mosaic.LINE_PIXELS] < 128).any(axis=-1)
+    assert written[mosaic.TITLE_PIXELS :].any()
+    assert not written[:, -mosaic.GAP_PIXELS :].any()
+
+
 @pytest.mark.parametrize("two_sided", [True, False])
 def test_a_scale_s_colours(two_sided: bool) -> None:
     """Values up to the threshold and undefined ones have no colour; others have the colour of their strength."""

@@ -20,7 +20,7 @@ from bids_lacuna.report.figures.colours import (
     two_sided_scale,
 )
 from bids_lacuna.report.figures.glass import VIEWS, draw_view, sample_on_template
-from bids_lacuna.report.figures.sheets import BAR_PIXELS, Sheet
+from bids_lacuna.report.figures.sheets import BAR_PIXELS, Sheet, wrap
 from bids_lacuna.report.figures.slices import Plane, draw_lesion_slice, draw_slice, mark
 from bids_lacuna.report.figures.volumes import LesionShape, Volume
 
@@ -48,7 +48,10 @@ LABEL_PIXELS = 22
 """Height of a line of text above or below slices."""
 
 TITLE_PIXELS = 56
-"""Height above a group's slices, for the title."""
+"""Height above a group's slices, for a title of two lines."""
+
+LINE_PIXELS = 24
+"""Height of each line of a title."""
 
 VIEW_SCALE = 1.5
 """Pixels per mm of the slices through a point."""
@@ -236,11 +239,17 @@ def _panel(plane: Plane, picture: Array) -> _Panel:
 
 def _draw(path: Path, strips: Sequence[_Strip], scale: Scale, title: Sequence[str] = ()) -> None:
     """Draw strips one below the other, with a colour bar if the scale has a name."""
-    top = TITLE_PIXELS if title else 0
     width = max(sum(strip.widths) for strip in strips)
-    sheet = Sheet(width + (BAR_PIXELS if scale.name else 0), top + sum(strip.height for strip in strips))
-    for line, text in enumerate(title):
-        sheet.write(text, 8, 6 + 24 * line, bold=not line)
+    whole_width = width + (BAR_PIXELS if scale.name else 0)
+    lines = [
+        (line, not number)
+        for number, text in enumerate(title)
+        for line in wrap(text, whole_width - 2 * GAP_PIXELS, bold=not number)
+    ]
+    top = TITLE_PIXELS + LINE_PIXELS * max(0, len(lines) - 2) if title else 0
+    sheet = Sheet(whole_width, top + sum(strip.height for strip in strips))
+    for number, (line, bold) in enumerate(lines):
+        sheet.write(line, GAP_PIXELS, 6 + LINE_PIXELS * number, bold=bold)
     for strip in strips:
         strip.paste(sheet, top)
         top += strip.height

@@ -144,6 +144,19 @@ def encode(pixels: Array, colours: Array) -> bytes:
     )
 
 
+def wrap(text: str, width: int, *, bold: bool = False) -> list[str]:
+    """Break a text into lines of at most `width` pixels; a longer word has a line of its own."""
+    font = _font(bold)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
 @lru_cache(maxsize=N_TEXTS)
 def _ink(text: str, anchor: str, bold: bool) -> tuple[Array, int, int]:
     """Return a line of text as palette indices, and the position of its upper left corner from the anchor."""
