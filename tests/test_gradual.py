@@ -147,6 +147,9 @@ def test_options_without_a_store(capsys: pytest.CaptureFixture[str]) -> None:
     """Options of the store need --build, which needs them; those of GSP1000 are known."""
     for options, words in (
         (["doi:10.5072/X", "out", "--mask", "m.nii.gz"], "--mask is only for --build STORE"),
+        (["gsp1000", "out", "--pattern", "*.nii"], "--pattern is only for --build STORE"),
+        (["gsp1000", "out", "--rank-tolerance", "1e-4"], "--rank-tolerance is only for --build STORE"),
+        (["gsp1000", "out", "--summarize"], "--summarize is only for --build STORE"),
         (["doi:10.5072/X", "out", "--build", "store", "--name", "x"], "--build needs --space"),
         (["gsp1000", "out", "--build", "store"], "--build needs --mask"),
     ):

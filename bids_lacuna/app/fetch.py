@@ -42,6 +42,12 @@ DATASETS = {"gsp1000": "doi:10.7910/DVN/ILXIKS"}
 KNOWN = {"gsp1000": {"space": "MNI152NLin6Asym", "name": "GSP1000"}}
 """Options of `build` for these datasets."""
 
+NEEDED = ("space", "name", "mask")
+"""Options that a store needs."""
+
+BUILD_OPTIONS = (*NEEDED, "pattern", "rank", "rank_tolerance", "nprocs", "summarize")
+"""Options that have no use without a store. As a default, --dtype cannot be told from what the user gave."""
+
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Hosts that a token reaches without a network."""
 
@@ -113,12 +119,13 @@ def _fetch(server: Server, files: Sequence[RemoteFile], folder: Folder, argument
 def _check_build(arguments: argparse.Namespace) -> None:
     """Complete the options of a store, and raise Stop where one is missing or has no use."""
     known = KNOWN.get(arguments.dataset.lower(), {}) if arguments.build else {}
-    for option in ("space", "name", "mask"):
+    for option in BUILD_OPTIONS:
+        if not arguments.build and getattr(arguments, option):
+            raise Stop(Exit.USAGE, f"--{option.replace('_', '-')} is only for --build STORE")
+    for option in NEEDED:
         value = getattr(arguments, option) or known.get(option)
         if arguments.build and not value:
             raise Stop(Exit.USAGE, f"--build needs --{option}")
-        if not arguments.build and value:
-            raise Stop(Exit.USAGE, f"--{option} is only for --build STORE")
         setattr(arguments, option, value)
     if arguments.build:
         check_rank(arguments)
