@@ -158,7 +158,10 @@ def test_options_without_a_store(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_damaged_and_divided_subjects(server: Dataverse, built: Path, tmp_path: Path) -> None:
-    """A series that cannot be read is named by its path in the archive; so is a subject of two archives."""
+    """A series that cannot be read is named by its path; without its archive, the store has the others' subjects.
+
+    A subject of two archives is named, too.
+    """
     source = shutil.copytree(built / "source", tmp_path / "source")
     damaged = source / "sub-0005" / "func" / "sub-0005_bld2_rest_skip4_finalmask.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-900])
@@ -167,6 +170,12 @@ def test_damaged_and_divided_subjects(server: Dataverse, built: Path, tmp_path: 
     assert ended.returncode == 65
     assert f"{tmp_path / 'out' / '1.tar'}/sub-0005/func/{damaged.name} cannot be read" in last_line(ended.stderr)
     assert "unpacked-" not in last_line(ended.stderr)
+    assert (tmp_path / "store" / "sub-0002_timeseries.npy").exists()
+    ended = fetch(server, tmp_path, "--files", "2.tar")
+    assert ended.returncode == 0, ended.stderr
+    assert "the store has 3 subjects" in ended.stderr
+    subjects = {path.name[:8] for path in (tmp_path / "store").glob("sub-*.npy")}
+    assert subjects == {"sub-0001", "sub-0003", "sub-0004"}
     (tmp_path / "again").mkdir()
     second = source / "sub-0002" / "func" / "sub-0002_bld10_rest_skip4_finalmask.nii.gz"
     shutil.copy(source / "sub-0001" / "func" / "sub-0001_bld2_rest_skip4_finalmask.nii.gz", second)

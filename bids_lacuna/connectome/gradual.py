@@ -69,6 +69,7 @@ class GradualBuild:
         self._store = wanted.describe()
         self._settings = hash_settings(self._store)
         self._recorded = read_all_records(self._store, self._settings)
+        self._wanted_subjects: set[str] = set()
         remove_unfinished(wanted.folder)
         remove_unfinished(wanted.folder / BUILDING)
         for path in (wanted.folder / BUILDING).glob(f"{UNPACKED}*"):
@@ -86,7 +87,10 @@ class GradualBuild:
                 f"{self._wanted.folder} was begun with --pattern {held['pattern']}: give the same one, or name a new "
                 "folder"
             )
-        return set(held["subjects"]) <= set(self._recorded)
+        if not set(held["subjects"]) <= set(self._recorded):
+            return False
+        self._wanted_subjects.update(held["subjects"])
+        return True
 
     def add(self, archive: Path, checksum: str, n_processes: int, available_bytes: int) -> None:
         """Convert the subjects of an archive that are not in the store yet.
@@ -125,11 +129,15 @@ class GradualBuild:
         if missing:
             self._convert(missing, min(n_processes, max(1, len(subjects) // UNPACKED_FRACTION)), available_bytes)
         names = [packed.name for packed in subjects]
+        self._wanted_subjects.update(names)
         write_json(self._record(checksum), {"pattern": self._wanted.pattern, "subjects": names})
         logger.info("%s: %d subjects, %d in the store by now", archive.name, len(subjects), len(self._recorded))
 
     def finish(self) -> Store:
         """Describe the store, which completes it.
+
+        Subjects of archives for which neither `has` nor `add` was called since, as after a command with other
+        archives, are removed.
 
         Raises
         ------
@@ -138,7 +146,9 @@ class GradualBuild:
         OSError
             The store cannot be written.
         """
-        recorded = sorted(self._recorded.values(), key=lambda record: natural_order(Path(record[0].runs[0].source)))
+        wanted = {name: record for name, record in self._recorded.items() if name in self._wanted_subjects}
+        remove_unrecorded(self._wanted.folder, wanted)
+        recorded = sorted(wanted.values(), key=lambda record: natural_order(Path(record[0].runs[0].source)))
         names = [stored.name.lower() for stored, _ in recorded]
         if twin := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two subjects are called {twin}, but for the case of its letters: use build instead")
@@ -179,7 +189,8 @@ class GradualBuild:
             name, reason = min(damaged.items())
             raise DamagedSource(
                 f"{len(damaged)} of {len(missing)} subjects of {missing[0].archive} cannot be read, the first: "
-                f"sub-{name}: {reason}. All others were written"
+                f"sub-{name}: {reason}. All others were written: leave this archive out with --files, or fetch "
+                "without --build, unpack the archives, and use build without the damaged subjects"
             )
 
     def _open_largest(self, missing: list[PackedSubject]) -> Source:
