@@ -20,9 +20,9 @@ from bidsschematools.schema import load_schema
 from bids_lacuna import FunctionalNetworkMapping, LesionData, batch_process, files
 from bids_lacuna.bids import LesionMask, find_lesion_masks
 from bids_lacuna.derivatives import writer as writer_module
-from bids_lacuna.derivatives.dataset import prepare_dataset
+from bids_lacuna.derivatives.dataset import clean_after, prepare_dataset
 from bids_lacuna.derivatives.names import ENTITY_ORDER, expected_maps, map_path
-from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, lesion_provenance
+from bids_lacuna.derivatives.records import LesionRecord, claim_lesions, decide, lesion_provenance
 from bids_lacuna.derivatives.writer import DerivativesWriter
 from bids_lacuna.files import write_json
 from bids_lacuna.grid import Grid
@@ -144,7 +144,7 @@ def test_a_lesion_that_another_run_has_just_finished_is_skipped(
             return take(lesions)
 
         monkeypatch.setattr(ours, "take", take_a_moment_later)
-        assert claim_pending([finished, missing], ours, tmp_path, settings(), overwrite) == 0
+        assert claim_lesions([finished, missing], ours, tmp_path, settings(), overwrite) == 0
     assert (finished.status, missing.status) == ("pending" if overwrite else "skipped", "pending")
 
 
@@ -159,7 +159,7 @@ def test_a_lesion_that_another_run_holds_fails_unless_it_is_finished(tmp_path: P
     ):
         theirs.take(names(finished, held))
         write_maps(finished, tmp_path)
-        assert claim_pending(records, ours, tmp_path, settings()) == 2
+        assert claim_lesions(records, ours, tmp_path, settings()) == 2
     assert [record.status for record in records] == ["skipped", "failed", "pending"]
     assert "the run theirs" in held.reason
     assert free.reason == ""
@@ -386,3 +386,26 @@ def test_maps_are_computed_on_as_many_threads_as_are_allowed(
         most.clear()
         write(mapped, tmp_path / f"out{n_threads}", n_threads)
         assert max(most) == n_threads
+
+
+@pytest.mark.parametrize(
+    ("name", "of_lesion"),
+    [
+        ("sub-01_label-lesion_desc-GSP_probseg.nii.gz", True),
+        ("sub-01_label-lesion_desc-GSP_probseg.json", True),
+        ("sub-01_label-lesion_stat-zscore_desc-GSPnull_statmap.nii.gz", True),
+        ("sub-01_atlas-A_seg-7_label-lesion_stat-mean_desc-GSP_parcels.tsv", True),
+        ("sub-01_atlas-A_seg-7_label-lesion_stat-mean_desc-GSP_parcels.json", True),
+        ("sub-01_atlas-A_label-lesion_stat-mean_desc-Other_parcels.tsv", False),
+        ("sub-01_hemi-L_atlas-A_label-lesion_stat-mean_desc-GSP_parcels.tsv", False),
+        ("sub-01_hemi-L_label-lesion_desc-GSP_probseg.nii.gz", False),
+    ],
+)
+def test_remains_of_a_killed_run(tmp_path: Path, name: str, of_lesion: bool) -> None:
+    """Unfinished files of each kind are removed, those of lesions that the run did not hold are not."""
+    unfinished = tmp_path / "sub-01" / "func" / f".{'0' * 32}.{name}"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.touch()
+    r_map = "sub-01/func/sub-01_label-lesion_stat-r_desc-GSP_statmap.nii.gz"
+    clean_after(tmp_path, Claim("killed", "host", 1, 0, "", (r_map,)))
+    assert unfinished.exists() != of_lesion

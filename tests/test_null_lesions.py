@@ -27,6 +27,7 @@ from bids_lacuna.report.group import write_group_report
 from bids_lacuna.report.nulls import draw_chance, find_chance_maps
 from bids_lacuna.report.participant import write_participant_report
 from bids_lacuna.report.pictures import Picture, Pictures
+from bids_lacuna.runtime.locks import claiming
 from bids_lacuna.text import percent
 
 Array = np.ndarray
@@ -571,3 +572,22 @@ def test_fit_is_outside_the_lesion(store: Path) -> None:
     outside = ~np.isin(cells, cells[own[GRID.mask]]) & np.isfinite(exact)
     found = nulls_of_maps.correlate_outside(exact, approximation, lesion, connectivity)
     assert found == pytest.approx(np.corrcoef(exact[outside], approximation[outside])[0, 1], abs=1e-12)
+
+
+def test_lesions_that_another_run_holds_gain_nothing(
+    bids: Path, store: Path, options: list[object], out: tuple[Path, str], tmp_path: Path
+) -> None:
+    """What two lesions lack, a T and a similarity, is left to the run that holds them, which is named."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    null_map(folder, "01").unlink()
+    sidecar = r_map(folder, "02").with_name(r_map(folder, "02").name.replace(".nii.gz", ".json"))
+    content = json.loads(sidecar.read_text())
+    del content["ConnectomeSimilarity"]
+    sidecar.write_text(json.dumps(content))
+    before = state_of(folder)
+    held = [r_map(folder, label).relative_to(folder).as_posix() for label in BOXES]
+    with claiming(folder / "logs" / "locks", "theirs", lambda _: None) as theirs:
+        theirs.take(held)
+        ended = map_lesions(bids, folder, store, *options)
+    assert ended.stderr.count("nothing is added to its maps, since the run theirs ") == 2
+    assert state_of(folder) == before

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Nulls:
     tissue_maps: tuple[Path, Path] | None
     """Maps of grey and of white matter; None for nilearn's."""
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, beside the lesion and its connectome: keys of a sidecar."""
         hashes = [file_hash(path) for path in self.tissue_maps] if self.tissue_maps else "nilearn's MNI152 masks"
@@ -278,7 +278,7 @@ def add_nulls(
 
 def is_due(record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance) -> bool:
     """Return whether a lesion has maps, and neither a T of these null lesions nor a reason why it cannot have one."""
-    if not record.has_maps_in(provenance.space):
+    if not record.can_gain(provenance.space):
         return False
     z_map, r_map = (output_dir / map_path(record.mask, provenance, stat=stat) for stat in "zr")
     if not sidecar_path(z_map).exists():

@@ -27,7 +27,7 @@ from bids_lacuna.derivatives import (
 )
 from bids_lacuna.derivatives.parcels import ATLAS_KEYS, differ, read_sidecar_of, write_parcels, write_placed_atlas
 from bids_lacuna.derivatives.records import DECIDING
-from bids_lacuna.files import read_json_object
+from bids_lacuna.files import read_json_object, remove_unfinished
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_volume
 from bids_lacuna.kernels import single_threaded_blas
@@ -40,6 +40,7 @@ from bids_lacuna.parcels.finding import find_atlas
 from bids_lacuna.parcels.labels import OUTSIDE
 from bids_lacuna.provenance import Provenance
 from bids_lacuna.report.methods import write_citation
+from bids_lacuna.runtime.locks import Claims
 from bids_lacuna.runtime.progress import Progress
 from bids_lacuna.transforms import TransformChain
 
@@ -110,9 +111,15 @@ def add_parcels(
     atlases: Sequence[UsedAtlas],
     writer: DerivativesWriter,
     analysis: FunctionalNetworkMapping,
+    claims: Claims,
     show_progress: bool = True,
 ) -> list[str]:
     """Write the tables of parcels that finished maps lack.
+
+    Parameters
+    ----------
+    claims
+        Exclude other runs while an atlas is written that belongs to no lesion.
 
     Returns
     -------
@@ -128,7 +135,7 @@ def add_parcels(
             try:
                 # Threads that wait for each other's small products take longer than one.
                 with single_threaded_blas():
-                    labels += _write_tables(used, tables, in_output, analysis, show_progress)
+                    labels += _write_tables(used, tables, in_output, analysis, claims, show_progress)
             except (OSError, ValueError) as error:
                 logger.warning("there are no parcels of %s: %s", used.file.image.name, error)
     return labels
@@ -139,6 +146,7 @@ def _write_tables(
     tables: Sequence[_Table],
     in_output: _Placed,
     analysis: FunctionalNetworkMapping,
+    claims: Claims,
     show_progress: bool,
 ) -> list[str]:
     """Write the tables of an atlas; return the labels of the participants. Raises OSError or ValueError."""
@@ -146,7 +154,9 @@ def _write_tables(
     logger.info("parcels of %s: tables to write: %d", name, len(tables))
     atlas = read_atlas(used.file, quietly=True)
     placed = place_atlas(atlas, grid, used.chain)
-    in_output.write(atlas, placed, grid)
+    if in_output.is_due:
+        with claims.exclusive():
+            in_output.write(atlas, placed, grid)
     counter = DamageCounter(atlas, grid, used.chain)
     with Progress(len(tables), f"parcels of {used.file.name}", "lesion", shown=show_progress) as progress:
         for table in tables:
@@ -157,6 +167,13 @@ def _write_tables(
                 logger.warning("%s: no parcels of %s: %s", table.record.mask.path.name, name, error)
             progress.update()
     return labels
+
+
+def lacks_parcels(
+    atlases: Sequence[UsedAtlas], record: LesionRecord, output_dir: Path, provenance: Provenance
+) -> bool:
+    """Return whether a lesion has maps, and lacks the table of an atlas."""
+    return any(_Table.of(record, used, output_dir, provenance).is_due for used in atlases)
 
 
 def describe_due(
@@ -205,7 +222,7 @@ class _Table:
         path = out / parcels_path(record.mask, provenance, used.file.entities)
         has_t = sidecar_path(t_map).exists()
         sidecar: dict[str, Any] = {}
-        if record.has_maps_in(provenance.space) and sidecar_path(z_map).exists():
+        if record.can_gain(provenance.space) and sidecar_path(z_map).exists():
             sidecar = _describe(z_map, t_map if has_t else None, used, out)
         is_due = bool(sidecar) and differ(read_sidecar_of(path), sidecar, (*DECIDING, *ATLAS_KEYS, "Sources"))
         return cls(record, path, z_map, t_map if has_t else None, is_due, sidecar)
@@ -262,9 +279,8 @@ class _Placed:
         return cls(path, differ(read_sidecar_of(path), sidecar, ("ConnectomeHash", *ATLAS_KEYS)), sidecar)
 
     def write(self, atlas: Atlas, placed: PlacedAtlas, grid: Grid) -> None:
-        """Write the label of each voxel, unless it is there; raises OSError."""
-        if not self.is_due:
-            return
+        """Write the label of each voxel; raises OSError. No other run may be writing an atlas."""
+        remove_unfinished(self.path.parent)
         labels = np.array([*(region.index for region in atlas.regions), OUTSIDE.index])
         dtype = np.int16 if labels.max() < 2**15 else np.int32
         values = labels.astype(dtype)[placed.strongest(grid.n_voxels)]

@@ -22,14 +22,14 @@ from bids_lacuna._version import __version__
 from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.masks import add_masks
-from bids_lacuna.app.nulls import Nulls, add_nulls, find_nulls
-from bids_lacuna.app.parcels import UsedAtlas, add_parcels, cite_atlases, find_atlases
+from bids_lacuna.app.nulls import Nulls, add_nulls, find_nulls, is_due
+from bids_lacuna.app.parcels import UsedAtlas, add_parcels, cite_atlases, find_atlases, lacks_parcels
 from bids_lacuna.app.preview import preview
 from bids_lacuna.app.runlog import keeping_log, name_log_dir
 from bids_lacuna.app.seeds import write_seeds
 from bids_lacuna.app.sharing import claim, reopen, report_failures, sharing_output
-from bids_lacuna.app.similarity import add_similarity, find_summary
-from bids_lacuna.app.targets import add_target_nulls, add_targets, read_targets
+from bids_lacuna.app.similarity import add_similarity, find_summary, lacks_similarity
+from bids_lacuna.app.targets import add_target_nulls, add_targets, lacks_percentiles, lacks_targets, read_targets
 from bids_lacuna.app.transforms import check_shared, find_chains, limit_threads, log_chains, memory_of_transforms
 from bids_lacuna.batch import process_batches
 from bids_lacuna.bids import ParticipantWithoutMask
@@ -137,6 +137,17 @@ class Job:
         if self.targets:
             with_news += add_target_nulls(self.targets, self.nulls, writer, self.resources, shown)
         return with_news
+
+    def lacks(self, record: LesionRecord) -> bool:
+        """Return whether a lesion has maps, and this run may add something to them."""
+        out, provenance, nulls = self.arguments.output_dir, self.provenance, self.nulls
+        return (
+            lacks_targets(self.targets, record, out, provenance)
+            or (self.summary is not None and lacks_similarity(self.summary, record, out, provenance))
+            or (nulls is not None and is_due(record, nulls, out, provenance))
+            or (nulls is not None and lacks_percentiles(self.targets, record, nulls, out, provenance))
+            or lacks_parcels(self.atlases, record, out, provenance)
+        )
 
     def plan(self) -> BatchPlan:
         """Divide the lesions that need a pass into batches."""
@@ -264,7 +275,7 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
                 write_citation(out, log.describe(), arguments.md_only_boilerplate, comparisons=job.comparisons)
         with above_the_bar():
             compared += job.compare_with_nulls(writer)
-            with_tables = add_parcels(job.atlases, writer, job.analysis, not arguments.quiet)
+            with_tables = add_parcels(job.atlases, writer, job.analysis, claims, not arguments.quiet)
             if with_tables or (compared and not this_run.n_lesions):
                 cite_atlases(job.atlases, log.describe(), out, arguments.md_only_boilerplate, job.comparisons)
             compared += with_tables

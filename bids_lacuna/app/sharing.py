@@ -13,7 +13,7 @@ from bids_lacuna.app.command import Exit, ending
 from bids_lacuna.derivatives import (
     DATASET_FILES,
     LesionRecord,
-    claim_pending,
+    claim_lesions,
     clean_after,
     prepare_dataset,
     read_description,
@@ -44,16 +44,27 @@ def sharing_output(
 
 
 def claim(job: Job, claims: Claims) -> Checkpoints | None:
-    """Claim the pending lesions against other runs, and give the checkpoints that only this run uses."""
-    claimed = job.pending
-    n_held = claim_pending(
+    """Claim the lesions that this run maps or adds to against other runs; give the checkpoints that only it uses.
+
+    What a lesion with maps lacks is left to the run that holds it.
+    """
+    pending, lacking = job.pending, [record for record in job.records if job.lacks(record)]
+    claimed = [*pending, *lacking]
+    n_held = claim_lesions(
         claimed, claims, job.arguments.output_dir, job.provenance, overwrite=job.arguments.overwrite
     )
     # The run that holds some of the lesions may keep its checkpoints in the same folder.
     checkpoints = None if n_held or not job.continues else job.checkpoints
     if checkpoints:
         reopen(job.records, checkpoints.current_batch)
-    report_failures(claimed)
+    report_failures(pending)
+    for record in lacking:
+        if record.held_by:
+            logger.warning(
+                "%s: nothing is added to its maps, since %s holds this lesion: rerun the same command after that run",
+                record.mask.path.name,
+                record.held_by,
+            )
     return checkpoints
 
 

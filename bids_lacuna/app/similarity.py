@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from bids_lacuna.app.command import Exit, Stop
@@ -14,6 +15,7 @@ from bids_lacuna.derivatives import SIMILARITY, LesionRecord, map_path, sidecar_
 from bids_lacuna.files import read_json_object, write_json
 from bids_lacuna.images import open_image
 from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
+from bids_lacuna.provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -64,25 +66,31 @@ def add_similarity(
     """
     labels = []
     for record in records:
-        if not record.has_maps_in(analysis.provenance.space):
+        if not lacks_similarity(summary, record, output_dir, analysis.provenance):
             continue
         try:
-            if _add(summary, record, output_dir, analysis):
-                labels.append(record.mask.entities["sub"])
+            _add(summary, record, output_dir, analysis)
+            labels.append(record.mask.entities["sub"])
         except (OSError, ValueError) as error:
             logger.warning("%s: its map is not compared to the connectome's degree: %s", record.mask.path.name, error)
     return labels
 
 
-def _add(summary: Summary, record: LesionRecord, output_dir: Path, analysis: FunctionalNetworkMapping) -> bool:
-    """Add the similarity to one sidecar; return whether it has changed."""
+def lacks_similarity(summary: Summary, record: LesionRecord, output_dir: Path, provenance: Provenance) -> bool:
+    """Return whether a lesion has maps that were not compared with this summary."""
+    if not record.can_gain(provenance.space):
+        return False
+    earlier, r_map = None, output_dir / map_path(record.mask, provenance, stat="r")
+    with suppress(OSError, ValueError):
+        earlier = read_json_object(sidecar_path(r_map)).get(SIMILARITY)
+    return not isinstance(earlier, dict) or earlier.get("SummaryHash") != summary.arrays.record.content_hash
+
+
+def _add(summary: Summary, record: LesionRecord, output_dir: Path, analysis: FunctionalNetworkMapping) -> None:
+    """Add the similarity to one sidecar."""
     sidecar = sidecar_path(output_dir / map_path(record.mask, analysis.provenance, stat="r"))
     content = read_json_object(sidecar)
-    earlier = content.get(SIMILARITY)
-    if isinstance(earlier, dict) and earlier.get("SummaryHash") == summary.arrays.record.content_hash:
-        return False
     z_map = open_image(output_dir / map_path(record.mask, analysis.provenance, stat="z"), "map")
     weights = analysis.row(analysis.load(record.as_lesion()))
     similarity = summary.similarity(z_map, weights.voxels)
     write_json(sidecar, content | {SIMILARITY: summary.describe(similarity)})
-    return True

@@ -100,26 +100,34 @@ def add_targets(
     """
     labels = []
     for record in records:
-        if not targets or not record.has_maps_in(analysis.provenance.space):
+        if not lacks_targets(targets, record, output_dir, analysis.provenance):
             continue
         try:
-            if _add(targets, record, output_dir, analysis):
-                labels.append(record.mask.entities["sub"])
+            _add(targets, record, output_dir, analysis)
+            labels.append(record.mask.entities["sub"])
         except (OSError, ValueError) as error:
             logger.warning("%s: it is not compared with target networks: %s", record.mask.path.name, error)
     return labels
 
 
+def lacks_targets(targets: Sequence[Target], record: LesionRecord, output_dir: Path, provenance: Provenance) -> bool:
+    """Return whether a lesion has maps that were not compared with each target."""
+    if not targets or not record.can_gain(provenance.space):
+        return False
+    recorded: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        recorded = _recorded(read_json_object(sidecar_path(output_dir / map_path(record.mask, provenance, stat="r"))))
+    return not all(is_recorded(target, recorded.get(target.name)) for target in targets)
+
+
 def _add(
     targets: Sequence[Target], record: LesionRecord, output_dir: Path, analysis: FunctionalNetworkMapping
-) -> bool:
-    """Add the relation to targets to one sidecar; return whether it has changed."""
+) -> None:
+    """Add the relation to targets to one sidecar."""
     sidecar = sidecar_path(output_dir / map_path(record.mask, analysis.provenance, stat="r"))
     content = read_json_object(sidecar)
     recorded = _recorded(content)
     lacking = [target for target in targets if not is_recorded(target, recorded.get(target.name))]
-    if not lacking:
-        return False
     z_map = open_image(output_dir / map_path(record.mask, analysis.provenance, stat="z"), "map")
     z = analysis.connectome.grid.vector(read_volume(z_map, "map"))
     weights = analysis.row(analysis.load(record.as_lesion()))
@@ -129,7 +137,6 @@ def _add(
         for target in lacking
     }
     write_json(sidecar, content | {TARGETS: {**recorded, **new}})
-    return True
 
 
 def _recorded(sidecar: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +216,7 @@ def lacks_percentiles(
     targets: Sequence[Target], record: LesionRecord, nulls: Nulls, output_dir: Path, provenance: Provenance
 ) -> bool:
     """Return whether a lesion has maps, may have null lesions, and lacks a target's percentiles among them."""
-    if not record.has_maps_in(provenance.space):
+    if not record.can_gain(provenance.space):
         return False
     sidecar: dict[str, Any] = {}
     with suppress(OSError, ValueError):

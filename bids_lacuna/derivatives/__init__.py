@@ -30,7 +30,7 @@ from bids_lacuna.derivatives.names import (
     placed_atlas_path,
     sidecar_path,
 )
-from bids_lacuna.derivatives.records import LesionRecord, claim_pending, decide, file_hash
+from bids_lacuna.derivatives.records import LesionRecord, claim_lesions, decide, file_hash
 from bids_lacuna.derivatives.writer import DerivativesWriter
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
     "LesionRecord",
     "Outcome",
     "Run",
-    "claim_pending",
+    "claim_lesions",
     "clean_after",
     "decide",
     "file_hash",

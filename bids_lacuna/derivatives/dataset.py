@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_lacuna._version import __version__
-from bids_lacuna.derivatives.names import before_statistic, is_of_lesion
+from bids_lacuna.derivatives.names import is_of_lesion
+from bids_lacuna.derivatives.parcels import is_beside
 from bids_lacuna.files import read_json_object, remove_unfinished, renamed_when_whole, write_json
 from bids_lacuna.provenance import PROGRAM
 from bids_lacuna.runtime.locks import Claim
@@ -115,15 +116,15 @@ def _container(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
 def clean_after(output_dir: Path, claim: Claim) -> None:
     """Remove the temporary files of a run that was killed."""
     remove_unfinished(output_dir / "logs" / claim.run)
-    by_folder: dict[Path, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    by_folder: dict[Path, list[str]] = defaultdict(list)
     for lesion in claim.lesions:
         r_map = output_dir / lesion
         # Anybody may have written the claim's file.
         if "_stat-r_" in r_map.name and ".." not in r_map.parts and r_map.is_relative_to(output_dir):
-            by_folder[r_map.parent][before_statistic(r_map.name)].append(r_map.name)
+            by_folder[r_map.parent].append(r_map.name)
     for folder, r_maps in by_folder.items():
         remove_unfinished(folder, of=partial(_is_of_any, r_maps))
 
 
-def _is_of_any(r_maps: Mapping[str, Sequence[str]], name: str) -> bool:
-    return any(is_of_lesion(name, r_map) for r_map in r_maps.get(before_statistic(name), ()))
+def _is_of_any(r_maps: Sequence[str], name: str) -> bool:
+    return any(is_of_lesion(name, r_map) or is_beside(name, r_map) for r_map in r_maps)

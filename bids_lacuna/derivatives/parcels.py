@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from bids_lacuna.derivatives.names import PARCELS, sidecar_path
+from bids_lacuna.derivatives.names import PARCELS, lesion_path, sidecar_path
 from bids_lacuna.derivatives.records import DECIDING
 from bids_lacuna.files import read_json_object, renamed_when_whole, write_json, write_table
 from bids_lacuna.images import save_gzipped
@@ -92,14 +92,24 @@ def find_parcels(r_map: Path, sidecar: Mapping[str, Any]) -> list[ParcelTable]:
 
 def list_parcels(r_map: Path) -> list[tuple[Path, dict[str, str]]]:
     """List a lesion's tables of parcels, whatever they were made from, each with the entities of its atlas."""
-    of_map = _entities(r_map.name) | {"stat": "mean"}
-    found = []
-    for path in sorted(r_map.parent.glob(f"*_stat-mean_*_{PARCELS}.tsv")):
-        entities = _entities(path.name)
-        atlas = {entity: entities.pop(entity) for entity in ATLAS_ENTITIES if entity in entities}
-        if entities == of_map:
-            found.append((path, atlas))
-    return found
+    paths = sorted(r_map.parent.glob(f"*_stat-mean_*_{PARCELS}.tsv"))
+    found = [(path, _find_atlas(path.name, r_map.name)) for path in paths]
+    return [(path, atlas) for path, atlas in found if atlas is not None]
+
+
+def is_beside(name: str, r_map: str) -> bool:
+    """Return whether a file belongs to a lesion beside its maps, by its name: a table of parcels, or weights."""
+    weights = lesion_path(Path(r_map))
+    if name in (weights.name, sidecar_path(weights).name):
+        return True
+    return f"_{PARCELS}." in name and _find_atlas(name, r_map) is not None
+
+
+def _find_atlas(name: str, r_map: str) -> dict[str, str] | None:
+    """Return the atlas's entities in the name of a lesion's table or its sidecar; None if it is another lesion's."""
+    entities = _entities(name)
+    atlas = {entity: entities.pop(entity) for entity in ATLAS_ENTITIES if entity in entities}
+    return atlas if entities == _entities(r_map) | {"stat": "mean"} else None
 
 
 def _entities(name: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from bids_lacuna.files import hash_file, read_json_object, write_table
 from bids_lacuna.lesion import LesionData
 from bids_lacuna.provenance import OPTION_WORDS, Provenance
 from bids_lacuna.quality import describe_coverage
-from bids_lacuna.runtime.locks import Claims
+from bids_lacuna.runtime.locks import Claim, Claims
 from bids_lacuna.spaces import describe_mismatch
 from bids_lacuna.transforms import TransformChain
 
@@ -65,11 +65,13 @@ class LesionRecord:
     """t-map on disk of a lesion that lacks nothing but masks of |t|, which are made from it without a pass."""
     transform: TransformChain | None = None
     """Transforms from the mask's space to the connectome's, if it needs some."""
+    held_by: Claim | None = None
+    """Claim of another run, which alone writes files of this lesion."""
 
-    def has_maps_in(self, space: str) -> bool:
-        """Return whether the lesion has been mapped in a space: its own, or that to which its transforms lead."""
+    def can_gain(self, space: str) -> bool:
+        """Return whether this run may add to the lesion's maps, in its space or that to which its transforms lead."""
         its_space = self.transform.target if self.transform else self.mask.space
-        return self.status in ("done", "skipped") and its_space == space
+        return self.status in ("done", "skipped") and its_space == space and self.held_by is None
 
     def set_aside(self, status: Literal["failed", "skipped", "not run"], reason: str) -> None:
         """Exclude the mask from mapping."""
@@ -174,25 +176,31 @@ def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[Lesio
         record.set_aside("failed", describe_mismatch(record.mask.space, space))
 
 
-def claim_pending(
+def claim_lesions(
     records: Sequence[LesionRecord], claims: Claims, output_dir: Path, provenance: Provenance, overwrite: bool = False
 ) -> int:
-    """Claim the pending lesions; a lesion held by another run fails, unless its maps are complete by now.
+    """Claim lesions, pending or with maps that lack something.
+
+    A pending lesion that another run holds fails, unless its maps are complete by now. To one that has maps, nothing
+    is added.
 
     Parameters
     ----------
     records
-        Records from `decide`.
+        Records from `decide`, with one for each map.
     overwrite
         Map lesions again that have maps.
 
     Returns
     -------
     int
-        Number of lesions held by other runs.
+        Number of pending lesions that other runs hold.
     """
-    pending = {str(map_path(record.mask, provenance, stat="r")): record for record in records if _is_pending(record)}
-    held = claims.take(pending)
+    wanted = {str(map_path(record.mask, provenance, stat="r")): record for record in records}
+    pending = {name: record for name, record in wanted.items() if _is_pending(record)}
+    held = claims.take(wanted)
+    for name, of_other in held.items():
+        wanted[name].held_by = of_other
     # Re-check after reading the claims: another run may have just finished a lesion that it no longer holds.
     sidecars = Sidecars(output_dir, provenance)
     for name, record in pending.items():
@@ -203,7 +211,7 @@ def claim_pending(
                 "failed",
                 f"{held[name]} holds this lesion: rerun the same command after that run to map what is left",
             )
-    return len(held)
+    return len(pending.keys() & held.keys())
 
 
 def _is_pending(record: LesionRecord) -> bool:
