@@ -180,7 +180,7 @@ class DerivativesWriter:
         sidecar = read_json_object(sidecar_path(self.output_dir / map_path(record.mask, self.provenance, stat="z")))
         path = self._write_map(null_map_path(record.mask, self.provenance), lambda: image)
         write_sidecars({sidecar_path(path): {**sidecar, "Description": NULL_DESCRIPTION, **own}})
-        self._record_why_not(record, None)
+        _record_why_not(self.output_dir / map_path(record.mask, self.provenance, stat="r"), None)
 
     def remove_null_map(self, record: LesionRecord, why: Mapping[str, Any]) -> None:
         """Remove a lesion's T among its null lesions, and record in its r-map's sidecar why it has none.
@@ -191,16 +191,7 @@ class DerivativesWriter:
             The sidecar cannot be read or written.
         """
         _remove(self.output_dir / null_map_path(record.mask, self.provenance))
-        self._record_why_not(record, why)
-
-    def _record_why_not(self, record: LesionRecord, why: Mapping[str, Any] | None) -> None:
-        sidecar = sidecar_path(self.output_dir / map_path(record.mask, self.provenance, stat="r"))
-        before = read_json_object(sidecar)
-        after = {key: value for key, value in before.items() if key != WITHOUT_NULLS}
-        if why is not None:
-            after[WITHOUT_NULLS] = dict(why)
-        if after != before:
-            write_json(sidecar, after)
+        _record_why_not(self.output_dir / map_path(record.mask, self.provenance, stat="r"), why)
 
     def record(self, lesion: LesionData) -> LesionRecord:
         """Return the record of a lesion."""
@@ -228,7 +219,7 @@ class DerivativesWriter:
             sidecar = describe_maps(mask, lesion, self.provenance, self.links, statistics.n_subjects)
             # The sidecar has the hashes of the files as they are now.
             check_unchanged({**({mask.path: lesion.state} if lesion.state else {}), **lesion.transform_states})
-            self._remove_stale(mask, sidecar)
+            _remove_stale(mask, sidecar, self.output_dir, self.provenance)
             sidecars = self._write_weights(mask, lesion, sidecar)
             for stat, (key, description) in STATISTICS.items():
                 if key in maps:
@@ -263,24 +254,36 @@ class DerivativesWriter:
             sidecars[sidecar_path(path)] = {**own, **sidecar}
         return sidecars
 
-    def _remove_stale(self, mask: LesionMask, sidecar: Mapping[str, Any]) -> None:
-        """Remove this lesion's maps of other origin, so that a new map is not taken for one of theirs."""
-        for path, old in Sidecars(self.output_dir, self.provenance).of(mask).items():
-            if differences := describe_differences(old, sidecar):
-                logger.info("removed %s, made with %s", path.name, differences)
-                path.unlink(missing_ok=True)
-                old.unlink()
-        for table, _ in list_parcels(self.output_dir / map_path(mask, self.provenance, stat="r")):
-            if differ(read_sidecar_of(table), sidecar, DECIDING):
-                logger.info("removed %s, made from other maps", table.name)
-                _remove(table)
-
     def _write_map(self, relative_path: PurePosixPath, compute: Callable[[], nib.Nifti1Image]) -> Path:
         path = self.output_dir / relative_path
         # Other lesions are computed while this thread waits for the disk.
         with renamed_when_whole(path, sync=False) as temporary, self._processors:
             save_gzipped(compute(), temporary)
         return path
+
+
+def _record_why_not(r_map: Path, why: Mapping[str, Any] | None) -> None:
+    """Record in an r-map's sidecar why there are no null lesions, or that there are."""
+    sidecar = sidecar_path(r_map)
+    before = read_json_object(sidecar)
+    after = {key: value for key, value in before.items() if key != WITHOUT_NULLS}
+    if why is not None:
+        after[WITHOUT_NULLS] = dict(why)
+    if after != before:
+        write_json(sidecar, after)
+
+
+def _remove_stale(mask: LesionMask, sidecar: Mapping[str, Any], output_dir: Path, provenance: Provenance) -> None:
+    """Remove a lesion's maps of other origin, so that a new map is not taken for one of theirs."""
+    for path, old in Sidecars(output_dir, provenance).of(mask).items():
+        if differences := describe_differences(old, sidecar):
+            logger.info("removed %s, made with %s", path.name, differences)
+            path.unlink(missing_ok=True)
+            old.unlink()
+    for table, _ in list_parcels(output_dir / map_path(mask, provenance, stat="r")):
+        if differ(read_sidecar_of(table), sidecar, DECIDING):
+            logger.info("removed %s, made from other maps", table.name)
+            _remove(table)
 
 
 def _remove(path: Path) -> None:
