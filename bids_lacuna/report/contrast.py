@@ -139,7 +139,7 @@ class TestDrawing:
             accuracies=self._list_accuracies(),
             tested=attempt(self.problems, record["Column"], self._draw_tested),
             design=attempt(self.problems, "Design", self._draw_design),
-            facts=self._describe_origin(),
+            facts=_describe_origin(record),
             files=self._list_files(),
             problems=self.problems,
             methods=[methods],
@@ -271,30 +271,31 @@ class TestDrawing:
         names = {"Maps": "the effect map", "Baseline": alone, "Difference": "difference"}
         return [(words, found[name]) for name, words in names.items() if found[name]]
 
-    def _describe_origin(self) -> list[tuple[str, str]]:
-        record = self._record
-        n = f"{record['NumberOfPermutations']}{', all that are distinct' if record['AllPermutations'] else ''}"
-        facts = [
-            ("Model", record["Model"]),
-            ("Statistic", record["Statistic"]),
-            *(
-                [("Variance", f"{record['Levels'][0]} relative to {record['Levels'][1]}: {decimal(ratio)}")]
-                if (ratio := record.get("VarianceRatio"))
-                else []
-            ),
-            ("Patients", str(record["NumberOfPatients"])),
-            ("Permutations", f"{n}; random seed {record['RandomSeed']}"),
-            (
-                "Voxels",
-                f"{record['NumberOfVoxels']}, {percent(record['FractionOfVoxels'])} of those that any map has",
-            ),
-            ("Maps", f"{record['InputStatistic']}, in {record['SpatialReference']}"),
-            ("Connectome", record["ConnectomeName"]),
-            ("Left out", ", ".join(record["Dropped"]) or "nobody"),
-            ("Tested by bids-lacuna", str(record["SoftwareVersion"])),
-        ]
-        for key, name in {"EffectSimilarity": "effect", "LogpSimilarity": "\N{MINUS SIGN}log10 p"}.items():
-            if key in record:
-                listed = ", ".join(f"{of} {decimal(r)}" for of, r in record[key].items())
-                facts.append((f"Spatial r of the {name} with the connectome", listed))
-        return facts
+
+def _describe_origin(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return names and values of what the test was made with."""
+    n = f"{record['NumberOfPermutations']}{', all that are distinct' if record['AllPermutations'] else ''}"
+    facts = [
+        ("Model", record["Model"]),
+        ("Statistic", record["Statistic"]),
+        *(
+            [("Variance", f"{record['Levels'][0]} relative to {record['Levels'][1]}: {decimal(ratio)}")]
+            if (ratio := record.get("VarianceRatio"))
+            else []
+        ),
+        ("Patients", str(record["NumberOfPatients"])),
+        ("Permutations", f"{n}; random seed {record['RandomSeed']}"),
+        (
+            "Voxels",
+            f"{record['NumberOfVoxels']}, {percent(record['FractionOfVoxels'])} of those that any map has",
+        ),
+        ("Maps", f"{record['InputStatistic']}, in {record['SpatialReference']}"),
+        ("Connectome", record["ConnectomeName"]),
+        ("Left out", ", ".join(record["Dropped"]) or "nobody"),
+        ("Tested by bids-lacuna", str(record["SoftwareVersion"])),
+    ]
+    for key, name in {"EffectSimilarity": "effect", "LogpSimilarity": "\N{MINUS SIGN}log10 p"}.items():
+        if key in record:
+            listed = ", ".join(f"{of} {decimal(r)}" for of, r in record[key].items())
+            facts.append((f"Spatial r of the {name} with the connectome", listed))
+    return facts
