@@ -17,7 +17,7 @@ from scipy import ndimage
 from bids_lacuna.grid import Grid
 from bids_lacuna.lesion import LesionData, LesionOutsideGrid, load_lesion
 from bids_lacuna.transforms import TransformChain, TransformFile, check_format
-from bids_lacuna.transforms.resampling import _compose, weigh_through
+from bids_lacuna.transforms.resampling import VoxelFinder, _compose, weigh_through
 
 Array = np.ndarray
 
@@ -242,6 +242,22 @@ def centre_of(weights: Array, corner: Array, grid: Grid) -> Array:
 
 
 GRID = Grid(np.ones((40, 40, 40), bool), nib.affines.from_matvec(2 * np.eye(3), [-39, -39, -39]))
+
+
+def test_pieces_between_oblique_grids() -> None:
+    """Without a chain, a piece lies in the voxel to which its centre rounds by nibabel's affines, or outside."""
+    image = affine_of((2, 3, 2.5), np.array([3.0, -4.0, 5.0]), GRID_SHAPE, turn=0.4)
+    affine = affine_of((1.5, 2, 1), np.array([17.0, -4.0, 5.0]), (8, 7, 6))
+    corner, shape, n_pieces = np.array([1, -2, 1]), (5, 7, 6), np.array([4, 3, 2])
+    found = VoxelFinder(None, image, GRID_SHAPE).within(affine).find(corner, shape, n_pieces)
+    to_image = np.linalg.inv(image) @ affine
+    voxels, pieces = (np.indices(n).reshape(3, -1).T for n in (shape, n_pieces))
+    centres = (voxels + corner)[:, np.newaxis] - 0.5 + (pieces + 0.5) / n_pieces
+    at = np.floor(nib.affines.apply_affine(to_image, centres) + 0.5).astype(int)
+    inside = ((at >= 0) & (at < GRID_SHAPE)).all(axis=-1)
+    expected = np.where(inside, np.ravel_multi_index(tuple(np.moveaxis(at, -1, 0)), GRID_SHAPE, mode="clip"), -1)
+    assert 0.2 < inside.mean() < 0.95
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_itk_points_are_lps(tmp_path: Path) -> None:
