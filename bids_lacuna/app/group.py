@@ -34,6 +34,7 @@ from bids_lacuna.group import (
     summarize_group,
     write_group_parcels,
 )
+from bids_lacuna.group.writer import GroupSummary
 from bids_lacuna.runtime.memory import find_resources
 from bids_lacuna.runtime.progress import above_the_bar
 
@@ -84,28 +85,12 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
         if nulls:
             compare_group(nulls, lesions, group.provenance, out, folder, resources, not arguments.quiet)
         if asked is not None:
-            run_test(
-                arguments,
-                asked,
-                lesions,
-                group.provenance,
-                folder,
-                resources,
-                whole,
-                targets,
-                summary.relations,
-            )
-        for sentence in remove_stale_tests(
-            folder, lesions, out, partial(read_named_table, arguments=arguments, lesions=lesions)
-        ):
+            found = summary.relations
+            run_test(arguments, asked, lesions, group.provenance, folder, resources, whole, targets, found)
+        read_table = partial(read_named_table, arguments=arguments, lesions=lesions)
+        for sentence in remove_stale_tests(folder, lesions, out, read_table):
             logger.warning("%s", sentence)
-    logger.info(
-        "lesions in the group: %d, left out: %d, outliers: %s; the table is %s",
-        len(summary.order),
-        len(summary.left_out),
-        ", ".join(summary.outliers) or "none",
-        summary.table,
-    )
+    log_summary(summary)
     if not arguments.no_reports:
         write_group_page(out, resources, arguments.name)
     elif had_page:
@@ -128,6 +113,17 @@ def preview(arguments: argparse.Namespace, group: Group, asked: Asked | None, nu
         n_threads = find_resources(arguments.mem, arguments.nprocs).n_threads
         sys.stdout.write(f"null lesions: {describe_time(nulls, movable, n_threads)}\n")
     return Exit.OK
+
+
+def log_summary(summary: GroupSummary) -> None:
+    """Log how many lesions the group has, and where its table is."""
+    logger.info(
+        "lesions in the group: %d, left out: %d, outliers: %s; the table is %s",
+        len(summary.order),
+        len(summary.left_out),
+        ", ".join(summary.outliers) or "none",
+        summary.table,
+    )
 
 
 def warn_of_removed_page(page: Path) -> None:
