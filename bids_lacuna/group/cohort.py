@@ -45,6 +45,14 @@ class UnfitLesions(ValueError):  # noqa: N818  a fact about the dataset, not a d
     """Some lesions cannot be in the group; the message lists each with its reason and says what to do."""
 
 
+IDENTITY_COLUMNS = {
+    "lesion": {"Description": "Entities of the lesion's mask, without space and resolution"},
+    "participant_id": {"Description": "Participant"},
+    "session_id": {"Description": "Session; n/a where the dataset has none"},
+}
+"""Columns of each table of a group's lesions that say whose a row is, with their entries in the data dictionary."""
+
+
 @dataclass(frozen=True)
 class GroupLesion:
     """A lesion with all its maps."""
@@ -57,6 +65,13 @@ class GroupLesion:
     """Paths of the r-, z- and t-map by statistic, relative to the root of the participants' maps."""
     sidecar: Mapping[str, Any]
     """Sidecar of the r-map."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Its cells of `IDENTITY_COLUMNS`."""
+        sub, ses = self.mask.entities["sub"], self.mask.entities.get("ses")
+        session = "n/a" if ses is None else f"ses-{ses}"
+        return {"lesion": self.name, "participant_id": f"sub-{sub}", "session_id": session}
 
 
 @dataclass(frozen=True)

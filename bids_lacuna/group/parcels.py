@@ -12,16 +12,10 @@ from bids_lacuna._version import __version__
 from bids_lacuna.derivatives import sidecar_path
 from bids_lacuna.derivatives.parcels import ATLAS_DESCRIPTION_KEYS, COLUMNS, ParcelTable, find_parcels
 from bids_lacuna.files import read_json_object, read_table, write_json, write_table
-from bids_lacuna.group.cohort import GroupLesion
+from bids_lacuna.group.cohort import IDENTITY_COLUMNS, GroupLesion
 from bids_lacuna.provenance import Provenance
 
 logger = logging.getLogger(__name__)
-
-LESION_COLUMNS = {
-    "lesion": {"Description": "Entities of the lesion's mask, without space and resolution"},
-    "participant_id": {"Description": "Participant"},
-    "session_id": {"Description": "Session; n/a where the dataset has none"},
-}
 
 DESCRIPTION = "The tables of parcels of all lesions of the group, one below the other"
 
@@ -55,7 +49,7 @@ def write_group_parcels(
     for name, tables in by_atlas.items():
         path = folder / f"group_{name}_desc-{provenance.connectome_name}_parcels.tsv"
         used = _keep_majority(tables, name, len(lesions))
-        write_table(path, [*LESION_COLUMNS, *COLUMNS], _rows(lesions, used))
+        write_table(path, [*IDENTITY_COLUMNS, *COLUMNS], _rows(lesions, used))
         write_json(sidecar_path(path), _describe(used, maps_dir))
         paths.append(path)
     return paths
@@ -79,17 +73,15 @@ def _keep_majority(tables: Mapping[str, ParcelTable], name: str, n_lesions: int)
 def _rows(lesions: Sequence[GroupLesion], tables: Mapping[str, ParcelTable]) -> Iterator[list[str]]:
     for lesion in lesions:
         if lesion.name in tables:
-            entities = lesion.mask.entities
-            session = f"ses-{entities['ses']}" if "ses" in entities else "n/a"
             for row in read_table(tables[lesion.name].path):
-                yield [lesion.name, f"sub-{entities['sub']}", session, *(row[column] for column in COLUMNS)]
+                yield [*lesion.identity.values(), *(row[column] for column in COLUMNS)]
 
 
 def _describe(tables: Mapping[str, ParcelTable], maps_dir: Path) -> dict[str, Any]:
     first = next(iter(tables.values())).sidecar
     return {
         "Description": DESCRIPTION,
-        **LESION_COLUMNS,
+        **IDENTITY_COLUMNS,
         **COLUMNS,
         "NumberOfLesions": len(tables),
         **{key: first[key] for key in ATLAS_DESCRIPTION_KEYS if key in first},

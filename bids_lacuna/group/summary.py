@@ -229,9 +229,7 @@ def _describe_lesion(
 ) -> dict[str, Any]:
     """Return a lesion's row of the table, without the columns that depend on the whole group."""
     return {
-        "lesion": lesion.name,
-        "participant_id": f"sub-{lesion.mask.entities['sub']}",
-        "session_id": f"ses-{lesion.mask.entities['ses']}" if "ses" in lesion.mask.entities else "n/a",
+        **lesion.identity,
         "label": lesion.mask.entities.get("label", "n/a"),
         "volume": float(lesion.sidecar["LesionVolume"]),
         "coverage": float(lesion.sidecar["LesionCoverage"]),

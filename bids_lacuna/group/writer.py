@@ -15,7 +15,7 @@ import numpy as np
 from bids_lacuna._version import __version__
 from bids_lacuna.derivatives import FIGURES, GROUP_DICTIONARY, GROUP_PAGE, GROUP_TABLE, SEED, number_label
 from bids_lacuna.files import read_json_object, read_table, renamed_when_whole, write_json, write_table
-from bids_lacuna.group.cohort import MAPS_NEEDED, GroupLesion, LeftOut, describe_settings
+from bids_lacuna.group.cohort import IDENTITY_COLUMNS, MAPS_NEEDED, GroupLesion, LeftOut, describe_settings
 from bids_lacuna.group.sums import CLUSTERING, OUTLIER_RULE, GroupSums
 from bids_lacuna.images import open_image, save_gzipped
 from bids_lacuna.lesion import ONE_SIDED
@@ -33,9 +33,7 @@ INTERPRETATION = (
 
 # fmt: off
 COLUMNS: dict[str, dict[str, Any]] = {
-    "lesion": {"Description": "Entities of the lesion's mask, without space and resolution"},
-    "participant_id": {"Description": "Participant"},
-    "session_id": {"Description": "Session; n/a where the dataset has none"},
+    **IDENTITY_COLUMNS,
     "label": {"Description": "Label of the lesion's mask"},
     "volume": {"Description": "Lesion volume on the mask's own grid", "Units": "mm^3"},
     "coverage": {"Description": "Share of the lesion's volume that the connectome covers"},
