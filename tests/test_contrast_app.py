@@ -254,6 +254,19 @@ def test_score_beside_the_first_test(tested: Path, tmp_path: Path) -> None:
     assert "stat-t_" in read_record(root / "out", "nihss")["Sources"][0]
 
 
+def test_a_test_of_another_column_is_kept(tested: Path, tmp_path: Path) -> None:
+    """A column whose files would have the same names is refused by name, and nothing is written."""
+    root = shutil.copytree(tested.parent, tmp_path / "all")
+    write_table(root / "bids", **{"depressed?": np.arange(N) * 5 % 11})
+    before = {path: path.read_bytes() for path in root.glob("out/*contrast*")}
+    refused = group(root, "--test", "depressed?")
+    assert refused.returncode == Exit.CANNOT_CREATE
+    assert "a test of depressed, whose files have the same names as those of depressed?: rename" in refused.stderr
+    assert {path: path.read_bytes() for path in root.glob("out/*contrast*")} == before
+    assert group(root, "--test", "depressed?", "--overwrite").returncode == 0
+    assert read_record(root / "out")["Column"] == "depressed?"
+
+
 def test_stale_tests_are_removed(tested: Path, tmp_path: Path) -> None:
     """The group command keeps a test while maps and columns are the same, and removes it when they are not."""
     root = shutil.copytree(tested.parent, tmp_path / "all")

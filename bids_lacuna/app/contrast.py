@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from bids_lacuna.app.command import Exit, Stop, ending
+from bids_lacuna.files import read_json_object
 from bids_lacuna.group import Group
 from bids_lacuna.group.cohort import GroupLesion
 from bids_lacuna.group.contrast import GroupTest, check_design, contrast_maps
-from bids_lacuna.group.contrast_files import ContrastWriter, TestInput
+from bids_lacuna.group.contrast_files import ContrastWriter, TestInput, record_path
 from bids_lacuna.group.design import VOLUME, BadDesign, Design, Question
 from bids_lacuna.group.inference import estimate_seconds, make_model
 from bids_lacuna.group.outcomes import list_columns
@@ -82,6 +83,20 @@ def read_question(arguments: argparse.Namespace, group: Group) -> Asked | None:
         design = check_design(list_keys(group.lesions), table, question, list_measures(group.lesions))
     logger.info("test of %s", design.direction)
     return Asked(question, design, table, name)
+
+
+def keep_other_test(folder: Path, design: Design, overwrite: bool) -> None:
+    """Raise Stop if the folder has a test of another column whose files have the same names."""
+    try:
+        other = read_json_object(record_path(folder, design.label)).get("Column")
+    except (OSError, ValueError):
+        return
+    if other != design.column and not overwrite:
+        raise Stop(
+            Exit.CANNOT_CREATE,
+            f"{folder} has a test of {other}, whose files have the same names as those of {design.column}: rename "
+            "one of the columns, give the group another name (--name LABEL), or replace the test with --overwrite",
+        )
 
 
 def read_named_table(name: str, arguments: argparse.Namespace, lesions: Sequence[GroupLesion]) -> Table:

@@ -12,7 +12,14 @@ from pathlib import Path
 from bids_lacuna._version import __version__
 from bids_lacuna.app.chance import compare_group, find_group_nulls, find_movable
 from bids_lacuna.app.command import Exit, Stop, ending
-from bids_lacuna.app.contrast import Asked, describe_test_time, read_named_table, read_question, run_test
+from bids_lacuna.app.contrast import (
+    Asked,
+    describe_test_time,
+    keep_other_test,
+    read_named_table,
+    read_question,
+    run_test,
+)
 from bids_lacuna.app.inputs import find_masks, open_connectome
 from bids_lacuna.app.nulls import Nulls, describe_time
 from bids_lacuna.app.reports import write_group_page
@@ -59,6 +66,8 @@ def run(arguments: argparse.Namespace, datasets: Mapping[str, Path]) -> Exit:
     with ending(Exit.BAD_DATA, UnfitLesions):
         refuse(group.left_out, len(group.lesions), arguments.ignore)
     keep_other_group(folder, group, arguments.overwrite)
+    if asked:
+        keep_other_test(folder, asked.design, arguments.overwrite)
     had_page = (folder / GROUP_PAGE).exists()
     with ending(Exit.CANNOT_CREATE, OSError, ValueError):
         links = prepare_dataset(out, datasets)
