@@ -75,7 +75,7 @@ def test_damaged_tables(tmp_path: Path, text: str) -> None:
 def test_another_encoding(tmp_path: Path) -> None:
     """Latin-1 is refused, since its letters would be guessed."""
     (path := tmp_path / "participants.tsv").write_bytes(TEXT.encode("latin-1"))
-    with pytest.raises(BadTable, match="save it as tab-separated UTF-8"):
+    with pytest.raises(BadTable, match=r"byte: save it as UTF-8$"):
         read_table_file(path)
 
 

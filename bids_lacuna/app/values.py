@@ -49,7 +49,9 @@ def group_label(text: str) -> str:
 
 def natural_number(text: str) -> int:
     """Parse 0 or a positive integer."""
-    return 0 if text.strip() == "0" else positive_integer(text)
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a positive integer")
+    return int(text)
 
 
 def minutes(text: str) -> float:

@@ -171,8 +171,10 @@ def read_cells(path: Path) -> tuple[list[str], list[tuple[int, tuple[Cell, ...]]
     try:
         text = decode_text(path.read_bytes())
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:
         raise BadTable(f"{path} cannot be read as a table ({error}): save it as tab-separated UTF-8") from error
+    except ValueError as error:
+        raise BadTable(f"{path} cannot be read as a table: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if any(cell.strip() for cell in line)]
     if not numbered:
         raise BadTable(f"{path} is empty: a table with a line of column names is needed")
