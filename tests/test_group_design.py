@@ -215,6 +215,6 @@ def test_labels() -> None:
         "nihss",
         "lesionSide",
         "NIHSSDay7",
-        "GrE",
+        "Grosse",
         "tested",
     ]

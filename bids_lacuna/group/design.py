@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+from unicodedata import combining, normalize
 
 import numpy as np
 
@@ -143,8 +144,9 @@ class Design:
 
 
 def column_label(column: str) -> str:
-    """Return a column's name as a BIDS label, of letters and digits: lesion_side is lesionSide."""
-    first, *others = re.findall(r"[A-Za-z0-9]+", column) or ["tested"]
+    """Return a column's name as a BIDS label, of letters and digits: lesion_side is lesionSide, Größe is Grosse."""
+    plain = "".join(letter for letter in normalize("NFKD", column) if not combining(letter))
+    first, *others = re.findall(r"[A-Za-z0-9]+", plain.replace("ß", "ss")) or ["tested"]
     return first + "".join(word[:1].upper() + word[1:] for word in others)
 
 
