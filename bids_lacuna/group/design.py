@@ -33,6 +33,9 @@ UNEQUAL = 1.5
 DEPENDENT = 1e-9
 """Fraction of a column's norm that must be left without the other columns."""
 
+LARGEST = 1e100
+"""Largest number of a column, so that sums of squares are finite."""
+
 DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 
 
@@ -262,7 +265,7 @@ def _read_numbers(name: str, cells: Sequence[Cell]) -> Array | None:
     Raises
     ------
     BadDesign
-        It has both, or a number that is not finite.
+        It has both, or a number that is not finite or above `LARGEST`.
     """
     numbers = [_number(cell) for cell in cells]
     words = [str(cell) for cell, number in zip(cells, numbers, strict=True) if number is None]
@@ -276,8 +279,12 @@ def _read_numbers(name: str, cells: Sequence[Cell]) -> Array | None:
             "write numbers only, and n/a where there is no value"
         )
     values = np.array(numbers, float)
-    if not np.isfinite(values).all():
-        raise BadDesign(f"{name} has a number that is not finite: correct it, or write n/a")
+    if not (np.abs(values) <= LARGEST).all():
+        beyond = values[~(np.abs(values) <= LARGEST)][0]
+        raise BadDesign(
+            f"{name} has the number {beyond:g}, and numbers from -{LARGEST:g} to {LARGEST:g} are needed: correct it, "
+            "or write n/a"
+        )
     return values
 
 
