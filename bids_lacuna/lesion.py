@@ -130,7 +130,8 @@ class LesionData:
         Raises
         ------
         ValueError
-            A number is not finite, a radius is not positive, or small spheres lie too far apart for one mask.
+            A centre has no x, y and z, there are not as many radii, a number is not finite, a radius is not positive,
+            or small spheres lie too far apart for one mask.
         """
         return cls(draw_spheres(center_mm, radius_mm), dict(metadata or {}), transform=transform, is_seed=True)
 
@@ -158,8 +159,13 @@ def draw_spheres(
     center_mm: Sequence[float] | Sequence[Sequence[float]], radius_mm: float | Sequence[float]
 ) -> nib.Nifti1Image:
     """Draw the mask of spheres: see `LesionData.from_sphere`."""
-    centres = np.atleast_2d(np.asarray(center_mm, float))
-    mask, affine = make_spheres(centres, np.broadcast_to(np.asarray(radius_mm, float), len(centres)))
+    centres, radii = np.atleast_2d(np.asarray(center_mm, float)), np.asarray(radius_mm, float)
+    if centres.shape[1:] != (3,) or radii.shape not in ((), (len(centres),)):
+        raise ValueError(
+            f"spheres cannot be drawn from centres of shape {np.shape(center_mm)} and radii of shape {radii.shape}: "
+            "give x, y and z of each centre, and one radius for all or one for each"
+        )
+    mask, affine = make_spheres(centres, np.broadcast_to(radii, len(centres)))
     return nib.Nifti1Image(mask.view(np.uint8), affine)
 
 

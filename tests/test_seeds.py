@@ -86,11 +86,18 @@ def test_a_sphere_outside_names_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("centre", "radius"), [([0, 0, float("nan")], 6), ([0, 0, 0], 0), ([[0, 0, 0], [400, 400, 400]], 0.5)]
+    ("centre", "radius", "words"),
+    [
+        ([0, 0, float("nan")], 6, "radius above 0"),
+        ([0, 0, 0], 0, "radius above 0"),
+        ([[0, 0, 0], [400, 400, 400]], 0.5, "different labels"),
+        ([0, 0], 6, r"centres of shape \(2,\)"),
+        ([[0, 0, 0]], [6, 3], r"radii of shape \(2,\)"),
+    ],
 )
-def test_spheres_that_cannot_be_a_mask(centre: list[float], radius: float) -> None:
-    """NaN, an empty sphere, and small spheres far apart are refused."""
-    with pytest.raises(ValueError, match=r"radius above 0|different labels"):
+def test_spheres_that_cannot_be_a_mask(centre: list[float], radius: float, words: str) -> None:
+    """NaN, an empty sphere, small spheres far apart, and centres or radii of another number are refused."""
+    with pytest.raises(ValueError, match=words):
         LesionData.from_sphere(centre, radius)
 
 
