@@ -16,7 +16,7 @@ from bids_lacuna.text import suggest
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = "interrupted: finished batches are on disk; rerun the same command to resume"
+INTERRUPTED = "interrupted: what is finished is on disk; rerun the same command to resume"
 
 LEVELS = ("participant", "group")
 
