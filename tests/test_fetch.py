@@ -93,6 +93,8 @@ def test_no_proxy_reads_the_token(server: Dataverse, tmp_path: Path, monkeypatch
     monkeypatch.setattr(download, "N_ATTEMPTS", 1)
     for variable in ("http_proxy", "all_proxy"):
         monkeypatch.setenv(variable, server.storage)
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
     assert fetch(server, tmp_path / "out").returncode == 75
     assert len(server.requests_of("api")) >= 4
     proxied = server.requests_of("storage", "http://")
@@ -103,6 +105,8 @@ def test_no_proxy_reads_the_token(server: Dataverse, tmp_path: Path, monkeypatch
 def test_the_refusal_of_a_proxy(server: Dataverse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The words of a proxy that refuses to connect are shown."""
     monkeypatch.setenv("https_proxy", server.storage)
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
     ended = fetch(server, tmp_path / "out", "--server", "https://dataverse.invalid")
     assert ended.returncode == 75
     assert "dataverse.invalid failed (Tunnel connection failed: 501 Unsupported" in last_line(ended.stderr)
