@@ -147,7 +147,7 @@ class ContrastWriter:
             "share",
             "lesions",
             lesioned,
-            f"Share of the patients of the test who are lesioned; above {LESIONED:g}, a lesion's correlation with "
+            f"Fraction of the patients of the test who are lesioned; above {LESIONED:g}, a lesion's correlation with "
             "itself and its neighbours may be what differs",
         )
         self._write_design()
@@ -205,7 +205,7 @@ class ContrastWriter:
                 "share",
                 f"{what}{word}",
                 values,
-                f"Sensitivity: share of the patients with {cases} whose t is {word} {sign}{threshold:g}",
+                f"Sensitivity: fraction of the patients with {cases} whose t is {word} {sign}{threshold:g}",
                 TThreshold=float(f"{sign}{threshold}"),
             )
         self._write_map(

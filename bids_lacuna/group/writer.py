@@ -36,7 +36,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     **IDENTITY_COLUMNS,
     "label": {"Description": "Label of the lesion's mask"},
     "volume": {"Description": "Lesion volume on the mask's own grid", "Units": "mm^3"},
-    "coverage": {"Description": "Share of the lesion's volume that the connectome covers"},
+    "coverage": {"Description": "Fraction of the lesion's volume that the connectome covers"},
     "side": {
         "Description": f"Hemisphere with at least {percent(ONE_SIDED)} of the lesion's volume, without voxels at x = "
         "0",
@@ -147,14 +147,14 @@ class GroupWriter:
             for lesion in self.lesions
         ]
         counted = (
-            "each by the share of the voxel that it covers"
+            "each by the fraction of the voxel that it covers"
             if self.provenance.options.weighting == "volume"
             else "each where it covers at least half of the voxel"
         )
         paths = {
             "lesions_n": self._write_map("n", "lesions", sums.lesions, f"Number of lesions, {counted}", masks),
             "lesions_share": self._write_map(
-                "share", "lesions", sums.lesions / n, f"Share of the group's lesions, {counted}", masks
+                "share", "lesions", sums.lesions / n, f"Fraction of the group's lesions, {counted}", masks
             ),
             "mean_n": self._write_map(
                 "n",
@@ -186,7 +186,7 @@ class GroupWriter:
                     "share",
                     what,
                     share,
-                    f"Share of the lesions whose t is {word} {sign}{threshold:g}, of those where it is defined",
+                    f"Fraction of the lesions whose t is {word} {sign}{threshold:g}, of those where it is defined",
                     self._uris("t"),
                     Threshold=float(f"{sign}{threshold}"),
                 )
