@@ -323,6 +323,10 @@ def test_a_seed_has_no_damage(bids: Path, connectome: Path, tmp_path: Path) -> N
     assert {row["fraction_of_lesion"] for row in rows} == {row["fraction_lesioned"] for row in rows} == {"n/a"}
     assert "n/a" not in {row["mean_z"] for row in rows}
     assert "lesioned fraction" not in (out / "logs" / "CITATION.md").read_text()
+    assert write_participant_report(out, "01") == []
+    page = (out / "sub-01.html").read_text()
+    assert "Strongest regions of Made" in page
+    assert "lesioned" not in page
 
 
 def test_output_is_valid(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
