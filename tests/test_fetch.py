@@ -366,6 +366,11 @@ def test_mistakes(server: Dataverse, tmp_path: Path) -> None:
             66,
             "has no dataset doi:10.5072/FK2/NOWHERE (Dataset with",
         ),
+        (
+            fetch(server, out, doi="https://doi.org/10.5072/FK2/ELSEWHERE"),
+            66,
+            "has no dataset doi:10.5072/FK2/ELSEWHERE (",
+        ),
         (fetch(server, out, doi="gsp2000"), 64, "'gsp2000' is neither gsp1000 nor a DOI"),
         (fetch(server, out, "--server", "http://127.0.0.1:1"), 75, "127.0.0.1:1 failed (Connection refused)"),
         (fetch(server, out, "--server", "http://nowhere.invalid", doi="gsp1000"), 64, "send the token unencrypted"),

@@ -76,7 +76,9 @@ def build_parser() -> Parser:
 def _add_download(fetch: argparse.ArgumentParser) -> None:
     """Add the options of a download."""
     fetch.add_argument(
-        "dataset", metavar="DATASET", help="gsp1000, or the DOI of another dataset, as in doi:10.7910/…"
+        "dataset",
+        metavar="DATASET",
+        help="gsp1000, or the DOI of another dataset, as in doi:10.7910/… or https://doi.org/10.7910/…",
     )
     fetch.add_argument("folder", type=Path, metavar="DIR", help="a new folder, or that of an unfinished download")
     fetch.add_argument(

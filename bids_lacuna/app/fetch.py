@@ -58,9 +58,7 @@ MOST_NAMED = 5
 def run_fetch(arguments: argparse.Namespace) -> Exit:
     """Fetch files of a dataset, or complete an unfinished download."""
     _check_build(arguments)
-    doi = DATASETS.get(arguments.dataset.lower(), arguments.dataset)
-    if not re.fullmatch(r"doi:10\.\d+/\S+", doi):
-        raise Stop(Exit.USAGE, f"{doi!r} is neither {' nor '.join(DATASETS)} nor a DOI, as in {DATASETS['gsp1000']}")
+    doi = _find_doi(arguments.dataset)
     with _reading_token(arguments.token_file) as token:
         server = Server(arguments.server.rstrip("/"), token)
         _check_address(server)
@@ -81,6 +79,18 @@ def run_fetch(arguments: argparse.Namespace) -> Exit:
             else:
                 _fetch(server, files, folder, arguments)
     return Exit.OK
+
+
+def _find_doi(dataset: str) -> str:
+    """Return a dataset's DOI, given its name, its DOI or the DOI's address."""
+    if dataset.lower() in DATASETS:
+        return DATASETS[dataset.lower()]
+    found = re.fullmatch(r"(?:doi:|https?://(?:dx\.)?doi\.org/)?(10\.\d+/\S+)", dataset, re.IGNORECASE)
+    if not found:
+        raise Stop(
+            Exit.USAGE, f"{dataset!r} is neither {' nor '.join(DATASETS)} nor a DOI, as in {DATASETS['gsp1000']}"
+        )
+    return f"doi:{found[1]}"
 
 
 def _fetch(server: Server, files: Sequence[RemoteFile], folder: Folder, arguments: argparse.Namespace) -> None:
