@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
 import synthetic
 from program import Ended, map_lesions, read_tsv, run
+from program import read_table as read_lesions
 
 from bids_lacuna.report.participant import write_participant_report
 from bids_lacuna.text import percent
@@ -205,11 +206,14 @@ def test_atlases_that_cannot_be_used(
 
 
 def test_a_mask_that_cannot_be_counted(bids: Path, connectome: Path, out: Path, tmp_path: Path) -> None:
-    """A lesion whose map is damaged has no table, with a warning; the others have theirs."""
+    """A lesion whose map is damaged has no table, with a warning, a reason and status 1; the others have theirs."""
     z_map = out / f"sub-01/func/sub-01_{STEM}_stat-z_desc-GSP5_statmap.nii.gz"
     z_map.write_bytes(z_map.read_bytes()[:200])
-    log = succeeded(map_lesions(bids, out, connectome, "--atlas", write_atlas(tmp_path)))
-    assert f"sub-01_{STEM}_mask.nii.gz: no parcels of {ATLAS}.nii.gz: the map" in log
+    ended = map_lesions(bids, out, connectome, "--atlas", write_atlas(tmp_path))
+    said = f"no parcels of {ATLAS}.nii.gz: the map"
+    assert f"sub-01_{STEM}_mask.nii.gz: {said}" in ended.stderr
+    assert ended.returncode == 1
+    assert [said in row["reason"] for row in read_lesions(out)] == [True, False]
     assert [table_of(out, label).exists() for label in BOXES] == [False, True]
 
 

@@ -13,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813  its own documentation's name
 import synthetic
 from nulls import SHAPE, make_grid
 from program import capture, last_line, map_lesions, run
+from program import read_table as read_lesions
 
 from bids_lacuna import LesionData, cli, null_lesions, reference
 from bids_lacuna.app import nulls as nulls_of_maps
@@ -574,6 +575,24 @@ def test_fit_is_outside_the_lesion(store: Path) -> None:
     assert found == pytest.approx(np.corrcoef(exact[outside], approximation[outside])[0, 1], abs=1e-12)
 
 
+def test_a_t_map_that_cannot_be_written(
+    bids: Path, store: Path, options: list[object], out: tuple[Path, str], tmp_path: Path
+) -> None:
+    """A T that is lost counts as a failure, in status and table, while a lesion without places does not."""
+    folder = shutil.copytree(out[0], tmp_path / "out")
+    null_map(folder, "01").unlink()
+    null_map(folder, "01").mkdir()
+    selected = ["--random-seed", "9", "--participant-label", "01", "03"]
+    ended = map_lesions(bids, folder, store, *options, *selected)
+    assert ended.returncode == 1
+    said = "no T among null lesions: [Errno 21] Is a directory"
+    assert f"sub-01_space-{synthetic.SPACE}_label-lesion_mask.nii.gz: {said}" in last_line(ended.stderr)
+    rows = read_lesions(folder)
+    assert [(row["status"], said in row["reason"]) for row in rows] == [("skipped", True), ("skipped", False)]
+    null_map(folder, "01").rmdir()
+    assert map_lesions(bids, folder, store, *options, *selected).returncode == 0
+
+
 def test_lesions_that_another_run_holds_gain_nothing(
     bids: Path, store: Path, options: list[object], out: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -589,5 +608,7 @@ def test_lesions_that_another_run_holds_gain_nothing(
     with claiming(folder / "logs" / "locks", "theirs", lambda _: None) as theirs:
         theirs.take(held)
         ended = map_lesions(bids, folder, store, *options)
-    assert ended.stderr.count("nothing is added to its maps, since the run theirs ") == 2
+    said = "nothing is added to its maps, since the run theirs "
+    assert sum(" W " in line and said in line for line in ended.stderr.splitlines()) == 2
+    assert ended.returncode == 1
     assert state_of(folder) == before

@@ -151,7 +151,7 @@ def test_a_map_that_cannot_be_read(bids: Path, built: Path, summarized: Path, tm
     assert map_lesions(bids, out, built).returncode == 0
     find_map(out, "01", "z").write_bytes(b"x")
     ended = map_lesions(bids, out, summarized, "--null-lesions", "0")
-    assert ended.returncode == 0
+    assert ended.returncode == 1
     (warning,) = [line for line in ended.stderr.splitlines() if " W " in line]
     assert "sub-01" in warning
     assert "is not compared to the connectome's degree" in warning

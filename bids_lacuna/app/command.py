@@ -43,7 +43,7 @@ class Exit(IntEnum):
 
     OK = 0
     FAILED = 1
-    """A lesion failed, no lesion could be mapped, or the memory is too small."""
+    """A lesion failed or could not be added to, no lesion could be mapped, or the memory is too small."""
     NOT_BIDS = 16
     UNKNOWN_LEVEL = 17
     NO_FILES_SELECTED = 18

@@ -347,7 +347,7 @@ class _Outcomes:
                 self._write_map(record, lesion, maps, r)
             self.labels.append(record.mask.entities["sub"])
         except (OSError, ValueError) as error:
-            logger.warning("%s: no T among null lesions: %s", record.mask.path.name, error)
+            record.lack(f"no T among null lesions: {error}")
             reason = str(error)
         numbers = (len(lesion.places.corners), lesion.n_nulls, f"{r:.4f}", f"{maps.degree_percentile:.1f}")
         self.rows.append([record.mask.name, *map(str, numbers), reason or "n/a"])
@@ -355,15 +355,17 @@ class _Outcomes:
 
     def close_without_places(self, record: LesionRecord, error: Exception) -> None:
         """Record a lesion that has no null lesions; the reason stays where it cannot change by itself."""
-        logger.warning("%s: no null lesions: %s", record.mask.path.name, error)
         n_places = "n/a"
-        if isinstance(error, TooFewPlaces):
+        if not isinstance(error, TooFewPlaces):
+            record.lack(f"no null lesions: {error}")
+        else:
+            logger.warning("%s: no null lesions: %s", record.mask.path.name, error)
             n_places = str(error.n_places)
             try:
                 self._decline(record, str(error), {"NumberOfPlaces": error.n_places})
                 self.labels.append(record.mask.entities["sub"])
             except (OSError, ValueError) as unwritten:
-                logger.warning("%s: this could not be recorded: %s", record.mask.path.name, unwritten)
+                record.lack(f"this could not be recorded: {unwritten}")
         self.rows.append([record.mask.name, n_places, "0", "n/a", "n/a", str(error)])
         self.progress.update()
 

@@ -138,6 +138,8 @@ def add_parcels(
                     labels += _write_tables(used, tables, in_output, analysis, claims, show_progress)
             except (OSError, ValueError) as error:
                 logger.warning("there are no parcels of %s: %s", used.file.image.name, error)
+                for table in tables:
+                    table.record.lacks.append(f"no parcels of {used.file.image.name}: {error}")
     return labels
 
 
@@ -164,7 +166,7 @@ def _write_tables(
                 table.write(placed, counter, grid, analysis.options.lesion_threshold)
                 labels.append(table.record.mask.entities["sub"])
             except (OSError, ValueError) as error:
-                logger.warning("%s: no parcels of %s: %s", table.record.mask.path.name, name, error)
+                table.record.lack(f"no parcels of {name}: {error}")
             progress.update()
     return labels
 

@@ -279,6 +279,8 @@ def execute(job: Job, planned: BatchPlan) -> Exit:
             if with_tables or (compared and not this_run.n_lesions):
                 cite_atlases(job.atlases, log.describe(), out, arguments.md_only_boilerplate, job.comparisons)
             compared += with_tables
+            if any(record.lacks for record in job.records):
+                writer.close([])
         log.submit_pages(compared)
         pages.wait()
         return conclude(job.records, len(job.without_mask), log_dir)
@@ -439,7 +441,8 @@ def conclude(records: Sequence[LesionRecord], n_without_mask: int, log_dir: Path
         log_dir / OUTCOMES,
     )
     failed = [record for record in records if record.status == "failed"]
-    if not failed:
+    lacking = [record for record in records if record.lacks]
+    if not failed and not lacking:
         return Exit.OK
     by_kind: dict[str, list[LesionRecord]] = {}
     for record in failed:
@@ -448,7 +451,15 @@ def conclude(records: Sequence[LesionRecord], n_without_mask: int, log_dir: Path
         if len(alike) > 1:
             names = logs.name_some([record.mask.path.name for record in alike])
             logger.error("failed alike: %d lesions (%s): %s", len(alike), names, alike[0].reason)
-    first = f"{failed[0].mask.path.name}: {failed[0].reason}"
-    many = f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
+    if failed:
+        first = f"{failed[0].mask.path.name}: {failed[0].reason}"
+        many = (
+            f"{len(failed)} of {len(records)} lesions failed, the first: " if len(failed) > 1 else "a lesion failed: "
+        )
+    else:
+        first = f"{lacking[0].mask.path.name}: {lacking[0].lacks[0]}"
+        many = (
+            f"{len(lacking)} of {len(records)} lesions have maps to which something could not be added, the first: "
+        )
     sys.stderr.write(one_line(f"bids-lacuna: error: {many}{first} (the log is in {log_dir})") + "\n")
     return Exit.FAILED

@@ -60,10 +60,9 @@ def claim(job: Job, claims: Claims) -> Checkpoints | None:
     report_failures(pending)
     for record in lacking:
         if record.held_by:
-            logger.warning(
-                "%s: nothing is added to its maps, since %s holds this lesion: rerun the same command after that run",
-                record.mask.path.name,
-                record.held_by,
+            record.lack(
+                f"nothing is added to its maps, since {record.held_by} holds this lesion: rerun the same command "
+                "after that run"
             )
     return checkpoints
 

@@ -72,7 +72,7 @@ def add_similarity(
             _add(summary, record, output_dir, analysis)
             labels.append(record.mask.entities["sub"])
         except (OSError, ValueError) as error:
-            logger.warning("%s: its map is not compared to the connectome's degree: %s", record.mask.path.name, error)
+            record.lack(f"its map is not compared to the connectome's degree: {error}")
     return labels
 
 

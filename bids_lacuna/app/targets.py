@@ -106,7 +106,7 @@ def add_targets(
             _add(targets, record, output_dir, analysis)
             labels.append(record.mask.entities["sub"])
         except (OSError, ValueError) as error:
-            logger.warning("%s: it is not compared with target networks: %s", record.mask.path.name, error)
+            record.lack(f"it is not compared with target networks: {error}")
     return labels
 
 
@@ -183,8 +183,7 @@ def add_target_nulls(
                 _add_nulls(targets, record, nulls, tissue, writer)
                 labels.append(record.mask.entities["sub"])
             except (OSError, ValueError) as error:
-                name = record.mask.path.name
-                logger.warning("%s: its relation to targets is not compared with null lesions: %s", name, error)
+                record.lack(f"its relation to targets is not compared with null lesions: {error}")
             progress.update()
     return labels
 

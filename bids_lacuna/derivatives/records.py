@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,8 @@ from bids_lacuna.transforms import TransformChain
 
 if TYPE_CHECKING:
     from bids_lacuna.bids import LesionMask, ParticipantWithoutMask
+
+logger = logging.getLogger(__name__)
 
 DECIDING = {
     "ConnectomeHash": "another connectome",
@@ -67,11 +70,18 @@ class LesionRecord:
     """Transforms from the mask's space to the connectome's, if it needs some."""
     held_by: Claim | None = None
     """Claim of another run, which alone writes files of this lesion."""
+    lacks: list[str] = field(default_factory=list)
+    """What could not be added to its finished maps, and why."""
 
     def can_gain(self, space: str) -> bool:
         """Return whether this run may add to the lesion's maps, in its space or that to which its transforms lead."""
         its_space = self.transform.target if self.transform else self.mask.space
         return self.status in ("done", "skipped") and its_space == space and self.held_by is None
+
+    def lack(self, what: str) -> None:
+        """Record, with a warning, what could not be added to the lesion's finished maps, and why."""
+        logger.warning("%s: %s", self.mask.path.name, what)
+        self.lacks.append(what)
 
     def set_aside(self, status: Literal["failed", "skipped", "not run"], reason: str) -> None:
         """Exclude the mask from mapping."""
@@ -331,7 +341,7 @@ def write_outcomes(
                 mask.path.relative_to(mask.dataset_path).as_posix(),
                 *(mask.entities.get(name, "n/a") for name in entities),
                 record.status,
-                " ".join(record.reason.split()) or "n/a",
+                " ".join("; ".join(filter(None, [record.reason, *record.lacks])).split()) or "n/a",
                 "n/a" if record.volume_mm3 is None else f"{record.volume_mm3:g}",
                 "n/a" if record.coverage is None else f"{record.coverage:.4f}",
                 "; ".join([*describe_coverage(record.coverage), *record.remarks]) or "n/a",
