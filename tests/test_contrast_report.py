@@ -111,6 +111,7 @@ def test_what_the_page_says(folder: Path) -> None:
     assert "<b>aphasia" not in page
     assert "where at least 75 % of them have a t beyond 7" in page
     assert "the same with lesion volume" in page
+    assert "<li>What is damaged or altered in the patients: it shows where their lesions are connected" in page
     assert "lesion volume alone" in page
     assert "p is coarse: with 199 permutations" in page
     assert "Outlined in green: at least 10 % of the patients are lesioned." in page

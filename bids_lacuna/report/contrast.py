@@ -296,6 +296,6 @@ def _describe_origin(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     for key, name in {"EffectSimilarity": "effect", "LogpSimilarity": "\N{MINUS SIGN}log10 p"}.items():
         if key in record:
-            listed = ", ".join(f"{of} {decimal(r)}" for of, r in record[key].items())
+            listed = ", ".join(f"{of.replace('_', ' ')} {decimal(r)}" for of, r in record[key].items())
             facts.append((f"Spatial r of the {name} with the connectome", listed))
     return facts
