@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 from bids_lacuna.app.command import Exit, Stop
 from bids_lacuna.connectome import Connectome, is_store
 from bids_lacuna.connectome.summary import FOLDER, has_summary
 from bids_lacuna.derivatives import SIMILARITY, LesionRecord, map_path, sidecar_path
+from bids_lacuna.derivatives.parcels import read_sidecar_of
 from bids_lacuna.files import read_json_object, write_json
 from bids_lacuna.images import open_image
 from bids_lacuna.mapping import FunctionalNetworkMapping, Summary
@@ -80,9 +80,7 @@ def lacks_similarity(summary: Summary, record: LesionRecord, output_dir: Path, p
     """Return whether a lesion has maps that were not compared with this summary."""
     if not record.can_gain(provenance.space):
         return False
-    earlier, r_map = None, output_dir / map_path(record.mask, provenance, stat="r")
-    with suppress(OSError, ValueError):
-        earlier = read_json_object(sidecar_path(r_map)).get(SIMILARITY)
+    earlier = read_sidecar_of(output_dir / map_path(record.mask, provenance, stat="r")).get(SIMILARITY)
     return not isinstance(earlier, dict) or earlier.get("SummaryHash") != summary.arrays.record.content_hash
 
 

@@ -25,6 +25,7 @@ from bids_lacuna.derivatives import (
     null_map_path,
     sidecar_path,
 )
+from bids_lacuna.derivatives.parcels import read_sidecar_of
 from bids_lacuna.files import read_json_object, write_json
 from bids_lacuna.grid import Grid
 from bids_lacuna.images import open_image, read_volume
@@ -114,9 +115,7 @@ def lacks_targets(targets: Sequence[Target], record: LesionRecord, output_dir: P
     """Return whether a lesion has maps that were not compared with each target."""
     if not targets or not record.can_gain(provenance.space):
         return False
-    recorded: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        recorded = _recorded(read_json_object(sidecar_path(output_dir / map_path(record.mask, provenance, stat="r"))))
+    recorded = _recorded(read_sidecar_of(output_dir / map_path(record.mask, provenance, stat="r")))
     return not all(is_recorded(target, recorded.get(target.name)) for target in targets)
 
 
@@ -217,9 +216,7 @@ def lacks_percentiles(
     """Return whether a lesion has maps, may have null lesions, and lacks a target's percentiles among them."""
     if not record.can_gain(provenance.space):
         return False
-    sidecar: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        sidecar = read_json_object(sidecar_path(output_dir / map_path(record.mask, provenance, stat="r")))
+    sidecar = read_sidecar_of(output_dir / map_path(record.mask, provenance, stat="r"))
     if nulls.made(sidecar.get(WITHOUT_NULLS)):
         return False
     entries = [_recorded(sidecar).get(target.name, {}) for target in targets]
