@@ -261,6 +261,7 @@ def test_a_page_says_seed(finished: Finished) -> None:
     ("table", "status", "words"),
     [
         ("participant_id\tlabel\tX\ty\tz\nsub-01\ta\t1\t2\t3\n", 65, "no column x: did you mean X?"),
+        ("participant_id,label,x,y,z\nsub-01,a,1,2,3\n", 65, "participant_id,label,x,y,z: separate columns by tabs"),
         (HEADER + "sub-01\ta\t1\tnan\t3\t6\n", 65, "line 2 of .* no number in the column y"),
         (HEADER + "sub-01\ta\t1,5\t2\t3\t6\n", 65, "1,5 in the column x: .*decimal point"),
         (HEADER + "sub-01\tdl_pfc\t1\t2\t3\t6\n", 65, "label 'dl_pfc'.*as in dlpfc"),
@@ -268,7 +269,7 @@ def test_a_page_says_seed(finished: Finished) -> None:
         (HEADER, 65, "no rows"),
         (HEADER + "sub-7\ta\t1\t2\t3\t6\n", 66, "no participant 7"),
     ],
-    ids=["column", "nan", "comma", "underscore", "metres", "empty", "participant"],
+    ids=["column", "commas", "nan", "comma", "underscore", "metres", "empty", "participant"],
 )
 def test_bad_tables_end_with_a_sentence(
     connectome: Path, tmp_path: Path, table: str, status: int, words: str

@@ -72,7 +72,9 @@ class Table:
         folded = {column.casefold(): column for column in known}
         near = f": did you mean {folded[name.casefold()]}?" if name.casefold() in folded else suggest(name, known)
         there = f"; its columns are {', '.join(self.columns) or 'none'}" if not near else ""
-        raise BadTable(f"{self.source} has no column {one_line(name)}{near}{there}")
+        is_whole_line = len(self.columns) == 1 and any(mark in self.columns[0] for mark in ",; ")
+        tabs = ": separate columns by tabs" if is_whole_line else ""
+        raise BadTable(f"{self.source} has no column {one_line(name)}{near}{there}{tabs}")
 
 
 def read_table_file(path: Path) -> Table:
