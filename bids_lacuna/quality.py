@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
@@ -97,7 +98,7 @@ def examine(box: Array, affine: Array, volume_mm3: float, has_centre_in_brain: b
     """
     labels, n_pieces = ndimage.label(box, TOUCHING)
     sizes = np.bincount(labels.ravel(order="K"))[1:]
-    orientation = nib.io_orientation(affine)
+    orientation = _find_orientation(np.asarray(affine[:3, :3], float).tobytes())
     from_left = nib.apply_orientation(box, orientation)
     centre = nib.affines.apply_affine(affine, (np.array(box.shape) - 1) / 2)
     x, y, z = (centre / SAME_PLACE_MM).round() * SAME_PLACE_MM
@@ -130,7 +131,15 @@ def _measure_farthest(labels: Array, sizes: Array, affine: Array) -> float:
 
 def _hash(box: Array, sizes_mm: Array) -> str:
     values = np.packbits(box) if box.dtype == bool else np.ascontiguousarray(box)
-    return hashlib.sha256(f"{box.shape} {sizes_mm.round(3)}".encode() + values.tobytes()).hexdigest()
+    return hashlib.sha256(f"{box.shape} {sizes_mm.round(3).tolist()}".encode() + values.tobytes()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _find_orientation(axes: bytes) -> Array:
+    """Return nibabel's orientation of axes, (3, 3) in float64; the masks of a dataset share few."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(axes).reshape(3, 3)
+    return nib.io_orientation(affine)
 
 
 def is_centre_in_brain(first: Array, weights: Array, brain: Array) -> bool:
