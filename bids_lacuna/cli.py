@@ -20,6 +20,9 @@ INTERRUPTED = "interrupted: what is finished is on disk; rerun the same command 
 
 LEVELS = ("participant", "group")
 
+WITHOUT_EFFECT = {"participant": ("test", "covariates", "blocks", "table", "drop_missing"), "group": ("atlas",)}
+"""Options that only the other level uses. A file of options may serve both, so that they are no errors."""
+
 
 @tolerate_lost_output("bids-lacuna")
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +53,10 @@ def run_level(arguments: argparse.Namespace) -> Exit:
             f"there is no {level} level: participant maps each lesion, group describes all maps"
             + (": name the level after BIDS_DIR and OUTPUT_DIR" if misplaced else suggest(level, LEVELS)),
         )
+    for option in WITHOUT_EFFECT[level]:
+        if getattr(arguments, option):
+            flag, other = f"--{option.replace('_', '-')}", next(each for each in LEVELS if each != level)
+            logger.warning("%s has no effect at the %s level: give it to the %s level", flag, level, other)
     if arguments.reports_only:
         from bids_lacuna.app import reports
 

@@ -605,6 +605,25 @@ def test_another_group_does_not_replace_the_one_on_disk_unasked(grouped: Finishe
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["group", "--atlas", "x"], ["--atlas has no effect at the group level: give it to the participant level"]),
+        (
+            ["participant", "--connectome", "nowhere", "--test", "age", "--blocks", "site"],
+            [
+                "--test has no effect at the participant level: give it to the group level",
+                "--blocks has no effect at the participant level: give it to the group level",
+            ],
+        ),
+    ],
+)
+def test_options_of_the_other_level(bids: Path, tmp_path: Path, options: list[str], words: list[str]) -> None:
+    """One warning for each option that only the other level uses, and none for the others."""
+    said = run(bids, tmp_path / "out", *options, "--t-threshold", "7").stderr
+    assert [line[line.index("--") :] for line in said.splitlines() if "no effect" in line] == words
+
+
+@pytest.mark.parametrize(
     ("options", "status", "words"),
     [
         ([], 66, "run the participant level first"),
