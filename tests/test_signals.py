@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import subprocess
@@ -11,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import synthetic
 
 from bids_lacuna import cli
+from bids_lacuna.app.command import Exit, Parser, run_command
 from bids_lacuna.runtime.signals import TERMINATING, Terminated, signals_held, sigusr1_ignored, terminations_raised
 
 HANDLED = (signal.SIGINT, signal.SIGUSR1, *TERMINATING)
@@ -289,3 +292,26 @@ def test_a_signal_before_an_error_has_its_effect() -> None:
     with pytest.raises(OSError, match="the connectome has changed"):
         work()
     assert received == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGUSR2, "interrupted (SIGUSR2)"), (signal.SIGINT, "interrupted")]
+)
+def test_a_signal_while_the_handlers_are_given_back(
+    number: signal.Signals, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal that comes after the command's last line, and before the program's end, is no traceback."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def send(frame: FrameType, event: str, _arg: object) -> None:
+        if event == "call" and frame.f_code.co_name == "__exit__":
+            sys.setprofile(None)
+            signal.raise_signal(number)
+
+    def run(_arguments: argparse.Namespace) -> Exit:
+        sys.setprofile(send)
+        return Exit.OK
+
+    status = run_command(Parser(prog="program"), [], run, "interrupted")
+    assert status == {signal.SIGINT: Exit.INTERRUPTED}.get(number, Exit.TERMINATED)
+    assert capsys.readouterr().err.splitlines()[-1] == f"program: {words}"

@@ -168,29 +168,36 @@ def run_command(
         flags = [flag for action in arguments.parser._actions for flag in action.option_strings]
         near = suggest_option(first, flags) if first.startswith("-") else ""
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
-    with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), terminations_raised():
-        try:
-            return run(arguments)
-        except Stop as stop:
-            logger.debug("traceback of the error below", exc_info=True)
-            sys.stderr.write(f"{parser.prog}: error: {stop}\n")
-            return stop.status
-        except PermissionError as error:
-            logger.debug("traceback of the error below", exc_info=True)
-            sys.stderr.write(f"{parser.prog}: error: {describe_permission(error)}\n")
-            return Exit.NO_INPUT
-        except ModuleNotFoundError as error:
-            sys.stderr.write(
-                f"{parser.prog}: error: {error.name} is not installed for {sys.executable}: run `make demo` and use "
-                ".venv/bin/python, or `pip install .`\n"
-            )
-            return Exit.FAILED
-        except Terminated as end:
-            sys.stderr.write(f"{parser.prog}: {interrupted} ({Signals(end.number).name})\n")
-            return Exit.TERMINATED
-        except KeyboardInterrupt:
-            sys.stderr.write(f"{parser.prog}: {interrupted}\n")
-            return Exit.INTERRUPTED
+    # Outside the block, for a signal may also come while it ends.
+    try:
+        with logs.on_terminal(-1 if arguments.quiet else arguments.verbose), terminations_raised():
+            return _run_to_status(parser, arguments, run)
+    except Terminated as end:
+        sys.stderr.write(f"{parser.prog}: {interrupted} ({Signals(end.number).name})\n")
+        return Exit.TERMINATED
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog}: {interrupted}\n")
+        return Exit.INTERRUPTED
+
+
+def _run_to_status(parser: Parser, arguments: argparse.Namespace, run: Callable[[argparse.Namespace], Exit]) -> int:
+    """Run a command; its errors become sentences and statuses."""
+    try:
+        return run(arguments)
+    except Stop as stop:
+        logger.debug("traceback of the error below", exc_info=True)
+        sys.stderr.write(f"{parser.prog}: error: {stop}\n")
+        return stop.status
+    except PermissionError as error:
+        logger.debug("traceback of the error below", exc_info=True)
+        sys.stderr.write(f"{parser.prog}: error: {describe_permission(error)}\n")
+        return Exit.NO_INPUT
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"{parser.prog}: error: {error.name} is not installed for {sys.executable}: run `make demo` and use "
+            ".venv/bin/python, or `pip install .`\n"
+        )
+        return Exit.FAILED
 
 
 def tolerate_lost_output(program: str) -> Callable[[Main], Main]:
