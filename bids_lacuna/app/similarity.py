@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from bids_lacuna.app.command import Exit, Stop
 from bids_lacuna.connectome import Connectome, is_store
 from bids_lacuna.connectome.summary import FOLDER, has_summary
-from bids_lacuna.derivatives import SIMILARITY, LesionRecord, map_path, sidecar_path
+from bids_lacuna.derivatives import SIMILARITY, LesionRecord, add_to_each, map_path, sidecar_path
 from bids_lacuna.derivatives.parcels import read_sidecar_of
 from bids_lacuna.files import read_json_object, write_json
 from bids_lacuna.images import open_image
@@ -64,16 +65,9 @@ def add_similarity(
     list of str
         Labels of the participants with a sidecar that has changed.
     """
-    labels = []
-    for record in records:
-        if not lacks_similarity(summary, record, output_dir, analysis.provenance):
-            continue
-        try:
-            _add(summary, record, output_dir, analysis)
-            labels.append(record.mask.entities["sub"])
-        except (OSError, ValueError) as error:
-            record.lack(f"its map is not compared to the connectome's degree: {error}")
-    return labels
+    due = (record for record in records if lacks_similarity(summary, record, output_dir, analysis.provenance))
+    add = partial(_add, summary, output_dir, analysis)
+    return add_to_each(due, add, "its map is not compared to the connectome's degree")
 
 
 def lacks_similarity(summary: Summary, record: LesionRecord, output_dir: Path, provenance: Provenance) -> bool:
@@ -84,7 +78,7 @@ def lacks_similarity(summary: Summary, record: LesionRecord, output_dir: Path, p
     return not isinstance(earlier, dict) or earlier.get("SummaryHash") != summary.arrays.record.content_hash
 
 
-def _add(summary: Summary, record: LesionRecord, output_dir: Path, analysis: FunctionalNetworkMapping) -> None:
+def _add(summary: Summary, output_dir: Path, analysis: FunctionalNetworkMapping, record: LesionRecord) -> None:
     """Add the similarity to one sidecar."""
     sidecar = sidecar_path(output_dir / map_path(record.mask, analysis.provenance, stat="r"))
     content = read_json_object(sidecar)

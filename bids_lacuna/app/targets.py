@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bids_lacuna.derivatives import (
     WITHOUT_NULLS,
     DerivativesWriter,
     LesionRecord,
+    add_to_each,
     map_path,
     null_map_path,
     sidecar_path,
@@ -99,16 +101,8 @@ def add_targets(
     list of str
         Labels of the participants with a sidecar that has changed.
     """
-    labels = []
-    for record in records:
-        if not lacks_targets(targets, record, output_dir, analysis.provenance):
-            continue
-        try:
-            _add(targets, record, output_dir, analysis)
-            labels.append(record.mask.entities["sub"])
-        except (OSError, ValueError) as error:
-            record.lack(f"it is not compared with target networks: {error}")
-    return labels
+    due = (record for record in records if lacks_targets(targets, record, output_dir, analysis.provenance))
+    return add_to_each(due, partial(_add, targets, output_dir, analysis), "it is not compared with target networks")
 
 
 def lacks_targets(targets: Sequence[Target], record: LesionRecord, output_dir: Path, provenance: Provenance) -> bool:
@@ -120,7 +114,7 @@ def lacks_targets(targets: Sequence[Target], record: LesionRecord, output_dir: P
 
 
 def _add(
-    targets: Sequence[Target], record: LesionRecord, output_dir: Path, analysis: FunctionalNetworkMapping
+    targets: Sequence[Target], output_dir: Path, analysis: FunctionalNetworkMapping, record: LesionRecord
 ) -> None:
     """Add the relation to targets to one sidecar."""
     sidecar = sidecar_path(output_dir / map_path(record.mask, analysis.provenance, stat="r"))
@@ -172,23 +166,22 @@ def add_target_nulls(
         logger.warning("target networks are not compared with null lesions: %s", error)
         return []
     logger.info("target networks among null lesions: lesions to compare: %d", len(due))
-    labels = []
     with (
         kernels.threads(resources.n_threads),
         Progress(len(due), "null lesions and targets", "lesion", shown=show_progress) as progress,
     ):
-        for record in due:
+
+        def add(record: LesionRecord) -> None:
             try:
-                _add_nulls(targets, record, nulls, tissue, writer)
-                labels.append(record.mask.entities["sub"])
-            except (OSError, ValueError) as error:
-                record.lack(f"its relation to targets is not compared with null lesions: {error}")
-            progress.update()
-    return labels
+                _add_nulls(targets, nulls, tissue, writer, record)
+            finally:
+                progress.update()
+
+        return add_to_each(due, add, "its relation to targets is not compared with null lesions")
 
 
 def _add_nulls(
-    targets: Sequence[Target], record: LesionRecord, nulls: Nulls, tissue: Tissue, writer: DerivativesWriter
+    targets: Sequence[Target], nulls: Nulls, tissue: Tissue, writer: DerivativesWriter, record: LesionRecord
 ) -> None:
     """Add the percentiles among null lesions to one sidecar."""
     r_map = writer.output_dir / map_path(record.mask, writer.provenance, stat="r")

@@ -34,7 +34,7 @@ from bids_lacuna.text import tell_bytes_apart
 logger = logging.getLogger(__name__)
 
 UNPACKED_FRACTION = 10
-"""Of so many subjects in an archive, one is unpacked at the same time: they take space beside the archive."""
+"""Number of an archive's subjects for each that is unpacked at the same time: they take space beside the archive."""
 
 
 @dataclass(frozen=True)

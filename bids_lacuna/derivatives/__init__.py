@@ -30,7 +30,7 @@ from bids_lacuna.derivatives.names import (
     placed_atlas_path,
     sidecar_path,
 )
-from bids_lacuna.derivatives.records import LesionRecord, claim_lesions, decide, file_hash
+from bids_lacuna.derivatives.records import LesionRecord, add_to_each, claim_lesions, decide, file_hash
 from bids_lacuna.derivatives.writer import DerivativesWriter
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "LesionRecord",
     "Outcome",
     "Run",
+    "add_to_each",
     "claim_lesions",
     "clean_after",
     "decide",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -184,6 +184,31 @@ def _set_aside_for_space(record: LesionRecord, space: str, right: Sequence[Lesio
         )
     else:
         record.set_aside("failed", describe_mismatch(record.mask.space, space))
+
+
+def add_to_each(records: Iterable[LesionRecord], add: Callable[[LesionRecord], None], failed: str) -> list[str]:
+    """Add something to the finished maps of each lesion; one that fails does not stop the others.
+
+    Parameters
+    ----------
+    add
+        Adds it to one lesion; OSError and ValueError are what the lesion lacks from then on.
+    failed
+        What is lacking, said before the reason.
+
+    Returns
+    -------
+    list of str
+        Labels of the participants with something new.
+    """
+    labels = []
+    for record in records:
+        try:
+            add(record)
+            labels.append(record.mask.entities["sub"])
+        except (OSError, ValueError) as error:
+            record.lack(f"{failed}: {error}")
+    return labels
 
 
 def claim_lesions(

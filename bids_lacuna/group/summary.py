@@ -123,9 +123,8 @@ def summarize_group(
     for warning in warnings:
         logger.warning("%s", warning)
     # These have been logged already, by the search for masks.
-    participants = {
-        name.partition("_")[0] for name in [each.name for each in lesions] + [each.name for each in left_out]
-    }
+    names = [each.name for each in lesions] + [each.name for each in left_out]
+    participants = {name.partition("_")[0] for name in names}
     warnings = (*describe_absence(group.without_mask, len(participants)), *warnings)
 
     folder = folder or maps_dir

@@ -203,7 +203,7 @@ def make_atlas(image: SpatialImage, regions: Mapping[int, Region], name: str, le
 
 
 def _compare_with_table(found: Collection[int], regions: Mapping[int, Region], name: str, level: int) -> None:
-    """Tell which labels have no row in the table, and which rows no voxel."""
+    """Log which labels have no row in the table, and which rows no voxel."""
     if regions and (without := sorted(set(found) - regions.keys())):
         logger.log(
             level,
